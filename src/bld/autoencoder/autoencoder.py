@@ -1,0 +1,222 @@
+"""The binary autoencoder: encoder Ψ, Bernoulli bottleneck, decoder Φ (Section 3, Figure 2, Appendix B.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bld.autoencoder.bottleneck import straight_through
+from bld.autoencoder.layers import (
+    Downsample,
+    OutConv,
+    Upsample,
+    preferred_layout,
+    group_norm,
+    middle,
+    stage,
+)
+from bld.codes import CodeShape
+from bld.errors import SettingError
+from bld.seeding import uniform
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What a tokenizer looks like; the defaults are the paper's at 256×256: 16×16×32 bits, 1 KiB.
+
+    Args:
+        image_size: height and width of an image, in pixels; a multiple of the downsampling factor
+        code_bits: c, bits per latent position
+        base_channels: width of the first resolution
+        channel_multipliers: width of each resolution over base_channels; n of them downsample by 2^(n-1)
+        res_blocks: residual blocks per resolution of the encoder
+        decoder_res_blocks: the same for the decoder; 0 means as in the encoder
+        attention_resolutions: feature-map sizes, in pixels, at which residual blocks are followed by attention
+        embed_dim: width to which the decoder embeds the c bits of a position
+        norm_first: whether the decoder normalises that embedding
+        in_channels: colour channels of an image
+    """
+
+    image_size: int = 256
+    code_bits: int = 32
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    decoder_res_blocks: int = 0
+    attention_resolutions: tuple[int, ...] = (16,)
+    embed_dim: int = 256
+    norm_first: bool = False
+    in_channels: int = 3
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        sizes = {
+            "image_size": self.image_size,
+            "code_bits": self.code_bits,
+            "base_channels": self.base_channels,
+            "res_blocks": self.res_blocks,
+            "embed_dim": self.embed_dim,
+            "in_channels": self.in_channels,
+            "len(channel_multipliers)": len(self.channel_multipliers),
+            "min(channel_multipliers)": min(self.channel_multipliers, default=0),
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise SettingError(f"tokenizer.{name} is {value}, but must be at least 1.")
+        if self.image_size % self.factor:
+            near = max(1, round(self.image_size / self.factor)) * self.factor
+            raise SettingError(
+                f"An image size of {self.image_size} is not divisible by the downsampling factor {self.factor} of "
+                f"{len(self.channel_multipliers)} channel_multipliers: choose {near}, or other multipliers."
+            )
+
+    @property
+    def factor(self) -> int:
+        """The downsampling factor: pixels per latent position and side."""
+        return 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def code_shape(self) -> CodeShape:
+        """(h, w, c)."""
+        side = self.image_size // self.factor
+        return CodeShape(side, side, self.code_bits)
+
+
+class Encoder(nn.Module):
+    """Ψ: images (B, 3, H, W) → logits (B, c, h, w)."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.stages = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        width, size = config.base_channels, config.image_size
+        for level, next_width in enumerate(widths):
+            self.stages.append(stage(width, next_width, config.res_blocks, size in config.attention_resolutions))
+            width = next_width
+            if level < len(widths) - 1:
+                self.downs.append(Downsample(width))
+                size //= 2
+        self.middle = middle(width)
+        self.out = OutConv(width, width)
+        self.to_logits = nn.Conv2d(width, config.code_bits, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, c, h, w)."""
+        x = self.conv_in(preferred_layout(images))
+        for level, blocks in enumerate(self.stages):
+            x = blocks(x)
+            if level < len(self.downs):
+                x = self.downs[level](x)
+        return self.to_logits(self.out(self.middle(x)))
+
+
+class Decoder(nn.Module):
+    """Φ: bits (B, c, h, w), 0 or 1, → images (B, 3, H, W), near [-1, 1]."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
+        blocks = config.decoder_res_blocks or config.res_blocks
+        self.embed = nn.Conv2d(config.code_bits, config.embed_dim, 1)
+        self.norm_in = group_norm(config.embed_dim) if config.norm_first else nn.Identity()
+        self.conv_in = nn.Conv2d(config.embed_dim, widths[0], 3, padding=1)
+        self.middle = middle(widths[0])
+        self.stages = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        width, size = widths[0], config.code_shape.h
+        for level, next_width in enumerate(widths):
+            self.stages.append(stage(width, next_width, blocks, size in config.attention_resolutions))
+            width = next_width
+            if level < len(widths) - 1:
+                self.ups.append(Upsample(width))
+                size *= 2
+        self.out = OutConv(width, config.in_channels)
+
+    def forward(self, bits: Tensor) -> Tensor:
+        """(B, c, h, w) → (B, 3, H, W)."""
+        x = self.embed(preferred_layout(2 * bits - 1))
+        x = self.middle(self.conv_in(self.norm_in(x)))
+        for level, blocks in enumerate(self.stages):
+            x = blocks(x)
+            if level < len(self.ups):
+                x = self.ups[level](x)
+        return self.out(x)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight against which gradients are compared for the adaptive adversarial weight."""
+        return self.out.conv.weight  # type: ignore[return-value]
+
+
+class AutoencoderOutput(NamedTuple):
+    """A training forward."""
+
+    reconstruction: Tensor  # (B, 3, H, W), float32
+    probs: Tensor  # (B, h, w, c), float32
+    bits: Tensor  # (B, h, w, c), uint8
+
+
+class BinaryAutoencoder(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c) of bits, uint8."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    @property
+    def code_shape(self) -> CodeShape:
+        """(h, w, c)."""
+        return self.config.code_shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.last_layer.device
+
+    def encode_probs(self, images: Tensor) -> Tensor:
+        """y = σ(Ψ(x)): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1)."""
+        size = self.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (self.config.in_channels, size, size):
+            raise SettingError(
+                f"This tokenizer takes images of shape (B, {self.config.in_channels}, {size}, {size}), "
+                f"not {tuple(images.shape)}: resize or crop them first."
+            )
+        return self.encoder(images.to(self.decoder.last_layer.dtype)).float().sigmoid().permute(0, 2, 3, 1)
+
+    @torch.no_grad()
+    def encode(
+        self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """Codes (B, h, w, c), uint8: thresholded at ½, or drawn from the probabilities if a generator is given.
+
+        generator: one for the batch, or one per image.
+        """
+        probs = self.encode_probs(images)
+        if generator is None:
+            return (probs > 0.5).to(torch.uint8)
+        return (uniform(probs.shape, generator, probs.device) < probs).to(torch.uint8)
+
+    def decode(self, bits: Tensor) -> Tensor:
+        """x̂ = Φ(z): codes (B, h, w, c) of any dtype, values in {0, 1} → images (B, 3, H, W), near [-1, 1]."""
+        if bits.ndim != 4 or bits.shape[1:] != self.code_shape:
+            raise SettingError(f"This tokenizer decodes codes (B, {self.code_shape}), not {tuple(bits.shape)}.")
+        return self.decoder(bits.to(self.decoder.last_layer.dtype).permute(0, 3, 1, 2)).float()
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+        """Encode, draw bits with uniform noise (B, h, w, c), decode; differentiable through eq. (1).
+
+        noise: uniform in [0, 1); None thresholds at ½ instead.
+        """
+        probs = self.encode_probs(images)
+        bits = probs > (0.5 if noise is None else noise)
+        reconstruction = self.decode(straight_through(bits, probs))
+        return AutoencoderOutput(reconstruction, probs, bits.to(torch.uint8))

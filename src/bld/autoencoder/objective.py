@@ -1,0 +1,143 @@
+"""The tokenizer's objective, eq. (2): a weighted set of pixel, perceptual and adversarial terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bld.autoencoder.discriminator import generator_hinge
+from bld.errors import MissingPackageError, SettingError
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The weights ω_i of eq. (2); the paper's are mse = perceptual = adversarial = 1.
+
+    Args:
+        mse: weight of the mean squared error, over pixels in [-1, 1]
+        l1: weight of the mean absolute error
+        perceptual: weight of LPIPS with VGG-16; needs its weights on disk or a network, and 0 switches it off
+        adversarial: weight of the hinge loss against a PatchGAN discriminator; 0 switches it off
+        adversarial_weight: fixed, or adaptive: scaled so that its gradient on the last layer is as large as that
+            of the other terms
+        adversarial_start: part of the training, 0 to 1, after which the adversarial term begins
+        adversarial_ramp: part of the training over which it then rises to its full weight
+        code_entropy: weight of a penalty on bits that are nearly always 0 or nearly always 1, in bits
+        discriminator_channels: width of the discriminator's first layer
+        discriminator_layers: its depth; 3 sees patches of 70 pixels
+    """
+
+    mse: float = 1.0
+    l1: float = 0.0
+    perceptual: float = 1.0
+    adversarial: float = 1.0
+    adversarial_weight: Literal["fixed", "adaptive"] = "fixed"
+    adversarial_start: float = 0.0
+    adversarial_ramp: float = 0.1
+    code_entropy: float = 0.0
+    discriminator_channels: int = 64
+    discriminator_layers: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("mse", "l1", "perceptual", "adversarial", "code_entropy"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"objective.{name} is a weight, 0 or more, not {getattr(self, name)}.")
+        if self.mse + self.l1 + self.perceptual <= 0:
+            raise SettingError("The objective has no reconstruction term: set objective.mse or objective.l1 above 0.")
+        if not (0 <= self.adversarial_start <= 1 and 0 <= self.adversarial_ramp <= 1):
+            raise SettingError(
+                "objective.adversarial_start and objective.adversarial_ramp are parts of the training, 0 to 1, "
+                f"not {self.adversarial_start} and {self.adversarial_ramp}."
+            )
+
+    def adversarial_scale(self, progress: float) -> float:
+        """The adversarial weight's factor at this part (0 … 1) of the training: 0 before its start, then a ramp."""
+        if self.adversarial == 0 or progress < self.adversarial_start:
+            return 0.0
+        if self.adversarial_ramp == 0:
+            return 1.0
+        return min(1.0, (progress - self.adversarial_start) / self.adversarial_ramp)
+
+
+class ReconstructionLoss(NamedTuple):
+    """The total to minimise, and its terms (detached, unweighted) by name for the log."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+
+
+class ReconstructionObjective(nn.Module):
+    """Everything of eq. (2) that looks at reconstructions; holds LPIPS where it is used, nothing trainable."""
+
+    def __init__(self, config: ObjectiveConfig):
+        super().__init__()
+        self.config = config
+        self.lpips = load_lpips() if config.perceptual > 0 else None
+
+    def forward(
+        self,
+        reconstruction: Tensor,
+        images: Tensor,
+        probs: Tensor,
+        fake_logits: Tensor | None = None,
+        last_layer: nn.Parameter | None = None,
+        adversarial_scale: float = 0.0,
+    ) -> ReconstructionLoss:
+        """Weighted sum for reconstruction and images (B, 3, H, W) in [-1, 1], probs (B, h, w, c) in (0, 1).
+
+        fake_logits: the discriminator's on the reconstruction, given once the adversarial term has begun.
+        last_layer: the decoder's last weight, needed for the adaptive weight.
+        """
+        terms = {"mse": F.mse_loss(reconstruction, images), "l1": F.l1_loss(reconstruction, images)}
+        if self.lpips is not None:
+            terms["perceptual"] = self.lpips(reconstruction, images).mean()
+        if self.config.code_entropy > 0:
+            terms["code_entropy"] = missing_entropy_bits(probs)
+        total = sum((getattr(self.config, name) * term for name, term in terms.items()), torch.zeros(()))
+        if fake_logits is not None and adversarial_scale > 0:
+            terms["adversarial"] = generator_hinge(fake_logits)
+            weight: float | Tensor = self.config.adversarial * adversarial_scale
+            if self.config.adversarial_weight == "adaptive":
+                if last_layer is None:
+                    raise SettingError("The adaptive adversarial weight needs the decoder's last layer.")
+                weight = weight * gradient_ratio(total, terms["adversarial"], last_layer)
+            total = total + weight * terms["adversarial"]
+        return ReconstructionLoss(total, {name: term.detach() for name, term in terms.items()})
+
+
+def missing_entropy_bits(probs: Tensor) -> Tensor:
+    """1 - H(batch mean of each bit), averaged over bits and positions, in bits: 0 when every bit is used evenly."""
+    p = probs.mean(0).clamp(1e-6, 1 - 1e-6)
+    entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
+    return (1 - entropy).mean()
+
+
+def gradient_ratio(numerator: Tensor, denominator: Tensor, weight: nn.Parameter) -> Tensor:
+    """‖∂numerator/∂weight‖ / ‖∂denominator/∂weight‖, detached, at most 10⁴ (VQGAN's adaptive weight)."""
+    top = torch.autograd.grad(numerator, weight, retain_graph=True)[0].norm()
+    bottom = torch.autograd.grad(denominator, weight, retain_graph=True)[0].norm()
+    return (top / (bottom + 1e-4)).clamp(0, 1e4).detach()
+
+
+def load_lpips() -> nn.Module:
+    """LPIPS with VGG-16, frozen.  Raises a sentence when the package or its weights cannot be had."""
+    try:
+        import lpips
+    except ImportError as error:
+        raise MissingPackageError(
+            "The perceptual term needs LPIPS: pip install 'binary-latent-diffusion[lpips]', "
+            "or switch the term off with objective.perceptual=0."
+        ) from error
+    try:
+        model = lpips.LPIPS(net="vgg", verbose=False)
+    except (OSError, RuntimeError) as error:
+        raise SettingError(
+            "The perceptual term (objective.perceptual > 0) needs VGG-16's weights, which could not be loaded "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}): connect to the network once, "
+            "or switch the term off with objective.perceptual=0."
+        ) from error
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,133 @@
+"""The bit convention, in one place.
+
+A *code* is what the tokenizer makes of an image: bits `z ∈ {0, 1}`, dtype uint8.
+
+    grid     (B, h, w, c)    what the tokenizer speaks
+    tokens   (B, N, c)       what the prior speaks; N = h·w positions in row-major order
+    packed   (B, ⌈N·c/8⌉)    what the code cache stores; bit i of the flattened code is bit (i mod 8) of byte i // 8
+
+16×16×32 bits are exactly 1,024 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bld.errors import DataError, SettingError
+
+
+class CodeShape(NamedTuple):
+    """Height, width and bits per position of one code."""
+
+    h: int
+    w: int
+    c: int
+
+    @property
+    def positions(self) -> int:
+        """N = h·w, the number of tokens."""
+        return self.h * self.w
+
+    @property
+    def bits(self) -> int:
+        """h·w·c, the size of one code in bits."""
+        return self.h * self.w * self.c
+
+    @property
+    def packed_bytes(self) -> int:
+        """⌈h·w·c / 8⌉, the size of one packed code in bytes."""
+        return math.ceil(self.bits / 8)
+
+    def __str__(self) -> str:
+        return f"{self.h}×{self.w}×{self.c}"
+
+
+def to_tokens(grid: Tensor) -> Tensor:
+    """(B, h, w, c) → (B, N, c): positions in row-major order; no copy where the layout allows."""
+    if grid.ndim != 4:
+        raise SettingError(f"A code grid has 4 dimensions (B, h, w, c), not the shape {tuple(grid.shape)}.")
+    return grid.flatten(1, 2)
+
+
+def to_grid(tokens: Tensor, shape: CodeShape) -> Tensor:
+    """(B, N, c) → (B, h, w, c)."""
+    if tokens.ndim != 3 or tokens.shape[1:] != (shape.positions, shape.c):
+        raise SettingError(f"Tokens of shape {tuple(tokens.shape)} are not codes of {shape} (B, h·w, c).")
+    return tokens.unflatten(1, (shape.h, shape.w))
+
+
+def pack(codes: Tensor | np.ndarray) -> np.ndarray:
+    """Bits (B, …) of any layout, values 0 or 1 → packed bytes (B, ⌈bits/8⌉), uint8."""
+    array = codes.numpy(force=True) if isinstance(codes, Tensor) else codes
+    if array.size and (array.max() > 1 or array.min() < 0):
+        raise DataError(f"Bits are 0 or 1; this code holds values from {array.min()} to {array.max()}.")
+    flat = array.reshape(len(array), math.prod(array.shape[1:])).astype(np.uint8, copy=False)
+    return np.packbits(flat, axis=1, bitorder="little")
+
+
+def unpack(packed: np.ndarray, shape: CodeShape) -> Tensor:
+    """Packed bytes (B, ⌈bits/8⌉), uint8 → tokens (B, N, c), uint8."""
+    if packed.ndim != 2 or packed.shape[1] != shape.packed_bytes:
+        raise DataError(
+            f"Packed codes of {shape} are {shape.packed_bytes} bytes each, not the shape {packed.shape}."
+        )
+    bits = np.unpackbits(packed, axis=1, count=shape.bits, bitorder="little")
+    return torch.from_numpy(bits).view(len(packed), shape.positions, shape.c)
+
+
+@dataclass(frozen=True)
+class BitStatistics:
+    """How a set of codes uses its bits; every array has one entry per bit of a position (c of them).
+
+    usage: fraction of ones, 0 … 1.  entropy: of the fraction of ones, in bits, 0 … 1 (averaged over the
+    positions, each position having its own fraction).  correlation: (c, c), Pearson, pooled over positions;
+    a constant bit has correlation 0 with every other.  constant: bits that never change at any position.
+    """
+
+    usage: np.ndarray
+    entropy: np.ndarray
+    correlation: np.ndarray
+    constant: int
+    count: int
+
+    @property
+    def mean_entropy(self) -> float:
+        """Bits of information per stored bit, were the bits independent; 1 is the best."""
+        return float(self.entropy.mean())
+
+    @property
+    def strongest_correlation(self) -> float:
+        """The largest absolute correlation between two different bits."""
+        off = np.abs(self.correlation - np.diag(np.diag(self.correlation)))
+        return float(off.max()) if off.size > 1 else 0.0
+
+
+def bit_entropy(p: np.ndarray) -> np.ndarray:
+    """Entropy of Bernoulli(p) in bits; 0 at p = 0 and p = 1."""
+    q = np.clip(p, 1e-12, 1 - 1e-12)
+    return np.where((p <= 0) | (p >= 1), 0.0, -(q * np.log2(q) + (1 - q) * np.log2(1 - q)))
+
+
+def bit_statistics(tokens: Tensor) -> BitStatistics:
+    """Usage, entropy and correlation of codes (B, N, c) of 0 and 1."""
+    bits = tokens.to(torch.float64)
+    per_position = bits.mean(0).numpy()  # (N, c)
+    pooled = bits.flatten(0, 1)  # (B·N, c)
+    centred = pooled - pooled.mean(0)
+    covariance = (centred.T @ centred / len(pooled)).numpy()
+    deviation = np.sqrt(np.diag(covariance))
+    scale = np.outer(deviation, deviation)
+    correlation = np.divide(covariance, scale, out=np.zeros_like(covariance), where=scale > 1e-12)
+    return BitStatistics(
+        usage=pooled.mean(0).numpy(),
+        entropy=bit_entropy(per_position).mean(0),
+        correlation=correlation,
+        constant=int(((per_position == 0) | (per_position == 1)).all(0).sum()),
+        count=len(tokens),
+    )

@@ -1,0 +1,169 @@
+"""Sampling: from uniform bits to a code, on any sub-sequence of the steps (Algorithm 2), with or without known bits.
+
+The last step draws nothing: it returns the predicted z_0, thresholded at ½ (or drawn, if asked).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bld.diffusion.corrector import gibbs_flip_probs
+from bld.diffusion.likelihood import Denoise
+from bld.diffusion.process import BernoulliDiffusion
+from bld.errors import SettingError
+from bld.seeding import uniform
+
+KnownBits = Literal["noised", "clean"]
+
+
+class SamplingStep(NamedTuple):
+    """What a callback sees after each step."""
+
+    index: int  # 0 … total - 1
+    total: int
+    t: int  # the step come from
+    s: int  # the step arrived at
+    codes: Tensor  # z_s, (n, N, c) uint8
+    probs: Tensor  # P(z_s = 1) it was drawn from, float
+
+
+Callback = Callable[[SamplingStep], None]
+
+
+@torch.no_grad()
+def sample_codes(
+    denoise: Denoise,
+    shape: tuple[int, int, int],
+    diffusion: BernoulliDiffusion,
+    steps: int | None = None,
+    temperature: float = 0.9,
+    generators: Sequence[torch.Generator] | None = None,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    callback: Callback | None = None,
+    *,
+    known_bits: KnownBits = "noised",
+    resample: int = 1,
+    corrector_steps: int = 0,
+    final: Literal["threshold", "draw"] = "threshold",
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Draw codes, (n, N, c) uint8.
+
+    denoise: (z_t, t) → logits.  shape: (n, N, c).  steps: how many of the T to visit, all by default.
+    temperature: τ > 0 in σ(logits/τ).  generators: one per sample; a sample depends on its own only.
+    known, mask: inpainting. `known` (n or 1, N, c) holds bits, `mask` (N,), (n, N) or (n, N, c) is True where bits
+        are to be *made*; elsewhere the result equals `known`. With known_bits = "noised" the network sees, at each
+        step, a fresh draw of q(z_t | z_0) there (what it saw in training); "clean" clamps the bits themselves.
+    resample: how often each step of an inpainting is walked (jump back, repeat), to harmonise borders; 1 is once.
+    corrector_steps: Gibbs redraws at each visited step (an extra network call each).
+    final: whether the predicted z_0 is thresholded at ½ or drawn.
+    """
+    _validate(shape, temperature, known, mask, resample, corrector_steps)
+    clamp = _Clamp.of(known, mask, shape, known_bits, diffusion, generators, device)
+    visited = diffusion.schedule.timesteps(steps)
+    z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
+
+    def logits_at(z_t: Tensor, t: int) -> Tensor:
+        return denoise(z_t, torch.full((shape[0],), t, device=device)) / temperature
+
+    total = len(visited) - 1
+    for index, (t, s) in enumerate(zip(visited[:-1], visited[1:], strict=True)):
+        walks = resample if clamp is not None and s > 0 else 1
+        for walk in range(walks):
+            if walk:
+                z = diffusion.renoise(z, s, t, generators)
+            z = z if clamp is None else clamp(z, t)
+            for _ in range(corrector_steps):
+                flips = gibbs_flip_probs(diffusion.flip_logits(logits_at(z, t), z), diffusion.retention(t))
+                z = z ^ (uniform(shape, generators, device) < flips).to(torch.uint8)
+                z = z if clamp is None else clamp(z, t)
+            probs, z = _step(diffusion, logits_at(z, t), z, t, s, generators, final)
+        if s == 0 and clamp is not None:
+            z = clamp.paste(z)
+        if callback is not None:
+            callback(SamplingStep(index, total, t, s, z, probs))
+    return z
+
+
+def _step(
+    diffusion: BernoulliDiffusion,
+    logits: Tensor,
+    z_t: Tensor,
+    t: int,
+    s: int,
+    generators: Sequence[torch.Generator] | None,
+    final: str,
+) -> tuple[Tensor, Tensor]:
+    """One reverse step t → s: (P(z_s = 1), z_s)."""
+    if s > 0:
+        probs = diffusion.reverse_probs(logits, z_t, t, s)
+    else:
+        probs = diffusion.clean_probs(logits, z_t, t)
+    drawn = s > 0 or final == "draw"
+    threshold: Tensor | float = uniform(probs.shape, generators, probs.device) if drawn else 0.5
+    return probs, (probs > threshold).to(torch.uint8)
+
+
+class _Clamp:
+    """Puts known bits into z_t, at the noise level of step t or as they are."""
+
+    def __init__(
+        self,
+        known: Tensor,
+        keep: Tensor,
+        noised: bool,
+        diffusion: BernoulliDiffusion,
+        generators: Sequence[torch.Generator] | None,
+    ):
+        self.known, self.keep, self.noised = known, keep, noised
+        self.diffusion, self.generators = diffusion, generators
+
+    @classmethod
+    def of(
+        cls,
+        known: Tensor | None,
+        mask: Tensor | None,
+        shape: tuple[int, int, int],
+        known_bits: KnownBits,
+        diffusion: BernoulliDiffusion,
+        generators: Sequence[torch.Generator] | None,
+        device: torch.device | str,
+    ) -> _Clamp | None:
+        if known is None or mask is None:
+            return None
+        mask = mask.to(device=device, dtype=torch.bool)
+        mask = mask.view(1, -1, 1) if mask.ndim == 1 else mask.unsqueeze(-1) if mask.ndim == 2 else mask
+        known = known.to(device=device, dtype=torch.uint8).expand(shape)
+        return cls(known, (~mask).expand(shape), known_bits == "noised", diffusion, generators)
+
+    def __call__(self, z_t: Tensor, t: int) -> Tensor:
+        known = self.diffusion.diffuse(self.known, t, self.generators) if self.noised else self.known
+        return torch.where(self.keep, known, z_t)
+
+    def paste(self, z_0: Tensor) -> Tensor:
+        return torch.where(self.keep, self.known, z_0)
+
+
+def _validate(
+    shape: tuple[int, int, int],
+    temperature: float,
+    known: Tensor | None,
+    mask: Tensor | None,
+    resample: int,
+    corrector_steps: int,
+) -> None:
+    if len(shape) != 3 or min(shape) < 1:
+        raise SettingError(f"Codes are sampled in a shape (n, N, c) of positive numbers, not {tuple(shape)}.")
+    if not temperature > 0:
+        raise SettingError(f"The temperature is above 0 (0.9 by default), not {temperature}.")
+    if (known is None) != (mask is None):
+        raise SettingError("Inpainting needs both `known` bits and a `mask`; one of them was not given.")
+    if resample < 1 or corrector_steps < 0:
+        raise SettingError(
+            f"resample is at least 1 and corrector_steps at least 0; got {resample} and {corrector_steps}."
+        )

@@ -1,0 +1,96 @@
+"""Noise schedules: a table of retentions `k_t`, monotone from k_0 = 1 to k_T ≈ 0 (eq. 5, Appendix A, Figure A).
+
+`q(z_t | z_0) = Bernoulli(k_t·z_0 + (1 - k_t)/2)`: a bit is kept with probability k_t and redrawn as a fair coin
+otherwise. The b_t of eq. (5) is always (1 - k_t)/2, and β_t = 1 - k_t/k_{t-1}, so k alone is the schedule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bld.errors import SettingError, did_you_mean
+
+LARGEST_FINAL_RETENTION = 0.05
+
+
+def _linear(u: float) -> float:
+    return 1 - u
+
+
+def _cosine(u: float) -> float:
+    return 0.5 + 0.5 * math.cos(math.pi * u)
+
+
+def _sigmoid(u: float, start: float = 0.0, end: float = 3.0, temperature: float = 0.8) -> float:
+    """The falling logistic ramp between `start` and `end`, normalised to run from 1 to 0."""
+
+    def logistic(x: float) -> float:
+        return 1 / (1 + math.exp(-x / temperature))
+
+    return (logistic(end) - logistic(start + (end - start) * u)) / (logistic(end) - logistic(start))
+
+
+KINDS: dict[str, Callable[[float], float]] = {"linear": _linear, "cosine": _cosine, "sigmoid": _sigmoid}
+
+
+class NoiseSchedule:
+    """The retentions k_0 = 1, …, k_T ≈ 0 of a Bernoulli diffusion.
+
+    kind: "linear" (k_t = 1 - t/T, the paper's), "cosine", "sigmoid", or "table" with your own `table`.
+    steps: T ≥ 1; with a table it follows from the table's length.
+    table: T + 1 retentions: 1 first, never rising, below 1 from the second on, at most 0.05 last.
+
+    Raises `SettingError` for anything else.
+    """
+
+    k: Tensor
+    """float64 (T + 1,): k[t] is the probability that a bit has not been redrawn by step t."""
+
+    def __init__(self, kind: str = "linear", steps: int = 64, table: Sequence[float] | None = None):
+        if kind == "table":
+            if table is None:
+                raise SettingError("The schedule 'table' needs its retentions: give `table`, 1 first, 0 last.")
+            self.k = torch.as_tensor(table, dtype=torch.float64)
+        elif kind in KINDS:
+            if table is not None:
+                raise SettingError(f"A table was given with the schedule '{kind}': name the schedule 'table'.")
+            if steps < 1:
+                raise SettingError(f"A diffusion has at least 1 step, not {steps}.")
+            self.k = torch.tensor([KINDS[kind](t / steps) for t in range(steps + 1)], dtype=torch.float64)
+        else:
+            raise SettingError(f"Unknown schedule '{kind}'.{did_you_mean(kind, [*KINDS, 'table'])}")
+        _validate(self.k)
+        self.kind = kind
+        self.steps = len(self.k) - 1
+
+    def __repr__(self) -> str:
+        return f"NoiseSchedule({self.kind!r}, steps={self.steps})"
+
+    @property
+    def beta(self) -> Tensor:
+        """float64 (T,): β_1 … β_T of eq. (4)."""
+        kept = torch.where(self.k[:-1] > 0, self.k[1:] / self.k[:-1].clamp(min=1e-300), 0.0)
+        return 1 - kept
+
+    def timesteps(self, n: int | None = None) -> list[int]:
+        """The steps visited when sampling with `n` of the T: from T down to 0, evenly spread, n + 1 numbers."""
+        n = self.steps if n is None else n
+        if not 1 <= n <= self.steps:
+            raise SettingError(f"Sampling takes 1 to {self.steps} steps with this schedule, not {n}.")
+        return [round(self.steps * (n - i) / n) for i in range(n + 1)]
+
+
+def _validate(k: Tensor) -> None:
+    if k.ndim != 1 or len(k) < 2:
+        raise SettingError(f"A schedule's table has at least 2 entries in a row, not the shape {tuple(k.shape)}.")
+    if k[0] != 1 or (k[1:] >= 1).any() or (k < 0).any() or (k.diff() > 0).any() or not k.isfinite().all():
+        raise SettingError("A schedule's table starts at 1, stays below 1 after that, and never rises.")
+    if k[-1] > LARGEST_FINAL_RETENTION:
+        raise SettingError(
+            f"The schedule ends at a retention of {k[-1]:.3g}, but sampling starts from uniform bits: "
+            f"let the last entry be at most {LARGEST_FINAL_RETENTION}, best 0."
+        )

@@ -1,0 +1,39 @@
+"""What goes wrong through no fault of the program: one sentence that names the value and the cure.
+
+The command line prints these as they are and exits with status 2; anything else is a defect and shows its
+traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message is one clear sentence naming the value and the cure."""
+
+
+class SettingError(UserError):
+    """A setting is unknown, out of range, or at odds with another setting."""
+
+
+class DataError(UserError):
+    """The images (folder, archive, cache) cannot serve: missing, empty, unreadable, too few, wrong size."""
+
+
+class CheckpointError(UserError):
+    """A saved model, checkpoint or run folder is missing, damaged, or of another shape."""
+
+
+class MissingPackageError(UserError):
+    """An optional package is needed and not installed; the message names the extra that brings it."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'x'?"` for the nearest of the known names, or the list of them when none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean '{near[0]}'?"
+    return f" Known: {', '.join(known)}." if len(known) <= 24 else ""

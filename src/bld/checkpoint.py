@@ -1,0 +1,283 @@
+"""One way in, one way out: models as `config.json` + `model.safetensors`, training state as checksummed checkpoints.
+
+Nothing here ever unpickles. Files are written aside, synced and renamed, so that a crash or a full disk leaves the
+previous one whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bld._version import __version__
+from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
+from bld.diffusion import BernoulliDiffusion, NoiseSchedule
+from bld.errors import CheckpointError, did_you_mean
+from bld.priors import Denoiser, DenoiserConfig
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+Config = TypeVar("Config", AutoencoderConfig, DenoiserConfig)
+
+# -- files ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it is synced and takes the place of `path`, else it is removed.
+
+    A full disk becomes a `CheckpointError` that says what survived.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(descriptor)
+    aside = Path(name)
+    try:
+        yield aside
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.chmod(0o644)  # mkstemp makes files that others cannot read
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        if _disk_is_full(error):
+            raise CheckpointError(
+                f"No space is left to write {path}; whatever was saved before is intact: "
+                "free some space and run the same command again."
+            ) from error
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON, atomically."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file is a `CheckpointError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: is {path.parent} really a saved model or run folder?") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged and cannot be read as JSON: restore it from a copy.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# -- models -----------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, model: BinaryAutoencoder | Denoiser) -> None:
+    """Write `config.json` and `model.safetensors` into the folder."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with written_aside(folder / WEIGHTS) as aside:
+        save_file(tensors, aside)
+    write_json(folder / CONFIG, _described(type(model).__name__, dataclasses.asdict(model.config)))
+
+
+def load_tokenizer(folder: Path) -> BinaryAutoencoder:
+    """Read a tokenizer saved by `save_model`, in eval mode on the CPU."""
+    config = _config(folder, BinaryAutoencoder.__name__, AutoencoderConfig)
+    return _with_weights(folder, lambda: BinaryAutoencoder(config)).eval()
+
+
+def load_prior(folder: Path) -> Denoiser:
+    """Read a prior saved by `save_model`, in eval mode on the CPU."""
+    config = _config(folder, Denoiser.__name__, DenoiserConfig)
+    return _with_weights(folder, lambda: Denoiser(config)).eval()
+
+
+def save_diffusion(folder: Path, diffusion: BernoulliDiffusion) -> None:
+    """Write the schedule, target and posterior as `config.json`; a table schedule carries its table."""
+    schedule = diffusion.schedule
+    fields: dict[str, object] = {"schedule": schedule.kind, "steps": schedule.steps}
+    if schedule.kind == "table":
+        fields["table"] = schedule.k.tolist()
+    fields |= {"target": diffusion.target, "posterior": diffusion.posterior}
+    write_json(folder / CONFIG, _described("BernoulliDiffusion", fields))
+
+
+def load_diffusion(folder: Path) -> BernoulliDiffusion:
+    """Read what `save_diffusion` wrote."""
+    fields = _fields(folder, "BernoulliDiffusion")
+    try:
+        schedule = NoiseSchedule(fields["schedule"], steps=fields["steps"], table=fields.get("table"))
+        return BernoulliDiffusion(schedule, fields["target"], fields["posterior"])
+    except KeyError as error:
+        raise CheckpointError(f"{folder / CONFIG} lacks the entry {error}: restore it from a copy.") from error
+
+
+def tokenizer_hash(tokenizer: BinaryAutoencoder) -> str:
+    """16 hexadecimal digits that change with any weight or setting that changes the codes it makes."""
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(tokenizer.config), sort_keys=True).encode())
+    for name, tensor in sorted(tokenizer.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _described(class_name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"_class_name": class_name, "_bld_version": __version__, **fields}
+
+
+def _fields(folder: Path, class_name: str) -> dict[str, Any]:
+    fields = read_json(folder / CONFIG)
+    found = fields.get("_class_name") if isinstance(fields, dict) else None
+    if found != class_name:
+        raise CheckpointError(f"{folder} holds {found or 'no known model'}, where {class_name} is expected.")
+    return {name: value for name, value in fields.items() if not name.startswith("_")}
+
+
+def _config(folder: Path, class_name: str, config_class: type[Config]) -> Config:
+    fields = _fields(folder, class_name)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    for name in fields:
+        if name not in known:
+            raise CheckpointError(
+                f"{folder / CONFIG} has the entry '{name}', unknown to bld {__version__}."
+                f"{did_you_mean(name, known)} Was it saved by a newer version?"
+            )
+    try:
+        return config_class(**fields)
+    except TypeError as error:
+        raise CheckpointError(f"{folder / CONFIG} holds a value of the wrong kind: {error}.") from error
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _with_weights(folder: Path, build: Callable[[], Model]) -> Model:
+    """The model with the folder's weights, built without first initialising its own."""
+    with torch.device("meta"):
+        model = build()
+    tensors = read_tensors(folder / WEIGHTS)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in tensors or tensors[name].shape != shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise CheckpointError(
+                f"{folder / WEIGHTS} does not fit its config: '{name}' should be {tuple(shape)}, found {found}."
+            )
+    model.load_state_dict(tensors, strict=False, assign=True)
+    return model
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; a missing or damaged one is a `CheckpointError`."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: is {path.parent} really a saved model or run folder?") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): restore it from a copy.") from error
+
+
+# -- training state ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a stage needs to go on exactly where it was."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    numbers: dict[str, Any]
+
+
+class CheckpointStore:
+    """The last few checkpoints of one stage, each a folder `step-00001000` with a checksum."""
+
+    def __init__(self, folder: Path, keep: int = 2):
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, state: TrainingState) -> Path:
+        """Write one checkpoint aside, sync it, rename it; then drop all but the last few."""
+        target = self.folder / f"step-{state.step:08d}"
+        aside = self.folder / f".{target.name}.part"
+        shutil.rmtree(aside, ignore_errors=True)
+        try:
+            weights = aside / "state.safetensors"
+            with written_aside(weights) as path:
+                save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, path)
+            numbers = {"step": state.step, "sha256": file_sha256(weights), "numbers": state.numbers}
+            write_json(aside / "state.json", numbers)
+            shutil.rmtree(target, ignore_errors=True)
+            aside.replace(target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        for old in self.list()[: -self.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def list(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted(self.folder.glob("step-*")) if self.folder.is_dir() else []
+
+    def latest(self, say: Callable[[str], None]) -> TrainingState | None:
+        """The newest checkpoint that is whole, or None; each damaged one is named through `say`."""
+        for folder in reversed(self.list()):
+            try:
+                return self._load(folder)
+            except CheckpointError as error:
+                say(f"{error} The one before it is used.")
+        return None
+
+    def _load(self, folder: Path) -> TrainingState:
+        state = read_json(folder / "state.json")
+        weights = folder / "state.safetensors"
+        if not weights.is_file() or file_sha256(weights) != state.get("sha256"):
+            raise CheckpointError(f"The checkpoint {folder.name} in {self.folder} is damaged (its checksum is wrong).")
+        return TrainingState(state["step"], read_tensors(weights), state["numbers"])
+
+    def clear(self) -> None:
+        """Remove all checkpoints: the stage is finished and its models are saved."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """An optimizer's per-parameter tensors under flat names."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}.{index}.{name}": value
+        for index, entry in state.items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `pack_optimizer` took out; the parameter groups keep their present settings."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            index, entry = name[len(prefix) + 1 :].split(".", 1)
+            state.setdefault(int(index), {})[entry] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

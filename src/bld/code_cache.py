@@ -1,0 +1,147 @@
+"""The code cache: every image as packed bits in one memory-mapped file, with a JSON header beside it.
+
+    codes.bin     (images · views, bytes) uint8; row = image · views + view; 16×16×32 bits are 1,024 bytes a row
+    labels.npy    int64 (images,), where there are labels
+    header.json   shape, count, views, and the key of everything that made the bits
+
+A view is one (flip, draw): without draws the probabilities are thresholded, else each draw is its own Bernoulli sample.
+A cache whose key is not the one asked for is stale and never used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bld.checkpoint import read_json, write_json
+from bld.codes import CodeShape, unpack
+from bld.errors import CheckpointError, DataError
+
+HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """All that decides the bits of a cache; two equal keys are two equal caches.
+
+    tokenizer: hash of encoder and config.  data: fingerprint of the images and their preprocessing.
+    images: how many.  flips: whether each image is there mirrored too.  draws: Bernoulli samples per image and flip;
+    0 is one thresholded code.  seed: of the draws.
+    """
+
+    tokenizer: str
+    data: str
+    shape: tuple[int, int, int]
+    images: int
+    flips: bool
+    draws: int
+    seed: int
+
+    @property
+    def views(self) -> int:
+        """Rows per image."""
+        return (1 + self.flips) * max(1, self.draws)
+
+    def view(self, index: int) -> tuple[bool, int | None]:
+        """(flipped, draw) of a view; draw None is thresholded."""
+        per_flip = max(1, self.draws)
+        return index >= per_flip, (index % per_flip if self.draws else None)
+
+
+class CodeCache:
+    """Random access to the codes of a data set."""
+
+    def __init__(self, folder: Path):
+        header = read_json(folder / HEADER)
+        try:
+            fields = dict(header["key"])
+            fields["shape"] = tuple(fields["shape"])
+            self.key = CacheKey(**fields)
+            self.classes: list[str] = list(header["classes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / HEADER} is not a code cache header ({error}): delete {folder}.") from error
+        self.folder = folder
+        self.shape = CodeShape(*self.key.shape)
+        rows, width = self.key.images * self.key.views, self.shape.packed_bytes
+        size = (folder / CODES).stat().st_size if (folder / CODES).is_file() else 0
+        if size != rows * width:
+            raise CheckpointError(f"{folder / CODES} has {size} bytes, not {rows * width}: delete {folder}.")
+        self._rows = np.memmap(folder / CODES, dtype=np.uint8, mode="r", shape=(rows, width))
+        path = folder / LABELS
+        self.labels = torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+
+    def __len__(self) -> int:
+        return self.key.images
+
+    @property
+    def views(self) -> int:
+        """Rows per image."""
+        return self.key.views
+
+    def read(self, images: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
+        """Tokens (B, N, c), uint8, of the given images and views."""
+        return unpack(self._rows[np.asarray(images) * self.views + views], self.shape)
+
+
+def open_cache(folder: Path, key: CacheKey, say: Callable[[str], None]) -> CodeCache | None:
+    """The cache in the folder if it was made with this key; None if there is none, or it is stale or damaged."""
+    if not (folder / HEADER).is_file():
+        return None
+    try:
+        cache = CodeCache(folder)
+    except CheckpointError as error:
+        say(f"{error} It is made again.")
+        return None
+    if cache.key == key:
+        return cache
+    changed = [name for name, value in asdict(key).items() if asdict(cache.key)[name] != value]
+    say(f"The code cache in {folder} is stale ({', '.join(changed)} changed) and is made again.")
+    return None
+
+
+def write_cache(
+    folder: Path,
+    key: CacheKey,
+    encode: Callable[[range], Iterable[np.ndarray]],
+    labels: Tensor | None,
+    classes: list[str],
+) -> CodeCache:
+    """Make a cache, going on where an interrupted one with the same key stopped.
+
+    encode: given the images still to do, yields packed rows (n·views, bytes) for consecutive runs of images.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / HEADER).unlink(missing_ok=True)
+    part, note = folder / f"{CODES}.part", folder / "part.json"
+    row_bytes = CodeShape(*key.shape).packed_bytes * key.views
+    if not (note.is_file() and part.is_file() and _same(read_json(note), key)):
+        part.unlink(missing_ok=True)
+        write_json(note, asdict(key))
+    done = part.stat().st_size // row_bytes if part.is_file() else 0
+    with part.open("r+b" if done else "wb") as file:
+        file.truncate(done * row_bytes)
+        file.seek(0, os.SEEK_END)
+        for rows in encode(range(done, key.images)):
+            file.write(rows.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    if part.stat().st_size != row_bytes * key.images:
+        raise DataError(f"Encoding gave {part.stat().st_size} bytes for {key.images} images of {row_bytes} each.")
+    part.replace(folder / CODES)
+    (folder / LABELS).unlink(missing_ok=True)
+    if labels is not None:
+        np.save(folder / LABELS, labels.numpy().astype(np.int64), allow_pickle=False)
+    write_json(folder / HEADER, {"key": asdict(key), "classes": classes})
+    note.unlink(missing_ok=True)
+    return CodeCache(folder)
+
+
+def _same(note: Any, key: CacheKey) -> bool:
+    return isinstance(note, dict) and {**note, "shape": tuple(note.get("shape", ()))} == asdict(key)

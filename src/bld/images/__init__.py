@@ -1,0 +1,31 @@
+"""Files → tensors (3, H, W) in [-1, 1]; tensors → PNG files and grids.
+
+    open_images ─▶ ImageSource.read ─▶ to_rgb ─▶ center_view, training_view ─▶ ImageSet ─▶ batches
+    batches ─▶ to_uint8 ─▶ to_pil, make_grid ─▶ save_png
+
+An image is uint8 in 0 … 255 while it is stored and float32 in [-1, 1], v / 127.5 - 1, once a network sees it.
+"""
+
+from bld.images.grid import make_grid
+from bld.images.image_set import ImageSet
+from bld.images.opening import open_images
+from bld.images.preprocessing import Preprocessing, center_view, training_view
+from bld.images.rgb import to_rgb
+from bld.images.saving import save_png
+from bld.images.source import ImageSource
+from bld.images.values import to_pil, to_uint8, to_unit
+
+__all__ = [
+    "ImageSet",
+    "ImageSource",
+    "Preprocessing",
+    "center_view",
+    "make_grid",
+    "open_images",
+    "save_png",
+    "to_pil",
+    "to_rgb",
+    "to_uint8",
+    "to_unit",
+    "training_view",
+]

@@ -1,0 +1,357 @@
+"""Everything that can be set about a run, as one typed tree; presets and `key=value` words change its leaves.
+
+The order is: defaults, then the preset (or the run's own `config.yaml`), then the words of the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from bld.autoencoder import AutoencoderConfig, ObjectiveConfig
+from bld.codes import CodeShape
+from bld.diffusion import BernoulliDiffusion, NoiseSchedule
+from bld.errors import SettingError, did_you_mean
+from bld.images import Preprocessing
+from bld.priors import DenoiserConfig
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which images, and how they become squares.
+
+    Args:
+        location: folder, zip, tar, or the word digits
+        crop: centre, or random (while training)
+        flip: whether images are also shown mirrored
+        resample: filter used when resizing; always antialiased
+        background: red, green, blue (0-255) behind transparent pixels
+        held_out: part of the images (below 1) or number of them kept from training, to measure on
+        workers: processes that decode images; only used when they do not fit into memory
+        memory_limit_gb: below this size all decoded images are held in memory
+    """
+
+    location: str = ""
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    resample: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"
+    background: tuple[int, int, int] = (255, 255, 255)
+    held_out: float = 0.05
+    workers: int = 2
+    memory_limit_gb: float = 2.0
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How one stage is trained.
+
+    Args:
+        steps: optimizer steps; with a time budget the smaller of the two ends the stage
+        batch_size: images (or codes) per step, over all processes
+        learning_rate: of Adam, after the warm-up
+        warmup_steps: steps over which the learning rate rises from 0; at most 5% of a time budget
+        decay: what the learning rate does after that; a time budget always anneals (cosine)
+        beta1: Adam's decay of the mean gradient
+        beta2: Adam's decay of the squared gradient
+        weight_decay: decoupled; the paper uses none
+        clip_norm: gradients are scaled down to this norm
+        ema_decay: of the weight average that is kept and used
+        log_every_steps: steps between two lines in metrics.jsonl
+        previews: sample grids and measurements over the whole training
+        checkpoint_seconds: time between checkpoints
+    """
+
+    steps: int = 100_000
+    batch_size: int = 32
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10_000
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    ema_decay: float = 0.999
+    log_every_steps: int = 20
+    previews: int = 8
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise SettingError(f"{name} of a training is at least 1, not {getattr(self, name)}.")
+        if not self.learning_rate > 0 or not self.clip_norm > 0:
+            raise SettingError(
+                f"learning_rate and clip_norm are above 0, not {self.learning_rate} and {self.clip_norm}."
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise SettingError(f"ema_decay is 0 or more and below 1, not {self.ema_decay}.")
+
+
+@dataclass(frozen=True)
+class CodeSettings:
+    """How images are encoded for the prior.
+
+    Args:
+        draws: Bernoulli samples per image (Algorithm 1); 0 stores one code thresholded at ½
+    """
+
+    draws: int = 1
+
+    def __post_init__(self) -> None:
+        if self.draws < 0:
+            raise SettingError(f"codes.draws is 0 or more, not {self.draws}.")
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """The transformer; the shape of a code and the number of classes follow from tokenizer and data.
+
+    Args:
+        dim: width
+        depth: number of transformer blocks
+        heads: attention heads per block
+        mlp_ratio: width of a block's MLP over dim
+        step_embedding: a table with one trained row per step, or sinusoids through a small MLP
+        layer_scale: initial value of a trained scale on residual branches; 0 leaves them out
+        class_conditional: whether labels are used where the data has them
+        label_dropout: probability with which a label is replaced by the null token, for guidance
+        vlb_weight: λ of eq. (13)
+    """
+
+    dim: int = 512
+    depth: int = 24
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    step_embedding: Literal["table", "sinusoidal"] = "table"
+    layer_scale: float = 0.0
+    class_conditional: bool = True
+    label_dropout: float = 0.1
+    vlb_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout <= 1:
+            raise SettingError(f"prior.label_dropout is a probability, 0 to 1, not {self.label_dropout}.")
+        if self.vlb_weight < 0:
+            raise SettingError(f"prior.vlb_weight (λ) is 0 or more, not {self.vlb_weight}.")
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """The Bernoulli diffusion.
+
+    Args:
+        schedule: linear (the paper's), cosine, sigmoid, or table
+        steps: T; with a table it follows from the table
+        table: T + 1 retentions from 1 down to 0, for the schedule 'table'
+        target: what the network predicts; flip is the paper's best
+    """
+
+    schedule: str = "linear"
+    steps: int = 64
+    table: list[float] | None = None
+    target: Literal["flip", "z0", "previous"] = "flip"
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def build(self) -> BernoulliDiffusion:
+        """The diffusion these settings describe."""
+        return BernoulliDiffusion(NoiseSchedule(self.schedule, self.steps, self.table), self.target)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the run's own samples are made; every verb that samples can override them.
+
+    Args:
+        steps: denoising steps, at most diffusion.steps; 0 is all of them
+        temperature: τ; 0.9 in the paper
+        guidance_scale: 1 + ω; 1 switches guidance off
+    """
+
+    steps: int = 0
+    temperature: float = 0.9
+    guidance_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run, whole.
+
+    Args:
+        seed: of every random draw
+        mixed_precision: no, bf16, fp16, or auto: bf16 where the device computes it natively
+    """
+
+    seed: int = 0
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    data: DataSettings = field(default_factory=DataSettings)
+    tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    tokenizer_training: TrainingSettings = field(default_factory=TrainingSettings)
+    codes: CodeSettings = field(default_factory=CodeSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
+    diffusion: DiffusionSettings = field(default_factory=DiffusionSettings)
+    prior_training: TrainingSettings = field(default_factory=TrainingSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+
+    def __post_init__(self) -> None:
+        steps = self.diffusion.build().steps
+        if not 0 <= self.sampling.steps <= steps:
+            raise SettingError(
+                f"sampling.steps is 1 to diffusion.steps ({steps}), or 0 for all, not {self.sampling.steps}."
+            )
+
+    def preprocessing(self) -> Preprocessing:
+        """How images become tensors."""
+        data = self.data
+        return Preprocessing(self.tokenizer.image_size, data.crop, data.flip, data.resample, data.background)
+
+    def denoiser(self, shape: CodeShape, num_classes: int) -> DenoiserConfig:
+        """The prior's network for codes of this shape and data of that many classes."""
+        prior = self.prior
+        return DenoiserConfig(
+            *shape,
+            steps=self.diffusion.build().steps,
+            num_classes=num_classes if prior.class_conditional else 0,
+            dim=prior.dim,
+            depth=prior.depth,
+            heads=prior.heads,
+            mlp_ratio=prior.mlp_ratio,
+            step_embedding=prior.step_embedding,
+            layer_scale=prior.layer_scale,
+        )
+
+
+# -- reading ----------------------------------------------------------------------------------------------
+
+
+def preset_names() -> list[str]:
+    """The presets shipped with the package."""
+    folder = resources.files("bld.presets")
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_settings(
+    preset: str | None = None, base: dict[str, Any] | None = None, words: Sequence[str] = ()
+) -> Settings:
+    """Settings from a preset's name (or a YAML file) or from a base tree, changed by `key=value` words.
+
+    Raises `SettingError` naming the nearest known preset or key, or the value that does not fit.
+    """
+    tree = base if base is not None else {}
+    if preset is not None:
+        tree = _read_preset(preset)
+    _refuse_unknown(tree, "")
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise SettingError(f"'{word}' is not a setting: write key=value, for example prior.dim=256.")
+        _check_key(key)
+        tree = _with_leaf(tree, key.split("."), _parse_value(key, value))
+    return _build(tree)
+
+
+def settings_tree(settings: Settings) -> dict[str, Any]:
+    """The settings as nested dicts of plain values, as `config.yaml` holds them."""
+    return yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(settings))))
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf."""
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def known_keys() -> list[str]:
+    """Every dotted key that can be set."""
+    return [key for key, _ in leaves(settings_tree(Settings()))]
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name.endswith((".yaml", ".yml")):
+        path: Any = Path(name)
+        if not path.is_file():
+            raise SettingError(f"There is no settings file {name}.")
+    else:
+        if name not in preset_names():
+            raise SettingError(f"Unknown preset '{name}'.{did_you_mean(name, preset_names())}")
+        path = resources.files("bld.presets") / f"{name}.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(tree, dict):
+        raise SettingError(f"{name} must hold settings as key: value lines, not a {type(tree).__name__}.")
+    return tree
+
+
+def _refuse_unknown(tree: dict[str, Any], prefix: str) -> None:
+    for key, _ in leaves(tree, prefix):
+        _check_key(key)
+
+
+def _check_key(key: str) -> None:
+    known = known_keys()
+    if key not in known:
+        candidates = known
+        if "." not in key:  # a bare name: look for it at the end of the dotted ones too
+            inner = [name for name in known if name.rsplit(".", 1)[-1] == key]
+            if inner:
+                raise SettingError(f"Unknown setting '{key}'. Did you mean '{inner[0]}'?")
+        raise SettingError(f"Unknown setting '{key}'.{did_you_mean(key, candidates)}")
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingError(f"The value of {key}, '{text}', is not valid YAML.") from error
+
+
+def _with_leaf(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    if len(path) == 1:
+        return {**tree, path[0]: value}
+    return {**tree, path[0]: _with_leaf(tree.get(path[0]) or {}, path[1:], value)}
+
+
+def _build(tree: dict[str, Any]) -> Settings:
+    """The typed tree; jsonargparse checks and converts each value."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Settings)
+    try:
+        return Settings(**vars(parser.instantiate(parser.parse_object(tree))))
+    except SettingError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:  # a refusal by one of our own configs says it best
+            if isinstance(cause, SettingError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise SettingError(_one_sentence(str(error))) from error
+
+
+def _one_sentence(message: str) -> str:
+    """jsonargparse's report of a wrong value, on one line and without Python's spelling of types."""
+    text = " ".join(message.split())
+    text = text.replace("Parser key", "The setting").replace("<class '", "").replace("'>", "")
+    text = text.replace("typing.Literal", "one of ").replace('": Expected a', '" expects a')
+    return text.rstrip(".") + "."
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value

@@ -32,6 +32,7 @@ from bld.priors import Denoiser, DenoiserConfig
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+INDEX = "model_index.json"
 Config = TypeVar("Config", AutoencoderConfig, DenoiserConfig)
 
 # -- files ------------------------------------------------------------------------------------------------
@@ -132,6 +133,45 @@ def load_diffusion(folder: Path) -> BernoulliDiffusion:
         return BernoulliDiffusion(schedule, fields["target"], fields["posterior"])
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG} lacks the entry {error}: restore it from a copy.") from error
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How a pipeline samples when not told otherwise; no steps means all of the diffusion's."""
+
+    num_inference_steps: int | None = None
+    temperature: float = 0.9
+    guidance_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class PipelineIndex:
+    """What a pipeline knows beside its models: class names in label order, the colour behind transparent pixels."""
+
+    classes: list[str]
+    background: tuple[int, int, int] = (255, 255, 255)
+    sampling: SamplingDefaults = SamplingDefaults()
+
+
+def save_index(folder: Path, index: PipelineIndex) -> None:
+    """Write `model_index.json`, which makes a folder with tokenizer, prior and diffusion a pipeline."""
+    components = {
+        "tokenizer": ["bld", "BinaryAutoencoder"],
+        "prior": ["bld", "Denoiser"],
+        "diffusion": ["bld", "BernoulliDiffusion"],
+    }
+    fields = {**components, **dataclasses.asdict(index)}
+    write_json(folder / INDEX, _described("BinaryLatentDiffusionPipeline", fields))
+
+
+def load_index(folder: Path) -> PipelineIndex:
+    """Read what `save_index` wrote."""
+    fields = read_json(folder / INDEX)
+    try:
+        red, green, blue = fields["background"]
+        return PipelineIndex(fields["classes"], (red, green, blue), SamplingDefaults(**fields["sampling"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
 
 
 def tokenizer_hash(tokenizer: BinaryAutoencoder) -> str:

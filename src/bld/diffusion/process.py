@@ -132,6 +132,15 @@ class BernoulliDiffusion:
         zero = (kappa * (1 - z) + (1 - kappa) / 2) * (k_s * (1 - p0) + (1 - k_s) / 2)
         return (one / (one + zero).clamp(min=torch.finfo(z.dtype).tiny)).to(z.dtype)
 
+    def evidence_logits(self) -> Tensor:
+        """What a noised bit says about its own flip, all other bits unknown: float32 (T,), one per step.
+
+        For the targets "flip" and "z0", logit P(z_0 ≠ z_t) = log((1 - k_t)/(1 + k_t)); for "previous",
+        logit P(z_{t-1} ≠ z_t) with κ_t in the place of k_t.  Never above 0; 0 where z_t is pure noise.
+        """
+        kept = 1 - self.schedule.beta if self.target == "previous" else self.schedule.k[1:]
+        return (torch.log1p(-kept.clamp(max=1 - 1e-6)) - torch.log1p(kept)).float()
+
     # -- what is built on it ------------------------------------------------------------------------------
 
     def loss(

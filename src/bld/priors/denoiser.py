@@ -35,6 +35,8 @@ class DenoiserConfig:
         mlp_ratio: width of a block's MLP over D
         step_embedding: a table with one trained row per step, or sinusoids through a small MLP
         layer_scale: initial value of a trained scale on each residual branch; 0 leaves the scales out
+        evidence: how the evidence that a noised bit carries about itself enters the logits: not at all, as the
+            logit of a flip (target "flip"), or as the logit of the bit's own value (targets "z0", "previous")
     """
 
     code_height: int = 16
@@ -48,6 +50,7 @@ class DenoiserConfig:
     mlp_ratio: float = 4.0
     step_embedding: Literal["table", "sinusoidal"] = "table"
     layer_scale: float = 0.0
+    evidence: Literal["none", "flip", "value"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("code_height", "code_width", "code_bits", "steps", "dim", "depth", "heads"):
@@ -126,15 +129,28 @@ class StepSinusoids(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) in 1 … T → (B, D)."""
-        return self.mlp(sinusoids(t - 1, self.dim, scale=4000 / self.steps))
+        angles = sinusoids(t - 1, self.dim, scale=4000 / self.steps)
+        return self.mlp(angles.to(self.mlp[0].weight.dtype))
 
 
 class Denoiser(nn.Module):
-    """Bits z_t (B, N, c), steps t (B,) and labels (B,) → logits (B, N, c), float32."""
+    """Bits z_t (B, N, c), steps t (B,) and labels (B,) → logits (B, N, c), float32.
 
-    def __init__(self, config: DenoiserConfig):
+    By Bayes' rule the logit of a flip is a known part, from the noised bit itself at its noise level, plus what the
+    *other* bits say.  With `evidence` the known part is added at the end, so that the transformer has only the other to
+    learn (`BernoulliDiffusion.evidence_logits`); without, it learns both, as in the paper, and more slowly.
+
+    evidence_logits: float (T,), the known part per step; kept with the weights, zero if not given.
+    """
+
+    evidence_logits: Tensor
+
+    def __init__(self, config: DenoiserConfig, evidence_logits: Tensor | None = None):
         super().__init__()
         self.config = config
+        if config.evidence != "none":
+            known = torch.zeros(config.steps) if evidence_logits is None else evidence_logits.float()
+            self.register_buffer("evidence_logits", known)
         shape, dim = config.code_shape, config.dim
         self.embed = nn.Linear(shape.c, dim)
         self.positions = nn.Parameter(sine_positions(shape.h, shape.w, dim))
@@ -190,7 +206,11 @@ class Denoiser(nn.Module):
         x = torch.cat([x, torch.stack(extra, 1).to(x.dtype)], 1)  # (B, N + 1 or 2, D)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x[:, : z_t.shape[1]])).float()
+        logits = self.head(self.norm(x[:, : z_t.shape[1]])).float()
+        if self.config.evidence == "none":
+            return logits
+        known = self.evidence_logits[t - 1].float().view(-1, 1, 1)
+        return logits + (known if self.config.evidence == "flip" else known * (1 - 2 * z_t.float()))
 
 
 def sinusoids(position: Tensor, dim: int, scale: float = 1.0) -> Tensor:

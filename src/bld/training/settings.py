@@ -119,6 +119,7 @@ class PriorSettings:
         mlp_ratio: width of a block's MLP over dim
         step_embedding: a table with one trained row per step, or sinusoids through a small MLP
         layer_scale: initial value of a trained scale on residual branches; 0 leaves them out
+        evidence: whether what a noised bit says about itself is added to the logits rather than learned
         class_conditional: whether labels are used where the data has them
         label_dropout: probability with which a label is replaced by the null token, for guidance
         vlb_weight: λ of eq. (13)
@@ -130,6 +131,7 @@ class PriorSettings:
     mlp_ratio: float = 4.0
     step_embedding: Literal["table", "sinusoidal"] = "table"
     layer_scale: float = 0.0
+    evidence: bool = True
     class_conditional: bool = True
     label_dropout: float = 0.1
     vlb_weight: float = 0.1
@@ -216,6 +218,7 @@ class Settings:
     def denoiser(self, shape: CodeShape, num_classes: int) -> DenoiserConfig:
         """The prior's network for codes of this shape and data of that many classes."""
         prior = self.prior
+        kind: Literal["flip", "value"] = "flip" if self.diffusion.target == "flip" else "value"
         return DenoiserConfig(
             *shape,
             steps=self.diffusion.build().steps,
@@ -226,6 +229,7 @@ class Settings:
             mlp_ratio=prior.mlp_ratio,
             step_embedding=prior.step_embedding,
             layer_scale=prior.layer_scale,
+            evidence=kind if prior.evidence else "none",
         )
 
 

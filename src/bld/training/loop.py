@@ -1,0 +1,255 @@
+"""One loop for every stage: resume, train, and once in a while log, look and save."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from tqdm import tqdm
+
+from bld.checkpoint import TrainingState, pack_optimizer, unpack_optimizer
+from bld.errors import UserError
+from bld.training.ema import WeightAverage
+from bld.training.learning_rate import StageClock, learning_rate
+from bld.training.run_folder import MetricsLog, RunFolder
+from bld.training.settings import TrainingSettings
+
+MOST_BAD_STEPS_IN_A_ROW = 20
+
+Say = Callable[[str], None]
+
+
+class DivergedError(UserError):
+    """Losses or gradients were not finite too many times in a row."""
+
+
+class Stage(ABC):
+    """What the loop needs of a stage; `model` is what is averaged, saved and used."""
+
+    name: str
+    model: nn.Module
+    training: TrainingSettings
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks with an optimizer of their own, by name."""
+
+    @abstractmethod
+    def batches(self, first_step: int) -> Iterator[Any]:
+        """This process's share of the batch of each step, from the given one on, without end."""
+
+    @abstractmethod
+    def train_step(self, batch: Any, step: int, progress: float, update: Update) -> dict[str, Tensor]:
+        """One step: losses, backward, `update(name, loss)` for each network.  Returns what to log."""
+
+    @abstractmethod
+    def measure(self, averaged: nn.Module) -> dict[str, float]:
+        """Figures on held-out images, to log."""
+
+    @abstractmethod
+    def preview(self, averaged: nn.Module, path: Path) -> None:
+        """Write a picture of the present state."""
+
+    @abstractmethod
+    def save(self, averaged: nn.Module) -> None:
+        """Write the finished model where it belongs."""
+
+
+@dataclass
+class Update:
+    """Backward, clip, step: called by a stage once for each of its networks."""
+
+    accelerator: Accelerator
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, Optimizer]
+    clip_norm: float
+    skipped: int = 0
+
+    def __call__(self, name: str, loss: Tensor) -> Tensor:
+        """Returns the gradient's norm before clipping; a step that is not finite is skipped and counted."""
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.clip_norm)
+        if math.isfinite(float(norm)):
+            optimizer.step()
+        else:
+            self.skipped += 1
+        return norm
+
+
+def autocast_dtype(setting: str, device: torch.device) -> str:
+    """Accelerate's name of the precision: "auto" is bf16 where the device computes it natively, else none."""
+    if setting != "auto":
+        return setting
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+    return "no"
+
+
+def make_accelerator(mixed_precision: str) -> Accelerator:
+    """Accelerate's view of the machine: device, processes, precision."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Accelerator(mixed_precision=autocast_dtype(mixed_precision, device))
+
+
+class StageRun:
+    """A stage on its way: model, average, optimizers, clock and log."""
+
+    def __init__(
+        self, stage: Stage, run: RunFolder, accelerator: Accelerator, budget_seconds: float | None, say: Say
+    ):
+        self.stage, self.run, self.accelerator, self.say = stage, run, accelerator, say
+        self.budgeted = budget_seconds is not None
+        settings = stage.training
+        self.networks = stage.networks()
+        self.average = WeightAverage(stage.model, settings.ema_decay)
+        self.optimizers: dict[str, Optimizer] = {
+            name: AdamW(
+                network.parameters(),
+                lr=settings.learning_rate,
+                betas=(settings.beta1, settings.beta2),
+                weight_decay=settings.weight_decay,
+                fused=True,
+            )
+            for name, network in self.networks.items()
+        }
+        self.store = run.checkpoints(stage.name)
+        self.step, spent = self._resume()
+        self.clock = StageClock(settings.steps, budget_seconds, spent)
+        self.update = Update(accelerator, self.networks, self.optimizers, settings.clip_norm)
+
+    # -- state --------------------------------------------------------------------------------------------
+
+    def _resume(self) -> tuple[int, float]:
+        state = self.store.latest(self.say)
+        if state is None:
+            self.run.forget_metrics_after(self.stage.name, -1)
+            return 0, 0.0
+        for name, network in self._saved_networks().items():
+            prefix = f"{name}/"
+            network.load_state_dict(
+                {key[len(prefix) :]: t for key, t in state.tensors.items() if key.startswith(prefix)}
+            )
+        for name, optimizer in self.optimizers.items():
+            unpack_optimizer(f"optimizer/{name}", optimizer, state.tensors)
+        self.run.forget_metrics_after(self.stage.name, state.step)
+        self.say(f"The {self.stage.name} goes on from step {state.step:,}.")
+        return state.step, float(state.numbers["seconds"])
+
+    def _saved_networks(self) -> dict[str, nn.Module]:
+        return {**self.networks, "average": self.average.model}
+
+    def checkpoint(self) -> None:
+        """Save everything the stage needs to go on."""
+        tensors = {
+            f"{name}/{key}": tensor
+            for name, network in self._saved_networks().items()
+            for key, tensor in network.state_dict().items()
+        }
+        for name, optimizer in self.optimizers.items():
+            tensors |= pack_optimizer(f"optimizer/{name}", optimizer)
+        self.store.save(TrainingState(self.step, tensors, {"seconds": self.clock.elapsed()}))
+
+    # -- the loop -----------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train to the end of the steps or of the budget, then save the averaged model."""
+        log = MetricsLog(self.run, self.stage.name, self.say)
+        try:
+            first_step, started = self.step, time.monotonic()
+            self._loop(log)
+            self._finish(log, self.step - first_step, time.monotonic() - started)
+        finally:
+            log.close()
+
+    def _loop(self, log: MetricsLog) -> None:
+        settings = self.stage.training
+        batches = self.stage.batches(self.step)
+        saved, bad_in_a_row = time.monotonic(), 0
+        previews = int(self.clock.progress(self.step) * settings.previews)
+        with _progress_bar(self.stage.name, self.clock.progress(self.step)) as bar:
+            while (progress := self.clock.progress(self.step)) < 1:
+                if time.monotonic() - saved > settings.checkpoint_seconds:
+                    self.checkpoint()
+                    saved = time.monotonic()
+                if int(progress * settings.previews) > previews:
+                    previews = int(progress * settings.previews)
+                    self._look(log)
+
+                # ---- one step ----
+                rate = learning_rate(self.step, progress, settings, self.budgeted)
+                for optimizer in self.optimizers.values():
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                skipped = self.update.skipped
+                values = self.stage.train_step(next(batches), self.step, progress, self.update)
+                self.step += 1
+                self.average.update(self.stage.model, self.step)
+                # ------------------
+
+                bad_in_a_row = bad_in_a_row + 1 if self.update.skipped > skipped else 0
+                if bad_in_a_row >= MOST_BAD_STEPS_IN_A_ROW:
+                    self._stop_diverged(bad_in_a_row)
+                if self.step % settings.log_every_steps == 0:
+                    numbers = {name: float(value) for name, value in values.items()}
+                    log.write(self.step, self.clock.elapsed(), {**numbers, "learning_rate": rate})
+                    bar.set_postfix_str(f"step {self.step:,}, loss {numbers['loss']:.4f}")
+                bar.update(100 * progress - bar.n)
+            bar.update(100 - bar.n)
+
+    def _look(self, log: MetricsLog) -> None:
+        figures = self.stage.measure(self.average.model)
+        log.write(self.step, self.clock.elapsed(), figures)
+        self.stage.preview(self.average.model, self.run.samples / f"{self.stage.name}-{self.step:07d}.png")
+        self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+
+    def _finish(self, log: MetricsLog, steps: int, seconds: float) -> None:
+        self._look(log)
+        self.checkpoint()
+        self.stage.save(self.average.model)
+        rate = steps * self.stage.training.batch_size / max(seconds, 1e-9)
+        earlier = self.run.progress().get(self.stage.name, {})
+        self.run.record(
+            self.stage.name,
+            steps=self.step,
+            seconds=round(self.clock.elapsed(), 1),
+            images_per_second=round(rate, 1) if steps else earlier.get("images_per_second"),
+            skipped_steps=self.update.skipped,
+            parameters=sum(p.numel() for p in self.stage.model.parameters()),
+            goal=goal(self.stage.training, self.clock.budget_seconds),
+        )
+
+    def _stop_diverged(self, times: int) -> None:
+        raise DivergedError(
+            f"The {self.stage.name}'s gradients were not finite {times} times in a row, up to step {self.step:,}: lower "
+            f"{self.stage.name}_training.learning_rate, or set mixed_precision=no; the last checkpoint is intact."
+        )
+
+
+def goal(training: TrainingSettings, budget_seconds: float | None) -> dict[str, float | None]:
+    """What a finished stage was asked for; asking for more later trains on."""
+    return {"steps": training.steps, "budget_seconds": budget_seconds}
+
+
+def _progress_bar(name: str, progress: float) -> tqdm:
+    return tqdm(
+        total=100,
+        initial=100 * progress,
+        desc=name,
+        mininterval=0.5,
+        dynamic_ncols=True,
+        disable=None,  # silent where the output is not a terminal
+        bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed} spent, {remaining} left, {postfix}",
+    )

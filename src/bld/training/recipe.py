@@ -1,0 +1,179 @@
+"""The stages in their order: images → tokenizer → code cache → prior; each is skipped once it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from bld.autoencoder import BinaryAutoencoder
+from bld.checkpoint import load_tokenizer
+from bld.code_cache import CodeCache
+from bld.codes import to_tokens
+from bld.errors import DataError, SettingError
+from bld.images import ImageSet
+from bld.training.encode import encode_images
+from bld.training.loop import Stage, StageRun, goal, make_accelerator
+from bld.training.prior_stage import HeldOutCodes, PriorStage
+from bld.training.run_folder import RunFolder
+from bld.training.settings import Settings
+from bld.training.tokenizer_stage import MOST_MEASURED, TokenizerStage
+
+TOKENIZER_SHARE = 0.4  # of a time budget
+RESERVED_SHARE = 0.06  # kept for samples and report
+MOST_RESERVED_SECONDS = 240.0
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Recipe:
+    """Trains what a run needs; the same call again goes on where the last one stopped."""
+
+    settings: Settings
+    run: RunFolder
+    say: Say
+    budget_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        self._started = time.monotonic()
+        self._seconds_in_stages = 0.0
+        self._images: tuple[ImageSet, ImageSet] | None = None
+        self.accelerator = make_accelerator(self.settings.mixed_precision)
+
+    # -- images -------------------------------------------------------------------------------------------
+
+    def images(self) -> tuple[ImageSet, ImageSet]:
+        """(train, held out), opened and verified once."""
+        if self._images is None:
+            data = self.settings.data
+            everything = ImageSet.open(
+                data.location,
+                self.settings.preprocessing(),
+                report_to=self.run.path,
+                memory_limit_bytes=int(data.memory_limit_gb * 2**30),
+                progress=True,
+            )
+            held_out = data.held_out if data.held_out < 1 else int(data.held_out)
+            train, rest = everything.split(held_out, self.settings.seed)
+            if everything.skipped:
+                self.say(
+                    f"{len(everything.skipped)} unreadable images are left out; "
+                    f"{self.run.path / 'skipped_images.txt'} names them."
+                )
+            self._refuse_too_few(train)
+            classes = f", {len(train.classes)} classes" if train.classes else ""
+            self.say(f"{len(train):,} images to train on, {len(rest):,} held out{classes}.")
+            self._images = train, rest
+        return self._images
+
+    def _refuse_too_few(self, train: ImageSet) -> None:
+        for name in ("tokenizer_training", "prior_training"):
+            batch = getattr(self.settings, name).batch_size
+            if len(train) < batch:
+                raise DataError(
+                    f"{train.location} leaves {len(train)} images to train on, fewer than a batch of {batch}: "
+                    f"add images, or set {name}.batch_size={max(1, len(train) // 2)}."
+                )
+
+    # -- stages -------------------------------------------------------------------------------------------
+
+    def train_tokenizer(self, budget_seconds: float | None = None) -> BinaryAutoencoder:
+        """Stage one; returns the averaged tokenizer from RUN/tokenizer."""
+        if not self._finished("tokenizer", budget_seconds):
+            train, held_out = self.images()
+            if self.settings.objective.perceptual == 0:
+                self.say("The perceptual term is switched off (objective.perceptual=0): no LPIPS in the objective.")
+            self._run(
+                TokenizerStage(self.settings, train, held_out, self.accelerator, self.run), budget_seconds
+            )
+        return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
+
+    def encode(self) -> CodeCache:
+        """Stage one and a half; returns the code cache of the training images."""
+        tokenizer = self._trained_tokenizer()
+        started = time.monotonic()
+        cache = encode_images(
+            self.run.codes,
+            tokenizer,
+            self.images()[0],
+            draws=self.settings.codes.draws,
+            seed=self.settings.seed,
+            accelerator=self.accelerator,
+            say=self.say,
+        )
+        seconds = time.monotonic() - started
+        if seconds > 1 or "encode" not in self.run.progress():
+            rate = len(cache) * cache.views / max(seconds, 1e-9)
+            self.run.record("encode", seconds=round(seconds, 1), images_per_second=round(rate, 1))
+        return cache
+
+    def train_prior(self, budget_seconds: float | None = None) -> None:
+        """Stage two; leaves a prior in RUN/prior."""
+        if self._finished("prior", budget_seconds):
+            return
+        tokenizer, cache = self._trained_tokenizer(), self.encode()
+        stage = PriorStage(
+            self.settings, cache, self._held_out_codes(tokenizer), tokenizer, self.accelerator, self.run
+        )
+        self._run(stage, budget_seconds)
+
+    def train(self) -> None:
+        """All of it, within the time budget if there is one."""
+        budget = self.budget_seconds
+        if budget is None:
+            self.train_tokenizer()
+            self.train_prior()
+            return
+        if budget <= 0:
+            raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
+        self.train_tokenizer(TOKENIZER_SHARE * budget)
+        self.encode()
+        reserved = min(RESERVED_SHARE * budget, MOST_RESERVED_SECONDS)
+        stages = self.run.progress()
+        spent = stages["tokenizer"]["seconds"] + stages["encode"]["seconds"]
+        # What came before the stages (verifying images, loading) counts too; a resumed run pays for it again.
+        overhead = max(0.0, time.monotonic() - self._started - self._seconds_in_stages)
+        self.train_prior(max(budget - spent - reserved - overhead, 0.2 * budget))
+
+    # -- pieces -------------------------------------------------------------------------------------------
+
+    def _run(self, stage: Stage, budget_seconds: float | None) -> None:
+        started = time.monotonic()
+        StageRun(stage, self.run, self.accelerator, budget_seconds, self.say).train()
+        self._seconds_in_stages += time.monotonic() - started
+
+    def _finished(self, name: str, budget_seconds: float | None) -> bool:
+        """Whether the stage has done what it is asked; with a budget, having finished under any budget counts."""
+        done = self.run.progress().get(name)
+        if done is None or "goal" not in done:
+            return False
+        training = getattr(self.settings, f"{name}_training")
+        if done["goal"]["budget_seconds"] is not None and budget_seconds is not None:
+            finished = budget_seconds <= 1.05 * done["goal"]["budget_seconds"]
+        else:
+            finished = done["goal"] == goal(training, budget_seconds)
+        if finished:
+            self.say(f"The {name} is trained already ({done['steps']:,} steps).")
+        return finished
+
+    def _trained_tokenizer(self) -> BinaryAutoencoder:
+        if not self.run.tokenizer.is_dir():
+            raise SettingError(
+                f"{self.run.path} holds no trained tokenizer yet: run bld train-tokenizer with the same --out first."
+            )
+        return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
+
+    @torch.no_grad()
+    def _held_out_codes(self, tokenizer: BinaryAutoencoder) -> HeldOutCodes:
+        held_out = self.images()[1]
+        count = min(MOST_MEASURED, len(held_out))
+        with self.accelerator.autocast():
+            codes = [
+                tokenizer.encode(held_out.centre(list(range(i, min(i + 64, count)))).to(self.accelerator.device))
+                for i in range(0, count, 64)
+            ]
+        labels = held_out.labels[:count] if held_out.labels is not None else None
+        return HeldOutCodes(to_tokens(torch.cat(codes)).cpu(), labels)

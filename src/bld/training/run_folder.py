@@ -1,0 +1,156 @@
+"""A run's folder: everything a run made lies here, under names that do not change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bld.checkpoint import CheckpointStore, read_json, write_json, written_aside
+from bld.errors import CheckpointError, SettingError
+from bld.training.settings import Settings, leaves, load_settings, settings_tree
+
+# A change of one of these makes another model: a run begun with one value cannot go on with another.
+SHAPE_SECTIONS = ("tokenizer.", "prior.", "diffusion.", "codes.", "data.crop", "data.background", "data.resample")
+FREE_PRIOR_KEYS = ("prior.label_dropout", "prior.vlb_weight")
+
+
+class RunFolder:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.tokenizer = self.path / "tokenizer"
+        self.prior = self.path / "prior"
+        self.diffusion = self.path / "diffusion"
+        self.index = self.path / "model_index.json"
+        self.codes = self.path / "codes"
+        self.samples = self.path / "samples"
+        self.tensorboard = self.path / "tensorboard"
+        self.metrics = self.path / "metrics.jsonl"
+        self.report = self.path / "report.html"
+        self._progress = self.path / "progress.json"
+
+    def checkpoints(self, stage: str) -> CheckpointStore:
+        """The checkpoints of a stage."""
+        return CheckpointStore(self.path / "checkpoints" / stage)
+
+    # -- settings -----------------------------------------------------------------------------------------
+
+    def has_settings(self) -> bool:
+        """Whether a run has begun here."""
+        return self.config.is_file()
+
+    def settings(self) -> Settings:
+        """The settings the run was made with."""
+        return load_settings(base=self._tree())
+
+    def _tree(self) -> dict[str, Any]:
+        if not self.config.is_file():
+            raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml. Name the --out of a run.")
+        try:
+            tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise CheckpointError(f"{self.config} is damaged and cannot be read as YAML.") from error
+        if not isinstance(tree, dict):
+            raise CheckpointError(f"{self.config} is damaged: it holds no settings.")
+        return tree
+
+    def adopt(self, preset: str | None, words: Sequence[str], data: str | None) -> Settings:
+        """Settle the settings of a run that begins or goes on, and write them down.
+
+        A run that goes on keeps its settings where neither preset nor words say otherwise; what shapes its models
+        cannot change any more (`SettingError`).
+        """
+        words = [*words] if data is None else [*words, f"data.location={json.dumps(data)}"]
+        if not self.has_settings():
+            settings = load_settings(preset=preset, words=words)
+            if not settings.data.location:
+                raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
+        else:
+            before = self.settings()
+            kept = [] if data else [f"data.location={json.dumps(before.data.location)}"]
+            settings = load_settings(preset, settings_tree(before), [*kept, *words] if preset else words)
+            self._refuse_other_shape(before, settings)
+        self.path.mkdir(parents=True, exist_ok=True)
+        with written_aside(self.config) as aside:
+            aside.write_text(yaml.safe_dump(settings_tree(settings), sort_keys=False), encoding="utf-8")
+        return settings
+
+    def _refuse_other_shape(self, before: Settings, after: Settings) -> None:
+        old = dict(leaves(settings_tree(before)))
+        for key, value in leaves(settings_tree(after)):
+            shapes = key.startswith(SHAPE_SECTIONS) and key not in FREE_PRIOR_KEYS
+            if shapes and value != old[key]:
+                raise SettingError(
+                    f"{self.path} holds a run with {key}={old[key]}, and this command says {value}: "
+                    f"choose another --out, or leave {key} as it was."
+                )
+
+    # -- progress -----------------------------------------------------------------------------------------
+
+    def progress(self) -> dict[str, Any]:
+        """What each stage has done: steps, seconds, rates, and whether it is finished."""
+        return read_json(self._progress) if self._progress.is_file() else {}
+
+    def record(self, stage: str, **entries: Any) -> None:
+        """Add entries to a stage's progress."""
+        progress = self.progress()
+        progress[stage] = {**progress.get(stage, {}), **entries}
+        write_json(self._progress, progress)
+
+    # -- metrics ------------------------------------------------------------------------------------------
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        if not self.metrics.is_file():
+            return []
+        lines = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                continue
+        return lines
+
+    def forget_metrics_after(self, stage: str, step: int) -> None:
+        """Drop a stage's lines past the step it resumes from: they will be written again."""
+        kept = [line for line in self.read_metrics() if line["stage"] != stage or line["step"] <= step]
+        if self.metrics.is_file():
+            with written_aside(self.metrics) as aside:
+                aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl, and to TensorBoard where it is installed."""
+
+    def __init__(self, run: RunFolder, stage: str, say: Callable[[str], None]):
+        self.stage = stage
+        run.path.mkdir(parents=True, exist_ok=True)
+        self._file = run.metrics.open("a", encoding="utf-8")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board: Any = SummaryWriter(str(run.tensorboard / stage))
+        except ImportError:
+            say("TensorBoard is not installed: metrics go to metrics.jsonl alone (extra: tensorboard).")
+            self._board = None
+
+    def write(self, step: int, seconds: float, values: dict[str, float]) -> None:
+        """One line: stage, step, seconds of training so far, and the values."""
+        entry = {"stage": self.stage, "step": step, "seconds": round(seconds, 2), **values}
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{self.stage}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()

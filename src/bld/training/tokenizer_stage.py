@@ -1,0 +1,131 @@
+"""Training of the tokenizer: eq. (1) and (2), with an optional discriminator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
+from bld.autoencoder.discriminator import discriminator_hinge
+from bld.checkpoint import save_model
+from bld.images import ImageSet, make_grid, save_png
+from bld.seeding import derive_seed, keyed_generators, uniform
+from bld.training.loop import Stage, Update
+from bld.training.order import KeyedOrder
+from bld.training.run_folder import RunFolder
+from bld.training.settings import Settings
+
+MOST_MEASURED = 512
+
+
+class TokenizerStage(Stage):
+    """Images in, a tokenizer in RUN/tokenizer out."""
+
+    name = "tokenizer"
+
+    def __init__(
+        self, settings: Settings, train: ImageSet, held_out: ImageSet, accelerator: Accelerator, run: RunFolder
+    ):
+        self.settings, self.training, self.run = settings, settings.tokenizer_training, run
+        self.train_images, self.held_out, self.accelerator = train, held_out, accelerator
+        torch.manual_seed(derive_seed(settings.seed, "tokenizer-weights"))
+        self.model: BinaryAutoencoder = BinaryAutoencoder(settings.tokenizer).to(accelerator.device)
+        config = settings.objective
+        self.discriminator = (
+            PatchDiscriminator(
+                config.discriminator_channels, config.discriminator_layers, settings.tokenizer.in_channels
+            ).to(accelerator.device)
+            if config.adversarial > 0
+            else None
+        )
+        self.objective = ReconstructionObjective(config).to(accelerator.device)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The tokenizer, and the discriminator if there is one."""
+        both: dict[str, nn.Module] = {"tokenizer": self.model}
+        return both if self.discriminator is None else {**both, "discriminator": self.discriminator}
+
+    def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
+        """(images (B, 3, H, W) in [-1, 1], their global positions)."""
+        order = KeyedOrder(len(self.train_images), self.training.batch_size, self.settings.seed, "tokenizer-order")
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+
+        def positions() -> Iterator[range]:
+            step = first_step
+            while True:
+                mine = order.positions(step, rank, processes)
+                yield range(int(mine[0]), int(mine[-1]) + 1)
+                step += 1
+
+        def wanted() -> Iterator[tuple[list[int], list[int]]]:
+            for row in positions():
+                seeds = [derive_seed(self.settings.seed, "tokenizer-view", p) for p in row]
+                yield order.indices(torch.arange(row.start, row.stop).numpy()).tolist(), seeds
+
+        loader = self.train_images.loader(wanted(), workers=self.settings.data.workers)
+        return zip(loader, positions(), strict=False)
+
+    def train_step(
+        self, batch: tuple[Tensor, range], step: int, progress: float, update: Update
+    ) -> dict[str, Tensor]:
+        """Reconstruct, compare, update; then the discriminator, once its time has come."""
+        images = batch[0].to(self.accelerator.device, non_blocking=True)
+        shape = (len(images), *self.model.code_shape)
+        noise = uniform(shape, keyed_generators(self.settings.seed, "tokenizer-bits", batch[1]), images.device)
+        scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
+        fake_logits = None
+        with self.accelerator.autocast():
+            out = self.model(images, noise)
+            if scale > 0 and self.discriminator is not None:
+                self.discriminator.requires_grad_(False)  # the tokenizer's step is not the discriminator's
+                fake_logits = self.discriminator(out.reconstruction)
+        loss = self.objective(
+            out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale
+        )
+        values = {"loss": loss.total.detach(), **loss.terms, "gradient_norm": update("tokenizer", loss.total)}
+        if scale > 0 and self.discriminator is not None:
+            self.discriminator.requires_grad_(True)
+            values["discriminator"] = self._train_discriminator(images, out.reconstruction.detach(), update)
+        return values
+
+    def _train_discriminator(self, real: Tensor, fake: Tensor, update: Update) -> Tensor:
+        assert self.discriminator is not None
+        with self.accelerator.autocast():
+            real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).chunk(2)
+        loss = discriminator_hinge(real_logits, fake_logits)
+        update("discriminator", loss)
+        return loss.detach()
+
+    @torch.no_grad()
+    def reconstruct(self, averaged: nn.Module, count: int) -> tuple[Tensor, Tensor]:
+        """(images, reconstructions of their thresholded codes) of the first held-out images."""
+        pairs = []
+        for start in range(0, min(count, len(self.held_out)), 64):
+            rows = range(start, min(start + 64, count, len(self.held_out)))
+            images = self.held_out.centre(list(rows)).to(self.accelerator.device)
+            with self.accelerator.autocast():
+                out = averaged(images)
+            pairs.append((images, out.reconstruction.clamp(-1, 1)))
+        images, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        return images, reconstructions
+
+    def measure(self, averaged: nn.Module) -> dict[str, float]:
+        """Mean PSNR of held-out reconstructions, in dB on pixels in [0, 1]."""
+        images, reconstructions = self.reconstruct(averaged, MOST_MEASURED)
+        mse = ((images - reconstructions) / 2).square().mean((1, 2, 3)).clamp(min=1e-10)
+        return {"held_out_psnr": float((-10 * mse.log10()).mean())}
+
+    def preview(self, averaged: nn.Module, path: Path) -> None:
+        """Originals over their reconstructions."""
+        images, reconstructions = self.reconstruct(averaged, 16)
+        rows = [part for i in range(0, len(images), 8) for part in (images[i : i + 8], reconstructions[i : i + 8])]
+        save_png(make_grid(torch.cat(rows), columns=8, scale=max(1, 64 // images.shape[-1])), path)
+
+    def save(self, averaged: nn.Module) -> None:
+        """Write the averaged tokenizer to RUN/tokenizer."""
+        assert isinstance(averaged, BinaryAutoencoder)
+        save_model(self.run.tokenizer, averaged)

@@ -195,7 +195,7 @@ class BinaryLatentDiffusionPipeline:
         known_bits: whether known bits are noised to each step's level ("noised") or clamped ("clean", the public code).
         resample: walks per step; more than one harmonises the border.  The rest is as in a plain call.
         """
-        picture = self._images(image)[:1]
+        picture = self.preprocess(image)[:1]
         hole = self._mask(mask, image)
         seen = fill_from_surroundings(picture, hole)
         bits = to_tokens(self.tokenizer.encode(seen.to(self.device)))
@@ -217,7 +217,7 @@ class BinaryLatentDiffusionPipeline:
     @torch.no_grad()
     def encode(self, images: ImageInput, *, batch_size: int = 64) -> Tensor:
         """PIL images, or a tensor (B, 3, S, S) in [-1, 1] → codes (B, h, w, c), uint8 on the CPU."""
-        batches = self._images(images).split(batch_size)
+        batches = self.preprocess(images).split(batch_size)
         return torch.cat([self.tokenizer.encode(batch.to(self.device)).cpu() for batch in batches])
 
     @torch.no_grad()
@@ -297,7 +297,7 @@ class BinaryLatentDiffusionPipeline:
             raise SettingError(f"Class {label} lies outside 0 … {count - 1}.")
         return int(label)
 
-    def _images(self, images: ImageInput) -> Tensor:
+    def preprocess(self, images: ImageInput) -> Tensor:
         """(B, 3, S, S) in [-1, 1]; PIL images are turned upright, composited, resized and centre-cropped."""
         if isinstance(images, Tensor):
             return images if images.ndim == 4 else images.unsqueeze(0)

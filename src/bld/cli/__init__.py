@@ -1,0 +1,84 @@
+"""The command line: one verb per file; the only place that parses arguments and prints.
+
+Each verb module has HELP, `add_arguments(parser)` and `run(args)`, and loads torch only when it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from bld._version import __version__
+from bld.errors import UserError, did_you_mean
+
+VERBS = {
+    "train": "bld.cli.train",
+    "train-tokenizer": "bld.cli.train_tokenizer",
+    "encode": "bld.cli.encode",
+    "train-prior": "bld.cli.train_prior",
+    "sample": "bld.cli.sample",
+    "inpaint": "bld.cli.inpaint",
+    "reconstruct": "bld.cli.reconstruct",
+    "report": "bld.cli.report",
+    "info": "bld.cli.info",
+    "demo": "bld.cli.demo",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose refusals are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message[0].upper()}{message[1:].rstrip('.')}. See {self.prog} --help.\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    if verb is not None and verb not in VERBS:
+        print(f"bld: There is no verb '{verb}'.{did_you_mean(verb, VERBS)} See bld --help.", file=sys.stderr)
+        return 2
+    parser = _parser(only=verb)
+    args, rest = parser.parse_known_args(argv)
+    settings = [word for word in rest if "=" in word and not word.startswith("-")]
+    if rest and (len(settings) < len(rest) or not hasattr(args, "settings")):
+        parser.error(f"'{next((w for w in rest if w not in settings), rest[0])}' is not an option of this verb")
+    if settings:  # argparse takes key=value words only in one place; ours may stand anywhere
+        args.settings = [*args.settings, *settings]
+    try:
+        args.run(args)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"bld: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        print("bld: Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser(only: str | None) -> argparse.ArgumentParser:
+    """The parser; with a verb named, the other verbs are left out, as they will not be asked."""
+    parser = _Parser(
+        prog="bld",
+        description="Binary Latent Diffusion: train on a folder of images, generate, inpaint, reconstruct.",
+        epilog="Start with: bld demo, or bld train --data FOLDER --out RUN --budget 30m",
+    )
+    parser.add_argument("--version", action="version", version=f"bld {__version__}")
+    verbs: Any = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
+    for name, module_name in VERBS.items():
+        if only not in (None, name):
+            continue
+        module = importlib.import_module(module_name)
+        verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__)
+        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
+    return parser

@@ -1,0 +1,162 @@
+"""What several verbs share: their options, and how they load a pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bld.errors import SettingError
+
+if TYPE_CHECKING:
+    from bld.pipeline import BinaryLatentDiffusionPipeline
+    from bld.training.recipe import Recipe
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def say(message: str) -> None:
+    """Print one line at once, past any progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(message, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def duration(text: str) -> float:
+    """Seconds from "90", "45s", "30m", "2h" or "1h30m"."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise SettingError(f"'{text}' is not a time: write 90s, 30m, 2h or 1h30m.")
+    seconds = sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
+    if not 0 < seconds < math.inf:
+        raise SettingError(f"A time budget is above 0, not '{text}'.")
+    return seconds
+
+
+# -- training ---------------------------------------------------------------------------------------------
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, budget: bool = True) -> None:
+    """--data, --out, --preset, --budget and key=value words."""
+    parser.add_argument(
+        "--data", metavar="WHERE", help="folder, .zip or .tar of images, or the word digits; a run remembers it"
+    )
+    parser.add_argument("--out", metavar="RUN", required=True, type=Path, help="folder of the run; the same one goes on")
+    parser.add_argument("--preset", metavar="NAME", help="settings to start from: a preset's name or a YAML file")
+    if budget:
+        parser.add_argument("--budget", metavar="TIME", help="stop after this time, for example 30m or 2h")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example prior.dim=256")
+
+
+def recipe_from(args: argparse.Namespace) -> Recipe:
+    """The recipe these arguments ask for; an untold preset is chosen by the size of the images."""
+    budget = duration(args.budget) if getattr(args, "budget", None) else None
+    from bld.training.recipe import Recipe
+    from bld.training.run_folder import RunFolder
+
+    run = RunFolder(args.out)
+    preset = args.preset
+    if preset is None and not run.has_settings():
+        preset = _preset_for(args.data)
+        say(f"No preset was named: {preset} suits these images.")
+    settings = run.adopt(preset, args.settings, _absolute(args.data))
+    return Recipe(settings, run, say, budget)
+
+
+def _absolute(data: str | None) -> str | None:
+    """A path that still holds when the command is repeated from elsewhere."""
+    if data is None or data == "digits" or not Path(data).exists():
+        return data
+    return str(Path(data).resolve())
+
+
+def _preset_for(data: str | None) -> str:
+    """The shipped preset nearest to what the images are."""
+    if data is None:
+        raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
+    if data == "digits":
+        return "digits"
+    from bld.images import open_images
+
+    source = open_images(data)
+    sides = sorted(min(source.read(i).size) for i in range(0, len(source), max(1, len(source) // 16)))
+    side = sides[len(sides) // 2]
+    return "digits" if side < 24 else "cifar10" if side < 56 else "emoji64"
+
+
+# -- sampling ---------------------------------------------------------------------------------------------
+
+
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Everything that decides how images are sampled."""
+    parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (default 0)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
+    parser.add_argument("--temperature", type=float, help="τ: lower is safer and less diverse (default: the run's)")
+    parser.add_argument("--guidance-scale", type=float, help="1 + ω: how strongly the class is followed; 1 is off")
+    parser.add_argument("--classes", metavar="A,B,…", help="names or numbers, taken in turn; 'all' for every class")
+    parser.add_argument("--batch-size", type=int, default=64, help="images made at a time (default 64)")
+    add_device_arguments(parser)
+
+
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    """--device and --precision."""
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision", choices=["auto", "float32", "bf16"], default="auto", help="auto: bf16 where it is native"
+    )
+
+
+def load_pipeline(args: argparse.Namespace) -> BinaryLatentDiffusionPipeline:
+    """The run's pipeline on the asked device."""
+    import torch
+
+    from bld.pipeline import BinaryLatentDiffusionPipeline
+
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError(f"The device '{name}' cannot be used here: try --device cpu.") from error
+    return BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device)
+
+
+@contextlib.contextmanager
+def precision(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline) -> Iterator[None]:
+    """Autocast as --precision says."""
+    import torch
+
+    from bld.training.loop import autocast_dtype
+
+    device = pipe.device
+    choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
+    with torch.autocast(device.type, torch.bfloat16, enabled=choice == "bf16"):
+        yield
+
+
+def labels_from(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, count: int) -> list[Any] | None:
+    """One class per image, the asked ones in turn; None leaves the class open."""
+    if args.classes is None:
+        return None
+    names: Sequence[Any] = args.classes.split(",")
+    if args.classes == "all" and "all" not in pipe.classes:
+        names = list(range(pipe.prior.config.num_classes))
+        if not names:
+            raise SettingError("--classes was given, but this prior has no classes.")
+    return [names[i % len(names)] for i in range(count)]
+
+
+def refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Write the settings beside the images, or make sure that those already there were made with the same."""
+    from bld.checkpoint import read_json, write_json
+
+    note = out / "settings.json"
+    if note.is_file() and read_json(note) != settings:
+        raise SettingError(f"{out} holds images made with other settings ({note}): choose another --out.")
+    write_json(note, settings)

@@ -1,0 +1,25 @@
+"""Encode the run's images to the code cache; a cache that still fits is kept, a stale one is made again."""
+
+from __future__ import annotations
+
+import argparse
+
+from bld.cli.common import add_training_arguments, recipe_from, say
+
+HELP = "images → the cache of packed bits that the prior is trained on"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data, --out, --preset, key=value."""
+    add_training_arguments(parser, budget=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Encode."""
+    recipe = recipe_from(args)
+    cache = recipe.encode()
+    rows = len(cache) * cache.views
+    say(
+        f"{len(cache):,} images, {cache.views} views each, as codes of {cache.shape}: {rows:,} × "
+        f"{cache.shape.packed_bytes:,} bytes in {recipe.run.codes}; next: bld train-prior --out {recipe.run.path}"
+    )

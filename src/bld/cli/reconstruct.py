@@ -1,0 +1,57 @@
+"""Encode images to bits and decode them again: how much the tokenizer keeps."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bld.cli.common import add_device_arguments, precision, say
+
+HELP = "encode and decode images, and measure what is lost"
+SHOWN = 32
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the images, how many, where to."""
+    parser.add_argument("run_folder", metavar="RUN", help="a run with a trained tokenizer")
+    parser.add_argument("--data", required=True, metavar="WHERE", help="folder, .zip or .tar of images, or digits")
+    parser.add_argument("--num", type=int, help="only the first so many images")
+    parser.add_argument("--out", type=Path, help="folder for pairs.png (originals over reconstructions) and psnr.json")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure PSNR over all images and show some pairs."""
+    import dataclasses
+
+    import torch
+
+    from bld.checkpoint import load_tokenizer, write_json
+    from bld.evaluation.reconstruction import score_reconstructions
+    from bld.images import ImageSet, Preprocessing, make_grid, save_png
+    from bld.training.run_folder import RunFolder
+
+    folder = Path(args.run_folder)
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run_folder = RunFolder(folder)
+    preprocessing = (
+        run_folder.settings().preprocessing()
+        if run_folder.has_settings()
+        else Preprocessing(tokenizer.config.image_size)
+    )
+    images = ImageSet.open(args.data, preprocessing, progress=True)
+    with precision(args, tokenizer):
+        score = score_reconstructions(tokenizer, images, limit=args.num)
+        shown = images.centre(list(range(min(SHOWN, len(images))))).to(tokenizer.device)
+        pairs = tokenizer.decode(tokenizer.encode(shown)).detach().clamp(-1, 1)
+    say(
+        f"{score.images:,} images as codes of {tokenizer.code_shape} ({tokenizer.code_shape.packed_bytes:,} bytes): "
+        f"PSNR {score.psnr_mean:.2f} ± {score.psnr_std:.2f} dB."
+    )
+    if args.out is not None:
+        rows = [part for i in range(0, len(shown), 8) for part in (shown[i : i + 8], pairs[i : i + 8])]
+        grid = make_grid(torch.cat(rows).cpu(), columns=8, scale=max(1, 64 // shown.shape[-1]))
+        save_png(grid, args.out / "pairs.png")
+        write_json(args.out / "psnr.json", {"data": args.data, **dataclasses.asdict(score)})
+        say(f"Originals over reconstructions: {args.out / 'pairs.png'}")

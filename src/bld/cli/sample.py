@@ -1,0 +1,93 @@
+"""Generate images from a trained run, one PNG each and a grid; images already there are not made again."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bld.cli.common import (
+    add_sampling_arguments,
+    labels_from,
+    load_pipeline,
+    precision,
+    refuse_other_settings,
+    say,
+)
+from bld.errors import SettingError
+
+HELP = "generate images"
+MOST_IN_GRID = 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, how many, where to, and the sampling options."""
+    parser.add_argument("run_folder", metavar="RUN", help="a run, a saved pipeline, or a hub name")
+    parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
+    parser.add_argument("--out", type=Path, help="folder for the images (default RUN/samples/seed-SEED)")
+    add_sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sample in batches, skipping what is there."""
+    if args.num < 1 or args.batch_size < 1:
+        raise SettingError(f"--num and --batch-size are at least 1, not {args.num} and {args.batch_size}.")
+    pipe = load_pipeline(args)
+    out = args.out or Path(args.run_folder) / "samples" / f"seed-{args.seed}"
+    labels = labels_from(args, pipe, args.num)
+    refuse_other_settings(out, sampling_settings(args, pipe))
+    paths = [out / f"{i:06d}.png" for i in range(args.num)]
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    with precision(args, pipe):
+        _generate(pipe, args, labels, missing, paths)
+    _write_grid(paths, out)
+    say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
+
+
+def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+    """Everything that decides what image i looks like."""
+    defaults = pipe.index.sampling
+    return {
+        "run": str(args.run_folder),
+        "seed": args.seed,
+        "steps": args.steps or defaults.num_inference_steps or pipe.diffusion.steps,
+        "temperature": defaults.temperature if args.temperature is None else args.temperature,
+        "guidance_scale": defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        "classes": args.classes,
+        "precision": args.precision,
+    }
+
+
+def _generate(pipe: Any, args: argparse.Namespace, labels: Any, missing: list[int], paths: list[Path]) -> None:
+    from tqdm import tqdm
+
+    from bld.images import save_png
+    from bld.seeding import keyed_generators
+
+    with tqdm(total=len(missing), desc="sample", unit="image", disable=None) as bar:
+        for start in range(0, len(missing), args.batch_size):
+            rows = missing[start : start + args.batch_size]
+            images = pipe(
+                num_images=len(rows),
+                class_labels=None if labels is None else [labels[i] for i in rows],
+                num_inference_steps=args.steps,
+                temperature=args.temperature,
+                guidance_scale=args.guidance_scale,
+                generator=keyed_generators(args.seed, "sample", rows),
+                batch_size=args.batch_size,
+            ).images
+            for row, image in zip(rows, images, strict=True):
+                save_png(image, paths[row])
+            bar.update(len(rows))
+
+
+def _write_grid(paths: list[Path], out: Path) -> None:
+    import torch
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    from bld.images import make_grid, save_png, to_unit
+
+    images = torch.stack([pil_to_tensor(Image.open(path).convert("RGB")) for path in paths[:MOST_IN_GRID]])
+    columns = max(1, round(len(images) ** 0.5))
+    save_png(make_grid(to_unit(images), columns=columns, scale=max(1, 64 // images.shape[-1])), out / "grid.png")

@@ -1,0 +1,24 @@
+"""Train everything on a folder of images: tokenizer, codes, prior, samples and report. The same command goes on."""
+
+from __future__ import annotations
+
+import argparse
+
+from bld.cli.common import add_training_arguments, recipe_from, say
+
+HELP = "images → tokenizer → codes → prior → samples → report, in one command"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data, --out, --preset, --budget, key=value."""
+    add_training_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, then write the report."""
+    recipe = recipe_from(args)
+    recipe.train()
+    from bld.evaluation.report import write_report
+
+    path = write_report(recipe.run, seed=recipe.settings.seed, say=say)
+    say(f"Open {path} to see the result; bld sample {recipe.run.path} makes more images.")

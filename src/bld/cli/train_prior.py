@@ -1,0 +1,21 @@
+"""Train the prior alone: the distribution of the codes."""
+
+from __future__ import annotations
+
+import argparse
+
+from bld.cli.common import add_training_arguments, recipe_from, say
+
+HELP = "stage two alone: the Bernoulli diffusion over codes"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data, --out, --preset, --budget, key=value."""
+    add_training_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Encode if need be, then train stage two."""
+    recipe = recipe_from(args)
+    recipe.train_prior(recipe.budget_seconds)
+    say(f"The prior is in {recipe.run.prior}; next: bld sample {recipe.run.path}, bld report {recipe.run.path}")

@@ -1,0 +1,21 @@
+"""Train the tokenizer alone: images ⇄ bits."""
+
+from __future__ import annotations
+
+import argparse
+
+from bld.cli.common import add_training_arguments, recipe_from, say
+
+HELP = "stage one alone: images ⇄ bits"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data, --out, --preset, --budget, key=value."""
+    add_training_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train stage one."""
+    recipe = recipe_from(args)
+    recipe.train_tokenizer(recipe.budget_seconds)
+    say(f"The tokenizer is in {recipe.run.tokenizer}; next: bld encode --out {recipe.run.path}")

@@ -1,0 +1,68 @@
+"""The training images nearest to samples, so that a prior which copies its data gives itself away.
+
+Distance is Euclidean, pixel by pixel: it finds copies, but two pictures of one motif, shifted by a few pixels, are far
+apart. A perceptual extractor comes with the metrics.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bld.errors import SettingError
+from bld.images import ImageSet
+
+SPARE = 8  # candidates beyond k, so that rounding in the fast search cannot cost a neighbour its place
+
+
+class Neighbours(NamedTuple):
+    """Nearest first.  indices: int64 (n, k), into the image set.  distances: float32 (n, k), see `nearest`."""
+
+    indices: Tensor
+    distances: Tensor
+
+
+@torch.no_grad()
+def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) -> Neighbours:
+    """The k images of the set (centre views) nearest to each sample.
+
+    samples: (n, 3, S, S) in [-1, 1].  The distance is the root of the mean squared difference of pixels in [0, 1],
+    that is L2 over √(3·S²): 0 for a copy, 1 for black against white, whatever the size.  batch: images held in
+    memory at a time.  Raises SettingError for k outside 1 … len(image_set), or another size of images.
+    """
+    if not 1 <= k <= len(image_set):
+        raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
+    size = image_set.preprocessing.image_size
+    if tuple(samples.shape[1:]) != (3, size, size):
+        raise SettingError(f"Samples have the shape (n, 3, {size}, {size}) of the images, not {tuple(samples.shape)}.")
+    queries = _pixels(samples.cpu())
+    candidates = _candidates(queries, image_set, min(k + SPARE, len(image_set)), batch)
+    indices, distances = [], []
+    for query, own in zip(queries, candidates, strict=True):
+        exact = (query - _pixels(image_set.centre(own))).square().mean(1).sqrt()
+        order = exact.argsort(stable=True)[:k]
+        indices.append(own[order])
+        distances.append(exact[order])
+    return Neighbours(torch.stack(indices), torch.stack(distances))
+
+
+def _candidates(queries: Tensor, image_set: ImageSet, keep: int, batch: int) -> Tensor:
+    """(n, keep) indices of the smallest |a|² + |b|² - 2ab: one matrix product a batch, exact but for rounding."""
+    best = torch.empty((len(queries), 0))
+    indices = torch.empty((len(queries), 0), dtype=torch.long)
+    for start in range(0, len(image_set), batch):
+        rows = torch.arange(start, min(start + batch, len(image_set)))
+        images = _pixels(image_set.centre(rows))
+        squared = images.square().sum(1) - 2 * queries @ images.T  # |a|² is the same for all
+        best = torch.cat([best, squared], 1)
+        indices = torch.cat([indices, rows.expand(len(queries), -1)], 1)
+        best, order = best.topk(min(keep, best.shape[1]), largest=False)
+        indices = indices.gather(1, order)
+    return indices.sort(1).values  # equal distances are then listed in the order of the set
+
+
+def _pixels(images: Tensor) -> Tensor:
+    """(B, 3, S, S) in [-1, 1] → (B, 3·S²) in [0, 1], float32."""
+    return images.float().add(1).div(2).flatten(1)

@@ -44,11 +44,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     A full disk becomes a `CheckpointError` that says what survived.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
-    aside = Path(name)
+    aside: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(descriptor)
+        aside = Path(name)
         yield aside
         with aside.open("rb") as file:
             os.fsync(file.fileno())
@@ -62,7 +63,8 @@ def written_aside(path: Path) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        aside.unlink(missing_ok=True)
+        if aside is not None:
+            aside.unlink(missing_ok=True)
 
 
 def _disk_is_full(error: Exception) -> bool:
@@ -133,6 +135,8 @@ def load_diffusion(folder: Path) -> BernoulliDiffusion:
         return BernoulliDiffusion(schedule, fields["target"], fields["posterior"])
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG} lacks the entry {error}: restore it from a copy.") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not a diffusion ({error}): restore it from a copy.") from error
 
 
 @dataclass(frozen=True)
@@ -225,7 +229,12 @@ def _with_weights(folder: Path, build: Callable[[], Model]) -> Model:
             raise CheckpointError(
                 f"{folder / WEIGHTS} does not fit its config: '{name}' should be {tuple(shape)}, found {found}."
             )
-    model.load_state_dict(tensors, strict=False, assign=True)
+    for name in tensors:
+        if name not in wanted:
+            raise CheckpointError(
+                f"{folder / WEIGHTS} does not fit its config: '{name}' has no place in the model {CONFIG} describes."
+            )
+    model.load_state_dict(tensors, assign=True)
     return model
 
 
@@ -267,7 +276,8 @@ class CheckpointStore:
             weights = aside / "state.safetensors"
             with written_aside(weights) as path:
                 save_file({name: t.detach().cpu().contiguous() for name, t in state.tensors.items()}, path)
-            numbers = {"step": state.step, "sha256": file_sha256(weights), "numbers": state.numbers}
+            checksum = _checksum(weights, state.step, state.numbers)
+            numbers = {"step": state.step, "sha256": checksum, "numbers": state.numbers}
             write_json(aside / "state.json", numbers)
             shutil.rmtree(target, ignore_errors=True)
             aside.replace(target)
@@ -293,13 +303,23 @@ class CheckpointStore:
     def _load(self, folder: Path) -> TrainingState:
         state = read_json(folder / "state.json")
         weights = folder / "state.safetensors"
-        if not weights.is_file() or file_sha256(weights) != state.get("sha256"):
+        try:
+            step, numbers, expected = state["step"], state["numbers"], state["sha256"]
+            whole = _checksum(weights, step, numbers) == expected
+        except (KeyError, TypeError, OSError):
+            whole = False
+        if not whole:
             raise CheckpointError(f"The checkpoint {folder.name} in {self.folder} is damaged (its checksum is wrong).")
-        return TrainingState(state["step"], read_tensors(weights), state["numbers"])
+        return TrainingState(step, read_tensors(weights), numbers)
 
     def clear(self) -> None:
         """Remove all checkpoints: the stage is finished and its models are saved."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _checksum(weights: Path, step: int, numbers: dict[str, Any]) -> str:
+    """SHA-256 over everything a checkpoint holds."""
+    return hashlib.sha256((json.dumps([step, numbers]) + file_sha256(weights)).encode()).hexdigest()
 
 
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

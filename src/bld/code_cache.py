@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +65,9 @@ class CodeCache:
             self.key = CacheKey(**fields)
             self.classes: list[str] = list(header["classes"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{folder / HEADER} is not a code cache header ({error}): delete {folder}.") from error
+            raise CheckpointError(
+                f"{folder / HEADER} is not a code cache header ({error}): delete {folder}."
+            ) from error
         self.folder = folder
         self.shape = CodeShape(*self.key.shape)
         rows, width = self.key.images * self.key.views, self.shape.packed_bytes
@@ -74,8 +75,7 @@ class CodeCache:
         if size != rows * width:
             raise CheckpointError(f"{folder / CODES} has {size} bytes, not {rows * width}: delete {folder}.")
         self._rows = np.memmap(folder / CODES, dtype=np.uint8, mode="r", shape=(rows, width))
-        path = folder / LABELS
-        self.labels = torch.from_numpy(np.load(path, allow_pickle=False)) if path.is_file() else None
+        self.labels = _read_labels(folder / LABELS, self.key.images)
 
     def __len__(self) -> int:
         return self.key.images
@@ -121,7 +121,7 @@ def write_cache(
     (folder / HEADER).unlink(missing_ok=True)
     part, note = folder / f"{CODES}.part", folder / "part.json"
     row_bytes = CodeShape(*key.shape).packed_bytes * key.views
-    if not (note.is_file() and part.is_file() and _same(read_json(note), key)):
+    if not (part.is_file() and _noted(note, key)):
         part.unlink(missing_ok=True)
         write_json(note, asdict(key))
     done = part.stat().st_size // row_bytes if part.is_file() else 0
@@ -143,5 +143,22 @@ def write_cache(
     return CodeCache(folder)
 
 
-def _same(note: Any, key: CacheKey) -> bool:
-    return isinstance(note, dict) and {**note, "shape": tuple(note.get("shape", ()))} == asdict(key)
+def _noted(note: Path, key: CacheKey) -> bool:
+    """Whether the note beside an interrupted cache names this key; a note that cannot be read does not."""
+    try:
+        fields = read_json(note)
+        return {**fields, "shape": tuple(fields["shape"])} == asdict(key)
+    except (CheckpointError, KeyError, TypeError):
+        return False
+
+
+def _read_labels(path: Path, images: int) -> Tensor | None:
+    if not path.is_file():
+        return None
+    try:
+        labels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): delete {path.parent}.") from error
+    if labels.shape != (images,):
+        raise CheckpointError(f"{path} has labels of shape {labels.shape}, not ({images},): delete {path.parent}.")
+    return torch.from_numpy(labels)

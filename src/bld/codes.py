@@ -65,7 +65,7 @@ def to_grid(tokens: Tensor, shape: CodeShape) -> Tensor:
 def pack(codes: Tensor | np.ndarray) -> np.ndarray:
     """Bits (B, …) of any layout, values 0 or 1 → packed bytes (B, ⌈bits/8⌉), uint8."""
     array = codes.numpy(force=True) if isinstance(codes, Tensor) else codes
-    if array.size and (array.max() > 1 or array.min() < 0):
+    if ((array != 0) & (array != 1)).any():
         raise DataError(f"Bits are 0 or 1; this code holds values from {array.min()} to {array.max()}.")
     flat = array.reshape(len(array), math.prod(array.shape[1:])).astype(np.uint8, copy=False)
     return np.packbits(flat, axis=1, bitorder="little")
@@ -74,9 +74,7 @@ def pack(codes: Tensor | np.ndarray) -> np.ndarray:
 def unpack(packed: np.ndarray, shape: CodeShape) -> Tensor:
     """Packed bytes (B, ⌈bits/8⌉), uint8 → tokens (B, N, c), uint8."""
     if packed.ndim != 2 or packed.shape[1] != shape.packed_bytes:
-        raise DataError(
-            f"Packed codes of {shape} are {shape.packed_bytes} bytes each, not the shape {packed.shape}."
-        )
+        raise DataError(f"Packed codes of {shape} are {shape.packed_bytes} bytes each, not the shape {packed.shape}.")
     bits = np.unpackbits(packed, axis=1, count=shape.bits, bitorder="little")
     return torch.from_numpy(bits).view(len(packed), shape.positions, shape.c)
 

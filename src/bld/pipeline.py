@@ -312,7 +312,9 @@ class BinaryLatentDiffusionPipeline:
         if not isinstance(mask, Image.Image):
             array = np.asarray(mask)
             array = array.squeeze() if array.ndim > 2 else array
-            mask = Image.fromarray(np.where(array > (127 if array.max(initial=0) > 1 else 0.5), 255, 0).astype(np.uint8))
+            mask = Image.fromarray(
+                np.where(array > (127 if array.max(initial=0) > 1 else 0.5), 255, 0).astype(np.uint8)
+            )
         first = image if isinstance(image, Image.Image) else None
         if first is not None and mask.size != to_rgb(first, self.index.background).size:
             raise SettingError(f"The mask is {mask.size} pixels and the image {first.size}: they must be equal.")

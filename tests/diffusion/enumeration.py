@@ -1,9 +1,11 @@
-"""The truth, by brute force and in float64: nothing here uses the formulas under test, only the kernels of eq. (4).
+"""The truth, by brute force and in float64: from the kernels of eq. (4), not the formulas under test.
 
-Codes have 6 bits, laid out as N = 3 positions of c = 2; state j of the 64 has bit i of the flattened code = bit i of j.
+Codes have 6 bits, laid out as N = 3 positions of c = 2; bit i of the flattened code of state j is bit i of j.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ DIFFERS = STATES.unsqueeze(1) != STATES.unsqueeze(0)  # (64, 64, 6)
 
 def strongly_dependent() -> Tensor:
     """A fixed distribution over the 64 states that is far from any product of bits."""
-    return torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul(2.5).softmax(0)
+    return torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64).mul(2).softmax(0)
 
 
 def kernel(schedule: NoiseSchedule, s: int, t: int) -> Tensor:
@@ -39,6 +41,12 @@ def posterior(schedule: NoiseSchedule, s: int, t: int) -> Tensor:
     return joint / joint.sum(-1, keepdim=True)
 
 
+def bayes(schedule: NoiseSchedule, t: int, s: int, p0: Tensor) -> Tensor:
+    """P(z_s = 1 | z_t) of eq. (8), p0 (2,) = P(z_0 = 1 | z_t) for both values of z_t."""
+    q = posterior(schedule, s, t)[:, :, 1]  # [z_0, z_t]
+    return q[0] * (1 - p0) + q[1] * p0
+
+
 def noised(schedule: NoiseSchedule, t: int) -> Tensor:
     """q(z_t | z_0) of whole codes, (64, 64), indexed [z_0, z_t]."""
     one = kernel(schedule, 0, t)
@@ -46,7 +54,7 @@ def noised(schedule: NoiseSchedule, t: int) -> Tensor:
 
 
 def flip_posterior(truth: Tensor, schedule: NoiseSchedule, t: int) -> Tensor:
-    """P(z_0 ≠ z_t | z_t) of every bit at every state z_t, (64, 3, 2), when z_0 ~ truth: the perfect predictor."""
+    """The perfect predictor: P(z_0 ≠ z_t | z_t) of every bit at every state z_t, (64, 3, 2)."""
     joint = truth.unsqueeze(1) * noised(schedule, t)  # [z_0, z_t]
     return torch.einsum("ab,abi->bi", joint / joint.sum(0), DIFFERS.double()).view(-1, *SHAPE)
 
@@ -66,7 +74,10 @@ class Oracle:
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Tensor:
         logits = torch.stack(
-            [self.flips[step - 1][i].logit() for i, step in zip(index_of(z_t).tolist(), t.tolist(), strict=True)]
+            [
+                self.flips[step - 1][i].logit()
+                for i, step in zip(index_of(z_t).tolist(), t.tolist(), strict=True)
+            ]
         )
         return logits if self.diffusion.target == "flip" else logits * (1 - 2 * z_t.double())
 
@@ -87,7 +98,7 @@ def sampled_distribution(truth: Tensor, diffusion: BernoulliDiffusion, steps: in
     oracle = Oracle(truth, diffusion)
     visited = diffusion.schedule.timesteps(steps)
     state = torch.full((64,), 1 / 64, dtype=torch.float64)
-    for t, s in zip(visited[:-1], visited[1:], strict=True):
+    for t, s in itertools.pairwise(visited):
         logits = oracle.at(t)
         probs = diffusion.reverse_probs(logits, CODES, t, s) if s else diffusion.clean_probs(logits, CODES, t)
         state = state @ rows(probs)
@@ -119,3 +130,8 @@ def steps_of(draw: st.DrawFn, schedule: NoiseSchedule) -> tuple[int, int]:
     """A pair (t, s) with 0 ≤ s < t ≤ T."""
     t = draw(st.integers(1, schedule.steps))
     return t, draw(st.integers(0, t - 1))
+
+
+def probabilities() -> st.SearchStrategy[Tensor]:
+    each = st.floats(1e-6, 1 - 1e-6)
+    return st.tuples(each, each).map(lambda pair: torch.tensor(pair, dtype=torch.float64))

@@ -14,9 +14,9 @@ from bld.autoencoder.layers import (
     Downsample,
     OutConv,
     Upsample,
-    preferred_layout,
     group_norm,
     middle,
+    preferred_layout,
     stage,
 )
 from bld.codes import CodeShape
@@ -68,6 +68,10 @@ class AutoencoderConfig:
         for name, value in sizes.items():
             if value < 1:
                 raise SettingError(f"tokenizer.{name} is {value}, but must be at least 1.")
+        if self.decoder_res_blocks < 0:
+            raise SettingError(
+                f"tokenizer.decoder_res_blocks is {self.decoder_res_blocks}, but must be at least 0 (as the encoder)."
+            )
         if self.image_size % self.factor:
             near = max(1, round(self.image_size / self.factor)) * self.factor
             raise SettingError(
@@ -193,9 +197,7 @@ class BinaryAutoencoder(nn.Module):
         return self.encoder(images.to(self.decoder.last_layer.dtype)).float().sigmoid().permute(0, 2, 3, 1)
 
     @torch.no_grad()
-    def encode(
-        self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
-    ) -> Tensor:
+    def encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
         """Codes (B, h, w, c), uint8: thresholded at ½, or drawn from the probabilities if a generator is given.
 
         generator: one for the batch, or one per image.

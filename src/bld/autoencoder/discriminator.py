@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.autoencoder.layers import preferred_layout, group_norm
+from bld.autoencoder.layers import group_norm, preferred_layout
 
 
 class PatchDiscriminator(nn.Module):

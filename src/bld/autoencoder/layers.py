@@ -91,9 +91,7 @@ class OutConv(nn.Module):
 
 def middle(channels: int) -> nn.Sequential:
     """Residual, attention, residual at the lowest resolution."""
-    return nn.Sequential(
-        ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
-    )
+    return nn.Sequential(ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels))
 
 
 def stage(channels_in: int, channels_out: int, blocks: int, attention: bool) -> nn.Sequential:

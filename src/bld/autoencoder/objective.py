@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bld.autoencoder.discriminator import generator_hinge
-from bld.errors import MissingPackageError, SettingError
+from bld.errors import MissingPackageError, SettingError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class ObjectiveConfig:
                 raise SettingError(f"objective.{name} is a weight, 0 or more, not {getattr(self, name)}.")
         if self.mse + self.l1 + self.perceptual <= 0:
             raise SettingError("The objective has no reconstruction term: set objective.mse or objective.l1 above 0.")
+        if self.adversarial_weight not in ("fixed", "adaptive"):
+            raise SettingError(
+                f"Unknown objective.adversarial_weight '{self.adversarial_weight}'."
+                f"{did_you_mean(self.adversarial_weight, ['fixed', 'adaptive'])}"
+            )
         if not (0 <= self.adversarial_start <= 1 and 0 <= self.adversarial_ramp <= 1):
             raise SettingError(
                 "objective.adversarial_start and objective.adversarial_ramp are parts of the training, 0 to 1, "

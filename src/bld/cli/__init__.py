@@ -6,6 +6,7 @@ Each verb module has HELP, `add_arguments(parser)` and `run(args)`, and loads to
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.debug:
             raise
         print(f"bld: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if args.debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            "bld: No space is left on the disk; the last checkpoint is intact: free some and repeat.",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         if args.debug:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
+    import torch
+
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.training.recipe import Recipe
 
@@ -45,9 +47,13 @@ def duration(text: str) -> float:
 def add_training_arguments(parser: argparse.ArgumentParser, budget: bool = True) -> None:
     """--data, --out, --preset, --budget and key=value words."""
     parser.add_argument(
-        "--data", metavar="WHERE", help="folder, .zip or .tar of images, or the word digits; a run remembers it"
+        "--data",
+        metavar="WHERE",
+        help="folder, .zip or .tar of images, or the word digits; a run remembers it",
     )
-    parser.add_argument("--out", metavar="RUN", required=True, type=Path, help="folder of the run; the same one goes on")
+    parser.add_argument(
+        "--out", metavar="RUN", required=True, type=Path, help="folder of the run; the same one goes on"
+    )
     parser.add_argument("--preset", metavar="NAME", help="settings to start from: a preset's name or a YAML file")
     if budget:
         parser.add_argument("--budget", metavar="TIME", help="stop after this time, for example 30m or 2h")
@@ -108,7 +114,10 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
     """--device and --precision."""
     parser.add_argument("--device", help="cpu, cuda, cuda:1, … (default: a GPU if there is one)")
     parser.add_argument(
-        "--precision", choices=["auto", "float32", "bf16"], default="auto", help="auto: bf16 where it is native"
+        "--precision",
+        choices=["auto", "float32", "bf16"],
+        default="auto",
+        help="auto: bf16 where it is native",
     )
 
 
@@ -128,13 +137,12 @@ def load_pipeline(args: argparse.Namespace) -> BinaryLatentDiffusionPipeline:
 
 
 @contextlib.contextmanager
-def precision(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline) -> Iterator[None]:
+def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     """Autocast as --precision says."""
     import torch
 
     from bld.training.loop import autocast_dtype
 
-    device = pipe.device
     choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
     with torch.autocast(device.type, torch.bfloat16, enabled=choice == "bf16"):
         yield
@@ -152,11 +160,9 @@ def labels_from(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, c
     return [names[i % len(names)] for i in range(count)]
 
 
-def refuse_other_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Write the settings beside the images, or make sure that those already there were made with the same."""
-    from bld.checkpoint import read_json, write_json
+def refuse_other_settings(note: Path, settings: dict[str, Any]) -> None:
+    """Make sure that the images already beside this note were made with the same settings."""
+    from bld.checkpoint import read_json
 
-    note = out / "settings.json"
     if note.is_file() and read_json(note) != settings:
-        raise SettingError(f"{out} holds images made with other settings ({note}): choose another --out.")
-    write_json(note, settings)
+        raise SettingError(f"{note.parent} holds images made with other settings ({note}): choose another --out.")

@@ -15,7 +15,9 @@ STEPS, TEMPERATURE = 16, 0.9
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where to, and key=value words."""
-    parser.add_argument("--out", metavar="RUN", type=Path, default=Path("demo"), help="folder of the run (default demo)")
+    parser.add_argument(
+        "--out", metavar="RUN", type=Path, default=Path("demo"), help="folder of the run (default demo)"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example seed=1")
 
 

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
 
     pipe = load_pipeline(args)
     image, mask = _open(args.image), _open(args.mask)
-    with precision(args, pipe):
+    with precision(args, pipe.device):
         images = pipe.inpaint(
             image,
             mask,

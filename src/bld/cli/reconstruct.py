@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
         else Preprocessing(tokenizer.config.image_size)
     )
     images = ImageSet.open(args.data, preprocessing, progress=True)
-    with precision(args, tokenizer):
+    with precision(args, tokenizer.device):
         score = score_reconstructions(tokenizer, images, limit=args.num)
         shown = images.centre(list(range(min(SHOWN, len(images))))).to(tokenizer.device)
         pairs = tokenizer.decode(tokenizer.encode(shown)).detach().clamp(-1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,21 @@ def run(args: argparse.Namespace) -> None:
     """Sample in batches, skipping what is there."""
     if args.num < 1 or args.batch_size < 1:
         raise SettingError(f"--num and --batch-size are at least 1, not {args.num} and {args.batch_size}.")
+    from bld.checkpoint import write_json
+    from bld.images import save_png
+
     pipe = load_pipeline(args)
     out = args.out or Path(args.run_folder) / "samples" / f"seed-{args.seed}"
     labels = labels_from(args, pipe, args.num)
-    refuse_other_settings(out, sampling_settings(args, pipe))
+    note, settings = out / "settings.json", sampling_settings(args, pipe)
+    refuse_other_settings(note, settings)
     paths = [out / f"{i:06d}.png" for i in range(args.num)]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
-    with precision(args, pipe):
-        _generate(pipe, args, labels, missing, paths)
+    with precision(args, pipe.device):
+        for rows, images in _batches(pipe, args, labels, missing):
+            write_json(note, settings)
+            for row, image in zip(rows, images, strict=True):
+                save_png(image, paths[row])
     _write_grid(paths, out)
     say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
 
@@ -58,26 +66,29 @@ def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     }
 
 
-def _generate(pipe: Any, args: argparse.Namespace, labels: Any, missing: list[int], paths: list[Path]) -> None:
+def _batches(
+    pipe: Any, args: argparse.Namespace, labels: list[Any] | None, missing: list[int]
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """(numbers, images) batch by batch; image i is the same in any batch."""
     from tqdm import tqdm
 
-    from bld.images import save_png
     from bld.seeding import keyed_generators
 
     with tqdm(total=len(missing), desc="sample", unit="image", disable=None) as bar:
         for start in range(0, len(missing), args.batch_size):
             rows = missing[start : start + args.batch_size]
-            images = pipe(
-                num_images=len(rows),
-                class_labels=None if labels is None else [labels[i] for i in rows],
-                num_inference_steps=args.steps,
-                temperature=args.temperature,
-                guidance_scale=args.guidance_scale,
-                generator=keyed_generators(args.seed, "sample", rows),
-                batch_size=args.batch_size,
-            ).images
-            for row, image in zip(rows, images, strict=True):
-                save_png(image, paths[row])
+            yield (
+                rows,
+                pipe(
+                    num_images=len(rows),
+                    class_labels=None if labels is None else [labels[i] for i in rows],
+                    num_inference_steps=args.steps,
+                    temperature=args.temperature,
+                    guidance_scale=args.guidance_scale,
+                    generator=keyed_generators(args.seed, "sample", rows),
+                    batch_size=args.batch_size,
+                ).images,
+            )
             bar.update(len(rows))
 
 

@@ -24,6 +24,7 @@ def with_guidance(
 
     def guided(z: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = denoise(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        return torch.lerp(unconditional.float(), conditional.float(), guidance_scale)
+        wide = torch.float64 if conditional.dtype == torch.float64 else torch.float32
+        return torch.lerp(unconditional.to(wide), conditional.to(wide), guidance_scale)
 
     return guided

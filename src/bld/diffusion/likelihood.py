@@ -33,13 +33,14 @@ def likelihood_bits(
 
     Each KL is exact; z_t is drawn `draws` times per step, so the answer is an unbiased estimate of the bound.
     steps: bound of the chain that visits only that many of the T steps.  generators: one per code.
-    Divide by N·c for bits per dimension.
+    Divide by N·c for bits per dimension.  The target "previous" visits all steps or raises `SettingError`.
     """
     if draws < 1:
         raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")
     visited = diffusion.schedule.timesteps(steps)
     nats = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
     for t, s in zip(visited[:-1], visited[1:], strict=True):
+        diffusion.check_steps(t, s)
         for _ in range(draws):
             z_t = diffusion.diffuse(z0, t, generators)
             logits = denoise(z_t, torch.full((len(z0),), t, device=z0.device))

@@ -57,9 +57,8 @@ def variational_terms(
         x = diffusion.flip_logits(logits, z_t)
         log_flip = _log((a + (c - a) * x.sigmoid()).to(x.dtype))
         log_stay = _log(((1 - c) + (c - a) * (-x).sigmoid()).to(x.dtype))
-    truth = z_t ^ z0
-    q = torch.where(truth.bool(), torch.as_tensor(c, device=z_t.device), torch.as_tensor(a, device=z_t.device))
-    q = q.to(log_flip.dtype)
+    same, differs = (torch.as_tensor(q, dtype=log_flip.dtype, device=z_t.device) for q in (a, c))
+    q = torch.where((z_t ^ z0).bool(), differs, same)
     return torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q) - q * log_flip - (1 - q) * log_stay
 
 

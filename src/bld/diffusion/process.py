@@ -60,7 +60,10 @@ class BernoulliDiffusion:
     # -- forward: eq. (5) ---------------------------------------------------------------------------------
 
     def diffuse(
-        self, z0: Tensor, t: int | Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None
+        self,
+        z0: Tensor,
+        t: int | Tensor,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
         """Draw z_t ~ q(z_t | z_0): each bit flips with probability (1 - k_t)/2 (eq. 5).
 
@@ -76,7 +79,7 @@ class BernoulliDiffusion:
         t: int | Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """Draw z_t ~ q(z_t | z_s) for s ≤ t: each bit flips with probability (1 - k_t/k_s)/2 (eq. 4, chained)."""
+        """Draw z_t ~ q(z_t | z_s) for s < t: each bit flips with probability (1 - k_t/k_s)/2 (eq. 4, chained)."""
         kappa = self._retention(s, t, z_s.device)
         flips = uniform(z_s.shape, generator, z_s.device) < (1 - kappa) / 2
         return z_s ^ flips.to(z_s.dtype)
@@ -96,7 +99,7 @@ class BernoulliDiffusion:
         t, s: ints or (B,) tensors, 0 ≤ s < t ≤ T.  Raises `SettingError` for other steps, and when the target
         "previous" is asked to skip.
         """
-        self._check_pair(t, s)
+        self.check_steps(t, s)
         if self.target == "previous":
             return (logits if logits.dtype == torch.float64 else logits.float()).sigmoid()
         flip = self.flip_logits(logits, z_t).sigmoid()
@@ -143,9 +146,7 @@ class BernoulliDiffusion:
 
     # -- what is built on it ------------------------------------------------------------------------------
 
-    def loss(
-        self, logits: Tensor, z0: Tensor, z_t: Tensor, t: Tensor, vlb_weight: float = 0.1
-    ) -> DiffusionLoss:
+    def loss(self, logits: Tensor, z0: Tensor, z_t: Tensor, t: Tensor, vlb_weight: float = 0.1) -> DiffusionLoss:
         """BCE + λ·VLB of eq. (13), as means over samples and bits: see `bld.diffusion.objective`."""
         return objective.diffusion_loss(self, logits, z0, z_t, t, vlb_weight)
 
@@ -183,7 +184,8 @@ class BernoulliDiffusion:
         k_s, k_t = torch.as_tensor(k_s, device=device), torch.as_tensor(k_t, device=device)
         return torch.where(k_t > 0, k_t / torch.where(k_s > 0, k_s, 1), torch.zeros_like(k_t))
 
-    def _check_pair(self, t: int | Tensor, s: int | Tensor) -> None:
+    def check_steps(self, t: int | Tensor, s: int | Tensor) -> None:
+        """Refuse a reverse step from t to s that goes nowhere, or that the target cannot take."""
         if isinstance(t, int) and isinstance(s, int):
             if not 0 <= s < t <= self.steps:
                 raise SettingError(f"A reverse step goes from t to s with 0 ≤ s < t ≤ {self.steps}; got {t} to {s}.")

@@ -6,7 +6,8 @@ The last step draws nothing: it returns the predicted z_0, thresholded at ½ (or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from bld.seeding import uniform
 KnownBits = Literal["noised", "clean"]
 
 
-class SamplingStep(NamedTuple):
+@dataclass(frozen=True)
+class SamplingStep:
     """What a callback sees after each step."""
 
     index: int  # 0 … total - 1
@@ -63,7 +65,7 @@ def sample_codes(
     corrector_steps: Gibbs redraws at each visited step (an extra network call each).
     final: whether the predicted z_0 is thresholded at ½ or drawn.
     """
-    _validate(shape, temperature, known, mask, resample, corrector_steps)
+    _validate(shape, temperature, known, mask, known_bits, resample, corrector_steps, final)
     clamp = _Clamp.of(known, mask, shape, known_bits, diffusion, generators, device)
     visited = diffusion.schedule.timesteps(steps)
     z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
@@ -136,8 +138,17 @@ class _Clamp:
     ) -> _Clamp | None:
         if known is None or mask is None:
             return None
+        if known.ndim != 3 or known.shape[1:] != shape[1:] or len(known) not in (1, shape[0]):
+            raise SettingError(
+                f"The known bits have the shape {tuple(known.shape)}: give (n or 1, N, c) for codes of {tuple(shape)}."
+            )
+        given = tuple(mask.shape)
         mask = mask.to(device=device, dtype=torch.bool)
         mask = mask.view(1, -1, 1) if mask.ndim == 1 else mask.unsqueeze(-1) if mask.ndim == 2 else mask
+        if mask.ndim != 3 or any(m not in (1, n) for m, n in zip(mask.shape, shape, strict=True)):
+            raise SettingError(
+                f"The mask has the shape {given}: give (N,), (n, N) or (n, N, c) for codes of {tuple(shape)}."
+            )
         known = known.to(device=device, dtype=torch.uint8).expand(shape)
         return cls(known, (~mask).expand(shape), known_bits == "noised", diffusion, generators)
 
@@ -154,8 +165,10 @@ def _validate(
     temperature: float,
     known: Tensor | None,
     mask: Tensor | None,
+    known_bits: str,
     resample: int,
     corrector_steps: int,
+    final: str,
 ) -> None:
     if len(shape) != 3 or min(shape) < 1:
         raise SettingError(f"Codes are sampled in a shape (n, N, c) of positive numbers, not {tuple(shape)}.")
@@ -167,3 +180,7 @@ def _validate(
         raise SettingError(
             f"resample is at least 1 and corrector_steps at least 0; got {resample} and {corrector_steps}."
         )
+    if known_bits not in ("noised", "clean"):
+        raise SettingError(f"known_bits is 'noised' or 'clean', not '{known_bits}'.")
+    if final not in ("threshold", "draw"):
+        raise SettingError(f"final is 'threshold' or 'draw', not '{final}'.")

@@ -87,8 +87,15 @@ class NoiseSchedule:
 def _validate(k: Tensor) -> None:
     if k.ndim != 1 or len(k) < 2:
         raise SettingError(f"A schedule's table has at least 2 entries in a row, not the shape {tuple(k.shape)}.")
-    if k[0] != 1 or (k[1:] >= 1).any() or (k < 0).any() or (k.diff() > 0).any() or not k.isfinite().all():
-        raise SettingError("A schedule's table starts at 1, stays below 1 after that, and never rises.")
+    if k[0] != 1:
+        raise SettingError(f"A schedule's table starts at 1, where nothing is noised yet, not at {k[0]:.6g}.")
+    wrong = ~((k[1:] < 1) & (k[1:] >= 0) & (k.diff() <= 0))  # also where an entry is not a number
+    if wrong.any():
+        i = int(wrong.int().argmax()) + 1
+        raise SettingError(
+            "After its first entry a schedule's table stays below 1, never rises and never falls below 0, "
+            f"but entry {i} is {k[i]:.6g} after {k[i - 1]:.6g}."
+        )
     if k[-1] > LARGEST_FINAL_RETENTION:
         raise SettingError(
             f"The schedule ends at a retention of {k[-1]:.3g}, but sampling starts from uniform bits: "

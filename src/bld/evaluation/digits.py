@@ -12,12 +12,13 @@ from bld.errors import MissingPackageError, SettingError
 def digit_accuracy(images: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
     """Share of images, 0 … 1, recognised as their class by an SVM trained on all 1,797 real digits.
 
-    images: float (n, 8, 8), grey values in [0, 1].  labels: n digits 0 … 9.  The classifier is scikit-learn's
-    SVC(gamma=0.001) on pixels 0 … 16.  Raises MissingPackageError without scikit-learn, SettingError for other shapes.
+    images: float (n, 8, 8), grey values in [0, 1].  labels: n digits 0 … 9.  The classifier is
+    scikit-learn's SVC(gamma=0.001) on pixels 0 … 16.
+    Raises MissingPackageError without scikit-learn, SettingError for other shapes or values.
     """
     images, labels = np.asarray(images, dtype=np.float64), np.asarray(labels)
     if images.shape != (len(labels), 8, 8) or not len(labels):
-        raise SettingError(f"Digits have the shape (n, 8, 8) with n labels, not {images.shape} with {len(labels)}.")
+        raise SettingError(f"Digits are (n, 8, 8) with n labels, not {images.shape} with {len(labels)}.")
     if images.min() < 0 or images.max() > 1:
         raise SettingError(f"Grey values lie in 0 … 1, not in {images.min():.3g} … {images.max():.3g}.")
     try:

@@ -1,7 +1,7 @@
 """The training images nearest to samples, so that a prior which copies its data gives itself away.
 
-Distance is Euclidean, pixel by pixel: it finds copies, but two pictures of one motif, shifted by a few pixels, are far
-apart. A perceptual extractor comes with the metrics.
+Distance is Euclidean, pixel by pixel: it finds copies, but two pictures of one motif, shifted by a few
+pixels, are far apart. A perceptual extractor comes with the metrics.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SPARE = 8  # candidates beyond k, so that rounding in the fast search cannot cos
 
 
 class Neighbours(NamedTuple):
-    """Nearest first.  indices: int64 (n, k), into the image set.  distances: float32 (n, k), see `nearest`."""
+    """Nearest first.  indices: int64 (n, k), into the image set.  distances: float32 (n, k)."""
 
     indices: Tensor
     distances: Tensor
@@ -28,15 +28,16 @@ class Neighbours(NamedTuple):
 def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) -> Neighbours:
     """The k images of the set (centre views) nearest to each sample.
 
-    samples: (n, 3, S, S) in [-1, 1].  The distance is the root of the mean squared difference of pixels in [0, 1],
-    that is L2 over √(3·S²): 0 for a copy, 1 for black against white, whatever the size.  batch: images held in
-    memory at a time.  Raises SettingError for k outside 1 … len(image_set), or another size of images.
+    samples: (n, 3, S, S) in [-1, 1].  The distance is the root of the mean squared difference of pixels
+    in [0, 1], that is L2 over √(3·S²): 0 for a copy, 1 for black against white, whatever the size.
+    batch: images held in memory at a time.
+    Raises SettingError for k outside 1 … len(image_set), or samples of another size.
     """
     if not 1 <= k <= len(image_set):
         raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
     size = image_set.preprocessing.image_size
     if tuple(samples.shape[1:]) != (3, size, size):
-        raise SettingError(f"Samples have the shape (n, 3, {size}, {size}) of the images, not {tuple(samples.shape)}.")
+        raise SettingError(f"The images are 3×{size}×{size}, the samples {tuple(samples.shape[1:])}.")
     queries = _pixels(samples.cpu())
     candidates = _candidates(queries, image_set, min(k + SPARE, len(image_set)), batch)
     indices, distances = [], []
@@ -49,7 +50,7 @@ def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) 
 
 
 def _candidates(queries: Tensor, image_set: ImageSet, keep: int, batch: int) -> Tensor:
-    """(n, keep) indices of the smallest |a|² + |b|² - 2ab: one matrix product a batch, exact but for rounding."""
+    """(n, keep) indices of the smallest |a|² + |b|² - 2ab: one matrix product a batch, up to rounding."""
     best = torch.empty((len(queries), 0))
     indices = torch.empty((len(queries), 0), dtype=torch.long)
     for start in range(0, len(image_set), batch):

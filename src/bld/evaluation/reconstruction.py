@@ -65,7 +65,7 @@ def score_reconstructions(
     """
     count = len(image_set) if limit is None else min(limit, len(image_set))
     if count < 1 or batch_size < 1:
-        raise SettingError(f"Nothing to measure: {count} images in batches of {batch_size}; both are 1 or more.")
+        raise SettingError(f"{count} images in batches of {batch_size}: both have to be 1 or more.")
     tokenizer = model.tokenizer if isinstance(model, BinaryLatentDiffusionPipeline) else model
     first = next(tokenizer.parameters())
     errors = []

@@ -39,9 +39,7 @@ class ZipSource(ImageSource):
         names = sorted(members)
         self._describe(location, names, without_wrapper(names))
         self._members = [members[name].filename for name in names]
-        self.fingerprint = fingerprint_of(
-            (name, members[name].file_size, members[name].CRC) for name in names
-        )
+        self.fingerprint = fingerprint_of((name, members[name].file_size, members[name].CRC) for name in names)
 
     def _archive(self) -> zipfile.ZipFile:
         """This process's handle. Threads share it, as ZipFile locks every read; forked processes must not,

@@ -146,9 +146,7 @@ class ImageSet:
         Raises SettingError unless there is one seed per index.
         """
         if len(indices) != len(seeds):
-            raise SettingError(
-                f"Each view needs one seed: there are {len(indices)} and {len(seeds)} of them."
-            )
+            raise SettingError(f"Each view needs one seed: there are {len(indices)} and {len(seeds)} of them.")
         if self.pixels is None:
             rows = self.rows[torch.as_tensor(indices, dtype=torch.long)].tolist()
             pairs = zip(rows, seeds, strict=True)

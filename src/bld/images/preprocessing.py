@@ -39,9 +39,7 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         if not _is_int(self.image_size) or self.image_size < 1:
-            raise SettingError(
-                f"image_size is {self.image_size!r}; it is a whole number of pixels, 1 or more."
-            )
+            raise SettingError(f"image_size is {self.image_size!r}; it is a whole number of pixels, 1 or more.")
         for field, known in (("crop", get_args(Crop)), ("resample", get_args(Resample))):
             value = getattr(self, field)
             if value not in known:

@@ -44,9 +44,7 @@ class ImageSource(ABC):
     def _read(self, index: int) -> Image.Image:
         """The decoded image, or any exception."""
 
-    def _describe(
-        self, location: str, names: Sequence[str], class_paths: Sequence[str] | None = None
-    ) -> None:
+    def _describe(self, location: str, names: Sequence[str], class_paths: Sequence[str] | None = None) -> None:
         """Set location, names and labels; the classes come from `class_paths`, else from the names."""
         if not names:
             raise DataError(f"No image in {location}: need files ending in {', '.join(sorted(EXTENSIONS))}.")

@@ -47,7 +47,7 @@ def decode_all(
     failures: Failures = {}
     executor = ThreadPoolExecutor(threads)
     try:
-        with tqdm(total=len(source), desc="Reading images", unit="image", disable=not progress) as bar:
+        with tqdm(total=len(source), desc="Reading images", unit="image", disable=None if progress else True) as bar:
             chunks = list(_chunks(len(source)))
             for chunk, found in zip(chunks, executor.map(decode_chunk, chunks), strict=True):
                 failures |= found
@@ -67,9 +67,7 @@ def report_skipped(skipped: list[tuple[str, str]], folder: Path) -> None:
     write_whole(path, lines.encode(errors="backslashreplace"))
 
 
-def refuse_too_many(
-    source: ImageSource, skipped: list[tuple[str, str]], limit: float, folder: Path | None
-) -> None:
+def refuse_too_many(source: ImageSource, skipped: list[tuple[str, str]], limit: float, folder: Path | None) -> None:
     """Raises DataError when more than the fraction `limit` of the images is unusable, or all of them are."""
     bad, total = len(skipped), len(source)
     if bad <= limit * total and bad < total:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bld.attention import attention
 from bld.codes import CodeShape
-from bld.errors import SettingError
+from bld.errors import SettingError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,15 @@ class DenoiserConfig:
                 raise SettingError(f"prior.{name} is {getattr(self, name)}, but must be at least 1.")
         if self.num_classes < 0:
             raise SettingError(f"prior.num_classes is 0 (unconditional) or more, not {self.num_classes}.")
+        if not self.mlp_ratio > 0:
+            raise SettingError(f"prior.mlp_ratio is {self.mlp_ratio}, but must be above 0; 4 is usual.")
+        if not self.layer_scale >= 0:
+            raise SettingError(f"prior.layer_scale is {self.layer_scale}, but must be at least 0, which is off.")
+        known = {"step_embedding": ["table", "sinusoidal"], "evidence": ["none", "flip", "value"]}
+        for name, names in known.items():
+            value = getattr(self, name)
+            if value not in names:
+                raise SettingError(f"Unknown prior.{name} '{value}'.{did_you_mean(value, names)}")
         if self.dim % self.heads:
             raise SettingError(f"prior.dim ({self.dim}) must be divisible by prior.heads ({self.heads}).")
         if self.dim % 4:
@@ -94,7 +104,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.expand, self.contract = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
         scaled = layer_scale > 0
         self.scale1 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
         self.scale2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
@@ -103,7 +113,7 @@ class Block(nn.Module):
         """(B, M, D) → (B, M, D)."""
         y = self.attention(self.norm1(x))
         x = x + (y if self.scale1 is None else y * self.scale1)
-        y = self.mlp(self.norm2(x))
+        y = self.contract(F.gelu(self.expand(self.norm2(x))))
         return x + (y if self.scale2 is None else y * self.scale2)
 
 
@@ -125,12 +135,12 @@ class StepSinusoids(nn.Module):
     def __init__(self, steps: int, dim: int):
         super().__init__()
         self.steps, self.dim = steps, dim
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.expand, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) in 1 … T → (B, D)."""
         angles = sinusoids(t - 1, self.dim, scale=4000 / self.steps)
-        return self.mlp(angles.to(self.mlp[0].weight.dtype))
+        return self.out(F.silu(self.expand(angles.to(self.out.weight.dtype))))
 
 
 class Denoiser(nn.Module):
@@ -174,9 +184,10 @@ class Denoiser(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.embed.weight, std=self.config.code_bits**-0.5)
-        for block in self.blocks:
-            for last in (block.attention.out, block.mlp[2]):
-                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.depth))
+        for module in self.modules():
+            if isinstance(module, Block):
+                for last in (module.attention.out, module.contract):
+                    nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * self.config.depth))
         nn.init.zeros_(self.head.weight)
 
     @property

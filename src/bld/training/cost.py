@@ -40,7 +40,10 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
     steps = settings.sampling.steps or settings.diffusion.build().steps
     yield f"one sample of {steps} steps", _flops(steps * forward + flops(lambda: tokenizer.decode(bits)))
     views = (1 + settings.data.flip) * max(1, settings.codes.draws)
-    yield f"code cache of {images:,} images", f"{images * views * shape.packed_bytes / 2**20:,.1f} MiB ({views} views)"
+    yield (
+        f"code cache of {images:,} images",
+        f"{images * views * shape.packed_bytes / 2**20:,.1f} MiB ({views} views)",
+    )
     for name in ("tokenizer", "prior"):
         training = getattr(settings, f"{name}_training")
         epochs = training.steps * training.batch_size / images

@@ -26,7 +26,7 @@ def cache_key(tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws
     return CacheKey(
         tokenizer=tokenizer_hash(tokenizer),
         data=images.fingerprint,
-        shape=tuple(tokenizer.code_shape),
+        shape=(*tokenizer.code_shape,),
         images=len(images),
         flips=flips,
         draws=draws,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
@@ -88,9 +91,9 @@ class Update:
 
 
 def autocast_dtype(setting: str, device: torch.device) -> str:
-    """Accelerate's name of the precision: "auto" is bf16 where the device computes it natively, else none."""
+    """Accelerate's name of the precision: "auto" is bf16 where the device computes it natively, else "no"."""
     if setting != "auto":
-        return setting
+        return "no" if setting == "float32" else setting
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
@@ -101,15 +104,40 @@ def autocast_dtype(setting: str, device: torch.device) -> str:
 def make_accelerator(mixed_precision: str) -> Accelerator:
     """Accelerate's view of the machine: device, processes, precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Accelerator(mixed_precision=autocast_dtype(mixed_precision, device))
+    precision = autocast_dtype(mixed_precision, device)
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()  # Accelerate allows one precision per process; two runs may want two
+    return Accelerator(mixed_precision=precision)
+
+
+class StopSignals:
+    """While open, SIGINT and SIGTERM ask for a stop after the running step; a second one quits at once."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self.requested = True
+        for number in self._before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class StageRun:
     """A stage on its way: model, average, optimizers, clock and log."""
 
-    def __init__(
-        self, stage: Stage, run: RunFolder, accelerator: Accelerator, budget_seconds: float | None, say: Say
-    ):
+    def __init__(self, stage: Stage, run: RunFolder, accelerator: Accelerator, budget_seconds: float | None, say: Say):
         self.stage, self.run, self.accelerator, self.say = stage, run, accelerator, say
         self.budgeted = budget_seconds is not None
         settings = stage.training
@@ -179,11 +207,13 @@ class StageRun:
         batches = self.stage.batches(self.step)
         saved, bad_in_a_row = time.monotonic(), 0
         previews = int(self.clock.progress(self.step) * settings.previews)
-        with _progress_bar(self.stage.name, self.clock.progress(self.step)) as bar:
+        with _progress_bar(self.stage.name, self.clock.progress(self.step)) as bar, StopSignals() as stop:
             while (progress := self.clock.progress(self.step)) < 1:
-                if time.monotonic() - saved > settings.checkpoint_seconds:
+                if stop.requested or time.monotonic() - saved > settings.checkpoint_seconds:
                     self.checkpoint()
                     saved = time.monotonic()
+                if stop.requested:
+                    raise KeyboardInterrupt
                 if int(progress * settings.previews) > previews:
                     previews = int(progress * settings.previews)
                     self._look(log)
@@ -234,7 +264,7 @@ class StageRun:
     def _stop_diverged(self, times: int) -> None:
         raise DivergedError(
             f"The {self.stage.name}'s gradients were not finite {times} times in a row, up to step {self.step:,}: lower "
-            f"{self.stage.name}_training.learning_rate, or set mixed_precision=no; the last checkpoint is intact."
+            f"{self.stage.name}_training.learning_rate, or set mixed_precision=float32; the last checkpoint is intact."
         )
 
 

@@ -86,9 +86,7 @@ class Recipe:
             train, held_out = self.images()
             if self.settings.objective.perceptual == 0:
                 self.say("The perceptual term is switched off (objective.perceptual=0): no LPIPS in the objective.")
-            self._run(
-                TokenizerStage(self.settings, train, held_out, self.accelerator, self.run), budget_seconds
-            )
+            self._run(TokenizerStage(self.settings, train, held_out, self.accelerator, self.run), budget_seconds)
         return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
 
     def encode(self) -> CodeCache:
@@ -115,9 +113,7 @@ class Recipe:
         if self._finished("prior", budget_seconds):
             return
         tokenizer, cache = self._trained_tokenizer(), self.encode()
-        stage = PriorStage(
-            self.settings, cache, self._held_out_codes(tokenizer), tokenizer, self.accelerator, self.run
-        )
+        stage = PriorStage(self.settings, cache, self._held_out_codes(tokenizer), tokenizer, self.accelerator, self.run)
         self._run(stage, budget_seconds)
 
     def train(self) -> None:

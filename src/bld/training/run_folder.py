@@ -14,7 +14,15 @@ from bld.errors import CheckpointError, SettingError
 from bld.training.settings import Settings, leaves, load_settings, settings_tree
 
 # A change of one of these makes another model: a run begun with one value cannot go on with another.
-SHAPE_SECTIONS = ("tokenizer.", "prior.", "diffusion.", "codes.", "data.crop", "data.background", "data.resample")
+SHAPE_SECTIONS = (
+    "tokenizer.",
+    "prior.",
+    "diffusion.",
+    "codes.",
+    "data.crop",
+    "data.background",
+    "data.resample",
+)
 FREE_PRIOR_KEYS = ("prior.label_dropout", "prior.vlb_weight")
 
 

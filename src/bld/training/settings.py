@@ -188,11 +188,11 @@ class Settings:
 
     Args:
         seed: of every random draw
-        mixed_precision: no, bf16, fp16, or auto: bf16 where the device computes it natively
+        mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
     """
 
     seed: int = 0
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -242,9 +242,7 @@ def preset_names() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_settings(
-    preset: str | None = None, base: dict[str, Any] | None = None, words: Sequence[str] = ()
-) -> Settings:
+def load_settings(preset: str | None = None, base: dict[str, Any] | None = None, words: Sequence[str] = ()) -> Settings:
     """Settings from a preset's name (or a YAML file) or from a base tree, changed by `key=value` words.
 
     Raises `SettingError` naming the nearest known preset or key, or the value that does not fit.
@@ -351,7 +349,8 @@ def _one_sentence(message: str) -> str:
     """jsonargparse's report of a wrong value, on one line and without Python's spelling of types."""
     text = " ".join(message.split())
     text = text.replace("Parser key", "The setting").replace("<class '", "").replace("'>", "")
-    text = text.replace("typing.Literal", "one of ").replace('": Expected a', '" expects a')
+    text = text.replace('": Expected a typing.Literal', '" is one of ').replace('": Expected a', '" expects a')
+    text = text.replace("expects a int", "expects an int")
     return text.rstrip(".") + "."
 
 

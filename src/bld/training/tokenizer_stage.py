@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -28,7 +29,12 @@ class TokenizerStage(Stage):
     name = "tokenizer"
 
     def __init__(
-        self, settings: Settings, train: ImageSet, held_out: ImageSet, accelerator: Accelerator, run: RunFolder
+        self,
+        settings: Settings,
+        train: ImageSet,
+        held_out: ImageSet,
+        accelerator: Accelerator,
+        run: RunFolder,
     ):
         self.settings, self.training, self.run = settings, settings.tokenizer_training, run
         self.train_images, self.held_out, self.accelerator = train, held_out, accelerator
@@ -64,14 +70,12 @@ class TokenizerStage(Stage):
         def wanted() -> Iterator[tuple[list[int], list[int]]]:
             for row in positions():
                 seeds = [derive_seed(self.settings.seed, "tokenizer-view", p) for p in row]
-                yield order.indices(torch.arange(row.start, row.stop).numpy()).tolist(), seeds
+                yield order.indices(np.arange(row.start, row.stop)).tolist(), seeds
 
         loader = self.train_images.loader(wanted(), workers=self.settings.data.workers)
         return zip(loader, positions(), strict=False)
 
-    def train_step(
-        self, batch: tuple[Tensor, range], step: int, progress: float, update: Update
-    ) -> dict[str, Tensor]:
+    def train_step(self, batch: tuple[Tensor, range], step: int, progress: float, update: Update) -> dict[str, Tensor]:
         """Reconstruct, compare, update; then the discriminator, once its time has come."""
         images = batch[0].to(self.accelerator.device, non_blocking=True)
         shape = (len(images), *self.model.code_shape)
@@ -83,9 +87,7 @@ class TokenizerStage(Stage):
             if scale > 0 and self.discriminator is not None:
                 self.discriminator.requires_grad_(False)  # the tokenizer's step is not the discriminator's
                 fake_logits = self.discriminator(out.reconstruction)
-        loss = self.objective(
-            out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale
-        )
+        loss = self.objective(out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale)
         values = {"loss": loss.total.detach(), **loss.terms, "gradient_norm": update("tokenizer", loss.total)}
         if scale > 0 and self.discriminator is not None:
             self.discriminator.requires_grad_(True)

@@ -1,0 +1,237 @@
+"""What the prior makes: samples, the way one comes out of noise, and the training images nearest to it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bld.evaluation.contents import MOST_CLASSES_SHOWN, Contents, default_steps
+from bld.evaluation.neighbours import nearest
+from bld.evaluation.opened_run import OpenedRun
+from bld.evaluation.pictures import Picture, picture
+from bld.images import ImageSet
+from bld.pipeline import BinaryLatentDiffusionPipeline
+
+DECODED_AT_ONCE = 16
+TILE_PIXELS = 160  # the largest size of the many pictures of the grid, which else would make a huge page
+COMPARED = 8
+NEIGHBOURS = 5
+MOST_SEARCHED_BYTES = 256 << 20  # decoding more would take minutes
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Samples.
+
+    images: (n, 3, S, S) in [-1, 1].  labels: n class indices, or None.  frames: (step, codes of the first few
+    samples after it) for some of the steps.
+    """
+
+    images: Tensor
+    labels: list[int] | None
+    classes: list[str]
+    frames: list[tuple[int, Tensor]]
+
+    def describe(self, index: int) -> str:
+        """Alternative text of a sample."""
+        return f"Sample {index + 1}" if self.labels is None else f"Sample of class {self.class_name(index)}"
+
+    def class_name(self, index: int) -> str:
+        """The class a sample was asked to be; empty where there are none."""
+        return "" if self.labels is None else self.classes[self.labels[index]]
+
+
+def generate(pipeline: BinaryLatentDiffusionPipeline, contents: Contents, seed: int) -> Generated:
+    """All samples in one call, as the page tells how to make them; some are watched on their way."""
+    labels = _labels(pipeline, contents.samples)
+    count = contents.samples if labels is None else len(labels)
+    watched = _spread(contents.steps, contents.frames).tolist()
+    frames: list[tuple[int, Tensor]] = []
+
+    def watch(_: BinaryLatentDiffusionPipeline, step: int, t: int, state: dict[str, Tensor]) -> None:
+        if step in watched:
+            frames.append((step, state["latents"][: contents.strips].cpu()))
+
+    codes = pipeline(
+        count,
+        labels,
+        contents.steps,
+        generator=seed,
+        output_type="latent",
+        callback_on_step_end=watch,
+        batch_size=count,
+    ).codes
+    return Generated(decoded(pipeline, codes), labels, pipeline.classes, frames)
+
+
+def decoded(pipeline: BinaryLatentDiffusionPipeline, codes: Tensor) -> Tensor:
+    """Codes (n, h, w, c) → images (n, 3, S, S) in [-1, 1]."""
+    return pipeline.decode(codes, "pt", batch_size=DECODED_AT_ONCE) * 2 - 1
+
+
+def _labels(pipeline: BinaryLatentDiffusionPipeline, count: int) -> list[int] | None:
+    """The classes in turn, as many whole rounds as fit; of very many classes some, evenly spread."""
+    classes = pipeline.prior.config.num_classes
+    if classes == 0:
+        return None
+    shown = min(classes, MOST_CLASSES_SHOWN, count)
+    chosen = np.linspace(0, classes - 1, shown).round().astype(int).tolist()
+    return chosen * (count // shown)
+
+
+# -- the grid ---------------------------------------------------------------------------------------------
+
+
+def sample_section(opened: OpenedRun, generated: Generated, contents: Contents, seed: int) -> dict[str, Any]:
+    """The grid, one row per class where there are classes, and how to make it again."""
+    assert opened.pipeline is not None
+    sampling, labels = opened.pipeline.index.sampling, generated.labels
+    tiles = [picture(image, generated.describe(i), largest=TILE_PIXELS) for i, image in enumerate(generated.images)]
+    rows = [("", tiles)]
+    if labels is not None:
+        shown = sorted(set(labels))
+        of_class = {c: [t for t, own in zip(tiles, labels, strict=True) if own == c] for c in shown}
+        rows = [(generated.classes[c], of_class[c]) for c in shown]
+    return {
+        "rows": rows,
+        "labelled": labels is not None,
+        "count": len(tiles),
+        "default_steps": default_steps(opened),
+        "steps": contents.steps,
+        "all_classes": labels is None or len(rows) == len(generated.classes),
+        "settings": {
+            "seed": seed,
+            "steps": f"{contents.steps} of {opened.pipeline.diffusion.steps}",
+            "temperature τ": f"{sampling.temperature:g}",
+            "guidance scale": "1 (off)" if sampling.guidance_scale == 1 else f"{sampling.guidance_scale:g}",
+        },
+        "command": _command(opened, labels, len(tiles), contents.steps, seed),
+        "python": _python(opened, labels, len(tiles), contents.steps, seed),
+    }
+
+
+def _command(opened: OpenedRun, labels: Sequence[int] | None, count: int, steps: int, seed: int) -> str:
+    """The command that gives these images, in this order."""
+    assert opened.pipeline is not None
+    sampling = opened.pipeline.index.sampling
+    words = [
+        "bld",
+        "sample",
+        str(opened.run.path),
+        "--num",
+        str(count),
+        "--seed",
+        str(seed),
+        "--steps",
+        str(steps),
+    ]
+    words += [
+        "--temperature",
+        f"{sampling.temperature:g}",
+        "--guidance-scale",
+        f"{sampling.guidance_scale:g}",
+    ]
+    if labels is not None:
+        words += ["--classes", _class_words(opened.pipeline.classes, list(dict.fromkeys(labels)))]
+    return shlex.join([*words, "--precision", "float32"])
+
+
+def _class_words(classes: list[str], shown: list[int]) -> str:
+    """The classes as `--classes` takes them: all, or names, or numbers where a name holds a comma."""
+    if len(shown) == len(classes) and "all" not in classes:
+        return "all"
+    names = [classes[label] for label in shown]
+    return ",".join(map(str, shown) if any("," in name for name in names) else names)
+
+
+def _python(opened: OpenedRun, labels: Sequence[int] | None, count: int, steps: int, seed: int) -> str:
+    """The call that does the same."""
+    classes = ""
+    if labels is not None:
+        shown = list(dict.fromkeys(labels))
+        plain = shown == [*range(len(shown))]
+        once = f"list(range({len(shown)}))" if plain else str(shown)
+        classes = f", class_labels={once} * {len(labels) // len(shown)}"
+    return (
+        "import bld\n"
+        f"pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained({str(opened.run.path)!r})\n"
+        f"images = pipe({count}{classes}, num_inference_steps={steps}, generator={seed}).images"
+    )
+
+
+# -- from noise to image ----------------------------------------------------------------------------------
+
+
+def strip_section(opened: OpenedRun, generated: Generated, contents: Contents) -> dict[str, Any]:
+    """Rows of pictures, one sample each, and the columns' headings."""
+    assert opened.pipeline is not None
+    schedule = opened.pipeline.diffusion.schedule
+    visited = schedule.timesteps(contents.steps)
+    images = [decoded(opened.pipeline, codes) for _, codes in generated.frames]
+    rows = []
+    for sample in range(len(images[0])):
+        name = generated.class_name(sample)
+        pictures = [
+            picture(frame[sample], f"{generated.describe(sample)} after step {step + 1}", largest=TILE_PIXELS)
+            for (step, _), frame in zip(generated.frames, images, strict=True)
+        ]
+        rows.append((name, pictures))
+    headings = [(step + 1, f"{1 - float(schedule.k[visited[step + 1]]):.0%}") for step, _ in generated.frames]
+    labelled = generated.labels is not None
+    return {"rows": rows, "headings": headings, "steps": contents.steps, "labelled": labelled}
+
+
+# -- copies? ----------------------------------------------------------------------------------------------
+
+
+def neighbour_section(opened: OpenedRun, generated: Generated) -> dict[str, Any] | None:
+    """Some samples with their nearest training images, and what distances are usual; None without images."""
+    if opened.train is None or opened.held_out is None:
+        return None
+    searched = _searched(opened.train)
+    k = min(NEIGHBOURS, len(searched))
+    found = nearest(generated.images, searched, k)
+    unseen = opened.held_out.centre(_spread(len(opened.held_out), len(generated.images)))
+    usual = nearest(unseen, searched, 1).distances.median()
+    compared = range(min(COMPARED, len(generated.images)))
+    rows = [_neighbour_row(generated, searched, i, found.indices[i], found.distances[i]) for i in compared]
+    return {
+        "rows": rows,
+        "searched": len(searched),
+        "all": len(opened.train),
+        "samples": len(generated.images),
+        "unseen": len(unseen),
+        "sample_distance": float(found.distances[:, 0].median()),
+        "closest": float(found.distances[:, 0].min()),
+        "unseen_distance": float(usual),
+    }
+
+
+def _neighbour_row(
+    generated: Generated, images: ImageSet, sample: int, indices: Tensor, distances: Tensor
+) -> tuple[Picture, list[Picture]]:
+    names = [images.names[i] for i in indices.tolist()]
+    near = [
+        picture(image, f"Training image {name}", f"{distance:.3f}", TILE_PIXELS)
+        for image, name, distance in zip(images.centre(indices), names, distances.tolist(), strict=True)
+    ]
+    name = generated.class_name(sample)
+    return picture(generated.images[sample], generated.describe(sample), name, TILE_PIXELS), near
+
+
+def _searched(images: ImageSet) -> ImageSet:
+    """The whole set where decoding it is quick, else part of it, evenly spread."""
+    size = images.preprocessing.image_size
+    most = max(1, MOST_SEARCHED_BYTES // (3 * size * size))
+    return images if len(images) <= most else images.subset(_spread(len(images), most))
+
+
+def _spread(total: int, count: int) -> Tensor:
+    """`count` (at most `total`) different numbers, evenly spread over 0 … total - 1."""
+    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long()

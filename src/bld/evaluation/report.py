@@ -1,0 +1,175 @@
+"""A run on one page: RUN/report.html, self-contained, to look at and to hand on."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from markupsafe import Markup
+
+from bld._version import __version__
+from bld.checkpoint import written_aside
+from bld.evaluation.contents import Contents, plan_contents
+from bld.evaluation.generated import generate, neighbour_section, sample_section, strip_section
+from bld.evaluation.given import inpainting_section, reconstruction_section
+from bld.evaluation.measured import bits_section, curve_section
+from bld.evaluation.opened_run import OpenedRun, open_run
+from bld.training.run_folder import RunFolder
+
+Say = Callable[[str], None]
+
+
+def write_report(run: RunFolder, *, seed: int = 0, say: Say = print, device: torch.device | str | None = None) -> Path:
+    """Write run/report.html: what was trained on what, pictures of all it can do, curves and settings.
+
+    The page needs no other file and no network.  A run whose prior is missing gets the tokenizer's part; one
+    whose images have moved away gets all that needs no originals, and the page says so.  seed: of the
+    samples.  device: the accelerator if there is one.  Raises CheckpointError without a tokenizer.
+    """
+    started = time.monotonic()
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    opened = open_run(run, place)
+    if opened.missing:
+        say(f"The report goes without original images. {opened.missing}")
+    contents = plan_contents(opened)
+    page = {
+        "title": _title(opened),
+        "data": _data(opened),
+        "figures": _key_figures(opened),
+        "stages": _stages(opened),
+        **_sections(opened, contents, seed),
+        "settings": run.config.read_text(encoding="utf-8"),
+        "versions": {"bld": __version__, "torch": torch.__version__, "Python": platform.python_version()},
+        "device": _device_name(place),
+        "date": time.strftime("%Y-%m-%d"),
+        "seconds": time.monotonic() - started,
+    }
+    with written_aside(run.report) as aside:
+        aside.write_text(_template().render(page), encoding="utf-8")
+    return run.report
+
+
+def _sections(opened: OpenedRun, contents: Contents, seed: int) -> dict[str, Any]:
+    """Everything with pictures; a section that cannot be is None."""
+    sections: dict[str, Any] = dict.fromkeys(("samples", "strip", "inpainting", "neighbours"))
+    if opened.pipeline is not None:
+        generated = generate(opened.pipeline, contents, seed)
+        sections = {
+            "samples": sample_section(opened, generated, contents, seed),
+            "strip": strip_section(opened, generated, contents),
+            "inpainting": inpainting_section(opened, contents, seed),
+            "neighbours": neighbour_section(opened, generated),
+        }
+    return {
+        **sections,
+        "reconstructions": reconstruction_section(opened, contents),
+        "bits": None if opened.cache is None else bits_section(opened.cache),
+        "curves": curve_section(opened),
+    }
+
+
+# -- the head of the page ---------------------------------------------------------------------------------
+
+
+def _title(opened: OpenedRun) -> str:
+    location = opened.settings.data.location
+    return Path(location.rstrip("/")).name or location
+
+
+def _data(opened: OpenedRun) -> dict[str, Any]:
+    shape, size = opened.tokenizer.code_shape, opened.tokenizer.config.image_size
+    raw = size * size * opened.tokenizer.config.in_channels
+    return {
+        "run": str(opened.run.path),
+        "location": opened.settings.data.location,
+        "images": opened.num_training_images,
+        "held_out": None if opened.held_out is None else len(opened.held_out),
+        "classes": opened.classes,
+        "conditional": opened.pipeline is not None and opened.pipeline.prior.config.num_classes > 0,
+        "size": size,
+        "shape": shape,
+        "code_bytes": shape.packed_bytes,
+        "raw_bytes": raw,
+        "compression": raw / shape.packed_bytes,
+        "missing": opened.missing,
+        "changed": opened.changed,
+        "has_prior": opened.pipeline is not None,
+    }
+
+
+def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
+    """(value, unit, what it is), the most telling first."""
+    decibels, rate = opened.last_metric("held_out_psnr"), opened.last_metric("held_out_bits_per_bit")
+    data = _data(opened)
+    smaller = f"smaller than raw pixels: {data['code_bytes']:,} bytes per image"
+    figures = [(f"{data['compression']:.3g}×", "", smaller)]
+    if decibels is not None:
+        figures.append((f"{decibels:.1f}", "dB", "PSNR of held-out images rebuilt from their bits"))
+    if rate is not None and opened.pipeline is not None:
+        bits = rate * opened.tokenizer.code_shape.bits
+        meaning = f"suffice the prior for a held-out code: {rate:.3f} per stored bit"
+        figures.append((f"{bits:,.0f}", "bits", meaning))
+    models = [opened.tokenizer] if opened.pipeline is None else [opened.tokenizer, opened.pipeline.prior]
+    number, unit = _short(sum(p.numel() for model in models for p in model.parameters()))
+    figures.append((number, unit, "parameters in all networks"))
+    seconds = sum(opened.progress(stage).get("seconds", 0) for stage in ("tokenizer", "encode", "prior"))
+    if seconds:
+        value, unit = _duration(seconds)
+        figures.append((value, unit, "of training, all stages"))
+    return figures
+
+
+def _stages(opened: OpenedRun) -> list[dict[str, str]]:
+    """One table row per finished stage."""
+    rows = []
+    for stage, name in (("tokenizer", "Tokenizer"), ("encode", "Encoding"), ("prior", "Prior")):
+        done = opened.progress(stage)
+        if not done:
+            continue
+        steps, count, rate = done.get("steps"), done.get("parameters"), done.get("images_per_second")
+        rows.append({
+            "name": name,
+            "parameters": "–" if count is None else " ".join(_short(count)),
+            "steps": "–" if steps is None else f"{steps:,}",
+            "time": " ".join(_duration(done.get("seconds", 0))),
+            "rate": "–" if rate is None else f"{rate:,.0f}",
+        })  # fmt: skip
+    return rows
+
+
+def _short(count: int) -> tuple[str, str]:
+    """1234567 → (1.23, M)."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}", unit
+    return str(count), ""
+
+
+def _duration(seconds: float) -> tuple[str, str]:
+    """(number, unit) in the unit that reads best."""
+    if seconds < 90:
+        return f"{seconds:.{0 if seconds >= 10 else 1}f}", "s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f}", "min"
+    return f"{seconds / 3600:.1f}", "h"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _template() -> jinja2.Template:
+    text = resources.files("bld.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["svg"] = Markup  # the charts are ours, and hold no text of the user's
+    return environment.from_string(text)

@@ -1,0 +1,268 @@
+"""The verbs as a user types them; what loads no model runs in a process of its own, the rest in this one."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bld import __version__
+from bld.cli import VERBS, main
+from bld.cli.common import duration
+from bld.errors import SettingError
+
+
+def bld(*words):
+    return subprocess.run([sys.executable, "-m", "bld", *words], capture_output=True, text=True, timeout=120)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Runs a command that must be refused: status 2, one sentence on stderr, no traceback."""
+
+    def run(*words):
+        capsys.readouterr()
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stop:  # argparse's own refusals
+            status = stop.code
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+        assert status == 2, lines
+        assert len(lines) == 1 and lines[0].startswith("bld") and lines[0].rstrip().endswith((".", "?", "--help")), (
+            lines
+        )
+        return lines[0]
+
+    return run
+
+
+def test_help_lists_every_verb_without_loading_torch():
+    code = "import sys; from bld.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert all(verb in result.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0 and "usage: bld" in capsys.readouterr().out
+
+
+def test_the_version_is_told():
+    assert bld("--version").stdout.strip() == f"bld {__version__}"
+
+
+def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_words, capsys):
+    command = ["train", "--data", "digits", "--out", str(tmp_path / "run"), "--preset", "digits", *tiny_words]
+    assert main(command) == 0
+    run = tmp_path / "run"
+    assert (run / "report.html").stat().st_size > 10_000 and (run / "model_index.json").is_file()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("trained already") == 2
+
+
+def test_the_stages_one_at_a_time_make_the_same_models(tmp_path, tiny_words, trained_run):
+    out = str(tmp_path / "run")
+    assert main(["train-tokenizer", "--data", "digits", "--out", out, "--preset", "digits", *tiny_words]) == 0
+    assert main(["encode", "--out", out]) == 0
+    assert main(["train-prior", "--out", out]) == 0
+    for part in ("tokenizer", "prior"):
+        name = f"{part}/model.safetensors"
+        assert (tmp_path / "run" / name).read_bytes() == (trained_run / name).read_bytes()
+
+
+def test_samples_depend_on_seed_and_number_only_and_are_not_made_twice(trained_run, tmp_path, capsys):
+    words = [
+        "sample",
+        str(trained_run),
+        "--classes",
+        "all",
+        "--seed",
+        "3",
+        "--steps",
+        "4",
+        "--precision",
+        "float32",
+    ]
+    assert main([*words, "--num", "12", "--out", str(tmp_path / "a"), "--batch-size", "12"]) == 0
+    assert main([*words, "--num", "5", "--out", str(tmp_path / "b"), "--batch-size", "2"]) == 0
+    assert main([*words, "--num", "12", "--out", str(tmp_path / "b"), "--batch-size", "7"]) == 0
+    assert "(7 of them new)" in capsys.readouterr().out
+    for i in range(12):
+        assert (tmp_path / "a" / f"{i:06d}.png").read_bytes() == (tmp_path / "b" / f"{i:06d}.png").read_bytes()
+    assert json.loads((tmp_path / "a" / "settings.json").read_text())["steps"] == 4
+
+
+def test_images_of_other_settings_are_not_mixed(trained_run, tmp_path, fails):
+    words = ["sample", str(trained_run), "--num", "2", "--steps", "2", "--out", str(tmp_path / "a")]
+    assert main(words) == 0
+    assert "choose another --out" in fails(*words, "--seed", "1")
+
+
+def test_inpaint_writes_fillings_beside_the_original(trained_run, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(np.kron(np.eye(2), np.ones((4, 4))).astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    words = [
+        "--image",
+        str(tmp_path / "image.png"),
+        "--mask",
+        str(tmp_path / "mask.png"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(["inpaint", str(trained_run), *words, "--num", "3", "--steps", "4"]) == 0
+    assert sorted(p.name for p in (tmp_path / "o").glob("*.png")) == [
+        "000.png",
+        "001.png",
+        "002.png",
+        "grid.png",
+    ]
+
+
+def test_reconstruct_prints_the_psnr_it_writes(trained_run, tmp_path, capsys):
+    assert main(["reconstruct", str(trained_run), "--data", "digits", "--num", "40", "--out", str(tmp_path)]) == 0
+    printed = float(re.search(r"PSNR ([\d.]+)", capsys.readouterr().out)[1])
+    assert json.loads((tmp_path / "psnr.json").read_text())["psnr_mean"] == pytest.approx(printed, abs=0.01)
+    assert (tmp_path / "pairs.png").is_file()
+
+
+def test_info_works_for_presets_and_runs_with_settings_anywhere(trained_run, capsys):
+    assert main(["info", "churches256", "prior.depth=12", "--images", "126227", "prior.dim=256"]) == 0
+    assert "1,024 bytes" in capsys.readouterr().out
+    assert main(["info", str(trained_run), "--show-settings"]) == 0
+    assert "4×4×32" in capsys.readouterr().out
+
+
+def test_a_preset_is_chosen_by_the_size_of_the_images(tmp_path, image_folder, capsys):
+    words = ["tokenizer_training.batch_size=64", "--out", str(tmp_path / "run")]
+    assert main(["train-tokenizer", "--data", str(image_folder(8, size=32)), *words]) == 2
+    assert "cifar10 suits these images" in capsys.readouterr().out
+
+
+# -- bad input ------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_verb_option_setting_or_preset_names_the_nearest(fails, tmp_path):
+    assert "Did you mean 'train'" in fails("trian")
+    assert "--ouut" in fails("train", "--data", "digits", "--out", tmp_path, "--ouut", "x")
+    train = ("train", "--data", "digits", "--out", tmp_path / "r")
+    assert "Did you mean 'digits'" in fails(*train, "--preset", "digit")
+    assert "Did you mean 'prior.dim'" in fails(*train, "--preset", "digits", "prior.dmi=3")
+    assert "'soon' is not a time" in fails(*train, "--budget", "soon")
+    assert "--data" in fails("train", "--out", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_data_that_is_not_there_or_holds_no_image(fails, tmp_path):
+    train = ("train", "--out", tmp_path / "r", "--preset", "digits", "--data")
+    assert "nowhere" in fails(*train, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "empty" in fails(*train, tmp_path / "empty")
+    (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 not really")
+    assert "broken.zip" in fails(*train, tmp_path / "broken.zip")
+
+
+def test_unreadable_images_are_left_out_and_listed_but_not_too_many(fails, tmp_path, image_folder, tiny_words, capsys):
+    folder = image_folder(40)
+    (folder / "000.png").write_bytes(b"not an image")
+    (folder / "001.png").write_bytes((folder / "002.png").read_bytes()[:60])
+    words = [*tiny_words, "tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
+    words = [
+        "train-tokenizer",
+        "--data",
+        str(folder),
+        "--out",
+        str(tmp_path / "run"),
+        "--preset",
+        "digits",
+        *words,
+    ]
+    assert main(words) == 0
+    assert "2 unreadable images are left out" in capsys.readouterr().out
+    listed = (tmp_path / "run" / "skipped_images.txt").read_text()
+    assert "000.png" in listed and "001.png" in listed
+    for i in range(3, 8):
+        (folder / f"{i:03d}.png").write_bytes(b"")
+    words[words.index(str(tmp_path / "run"))] = str(tmp_path / "other")
+    assert "7" in fails(*words)
+
+
+def test_too_few_images_and_sizes_that_do_not_divide(fails, tmp_path, image_folder):
+    data = ("train", "--data", image_folder(10), "--out", tmp_path / "r", "--preset", "digits")
+    assert "fewer than a batch of 128" in fails(*data)
+    assert "choose 8" in fails(*data, "tokenizer.image_size=9")
+
+
+def test_the_perceptual_term_is_never_dropped_silently(fails, tmp_path, tiny_words, monkeypatch, capsys):
+    def offline(*_args, **_kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("lpips.LPIPS", offline)
+    train = ("train-tokenizer", "--data", "digits", "--preset", "digits", *tiny_words)
+    refused = fails(*train, "--out", tmp_path / "a", "objective.perceptual=1")
+    assert "VGG-16" in refused and "objective.perceptual=0" in refused
+    assert main([*train, "--out", str(tmp_path / "b")]) == 0
+    assert "perceptual term is switched off" in capsys.readouterr().out
+
+
+def test_a_run_of_another_shape_or_unfinished_or_damaged(fails, run_copy, tmp_path):
+    assert "another --out" in fails("train", "--out", run_copy, "prior.dim=64")
+    assert "another --out" in fails("train", "--out", run_copy, "--preset", "cifar10")
+    assert "run bld train-tokenizer" in fails(
+        "encode", "--out", tmp_path / "new", "--data", "digits", "--preset", "digits"
+    )
+    weights = run_copy / "prior" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "damaged" in fails("sample", run_copy)
+    (run_copy / "model_index.json").unlink()
+    assert "model_index.json" in fails("sample", run_copy)
+    assert "not a run folder" in fails("report", tmp_path / "nothing")
+
+
+def test_impossible_sampling_requests(fails, trained_run, tmp_path):
+    sample = ("sample", trained_run, "--out", tmp_path / "s")
+    assert "1 to 64 steps" in fails(*sample, "--steps", "65", "--num", "1")
+    assert "above 0" in fails(*sample, "--temperature", "0", "--num", "1")
+    assert "Unknown class 'dog'" in fails(*sample, "--classes", "dog")
+    assert "at least 1" in fails(*sample, "--num", "0")
+    assert "cannot be used here" in fails(*sample, "--device", "toaster")
+
+
+def test_images_and_masks_that_are_none(fails, trained_run, tmp_path):
+    (tmp_path / "text.png").write_text("hello")
+    Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
+    words = ("inpaint", trained_run, "--out", tmp_path / "o")
+    assert "no image" in fails(*words, "--image", tmp_path / "none.png", "--mask", tmp_path / "black.png")
+    assert "cannot be read" in fails(*words, "--image", tmp_path / "text.png", "--mask", tmp_path / "black.png")
+    assert "black everywhere" in fails(*words, "--image", tmp_path / "black.png", "--mask", tmp_path / "black.png")
+
+
+def test_an_archive_that_escapes_its_folder_is_refused(fails, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.write(tmp_path / "x.png", "../../x.png")
+    assert "x.png" in fails("train", "--out", tmp_path / "r", "--preset", "digits", "--data", tmp_path / "evil.zip")
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    result = bld("train", "--debug", "--out", str(tmp_path / "r"), "--preset", "nothing", "--data", "digits")
+    assert result.returncode == 1 and "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("text, seconds", [("90", 90), ("45s", 45), ("30m", 1800), ("1h30m", 5400), ("1.5h", 5400)])
+def test_times_are_read_as_people_write_them(text, seconds):
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "0s", "3x", "-5m", "1h 30m", "30m!"])
+def test_other_times_are_refused(text):
+    with pytest.raises(SettingError):
+        duration(text)

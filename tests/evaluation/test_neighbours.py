@@ -1,0 +1,48 @@
+"""Copies are found at distance 0; everything else as a full comparison finds it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bld.errors import SettingError
+from bld.evaluation.neighbours import nearest
+from bld.images import ImageSet, Preprocessing
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageSet:
+    return ImageSet.open("digits", Preprocessing(8))
+
+
+def test_planted_copies_are_found_at_distance_zero(digits: ImageSet):
+    planted = [3, 700, 1796]
+    found = nearest(digits.centre(planted), digits, k=3)
+    assert found.indices[:, 0].tolist() == planted
+    assert found.distances[:, 0].tolist() == [0, 0, 0]
+    assert (found.distances[:, 1:] > 0).all()
+
+
+def test_neighbours_are_those_of_a_full_comparison_whatever_the_batch(digits: ImageSet):
+    samples = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    everything = digits.centre(range(len(digits)))
+    full = ((samples[:, None] - everything) / 2).square().mean((2, 3, 4)).sqrt().sort(1)
+    for batch in (100, 5000):
+        found = nearest(samples, digits, k=5, batch=batch)
+        assert torch.allclose(found.distances, full.values[:, :5], atol=1e-6)
+        assert found.indices.tolist() == full.indices[:, :5].tolist()
+
+
+def test_black_and_white_are_at_distance_one(image_folder):
+    folder = image_folder(3)
+    images = ImageSet.open(folder, Preprocessing(8))
+    images.pixels[:] = 0
+    assert nearest(torch.ones(1, 3, 8, 8), images, k=1).distances.item() == pytest.approx(1)
+
+
+def test_impossible_k_and_other_sizes_are_refused(digits: ImageSet):
+    few = digits.subset([0, 1])
+    with pytest.raises(SettingError, match="k is 1 to"):
+        nearest(torch.zeros(1, 3, 8, 8), few, k=3)
+    with pytest.raises(SettingError, match="3×8×8"):
+        nearest(torch.zeros(1, 3, 16, 16), few, k=1)

@@ -1,0 +1,212 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bld import BinaryLatentDiffusionPipeline
+from bld.errors import CheckpointError, SettingError
+from bld.pipeline import fill_from_surroundings
+from bld.seeding import keyed_generators
+
+
+@pytest.fixture(scope="module")
+def pipe(trained_run):
+    return BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
+
+
+@pytest.fixture
+def picture():
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def mask():
+    array = np.zeros((8, 8), np.uint8)
+    array[2:5, 3:6] = 255
+    return Image.fromarray(array)
+
+
+def test_sample_i_depends_on_seed_and_i_only(pipe):
+    """Same bits in batches of 1, 7 and 64: float32, tolerance zero."""
+    labels = [i % 10 for i in range(64)]
+    runs = [
+        pipe(class_labels=labels, generator=3, batch_size=size, guidance_scale=2.0, output_type="latent").images
+        for size in (1, 7, 64)
+    ]
+    assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
+    alone = pipe(class_labels=labels[40:41], generator=3, first_index=40, guidance_scale=2.0, output_type="latent")
+    assert torch.equal(alone.images, runs[0][40:41])
+    assert not torch.equal(runs[0][0], runs[0][10])
+
+
+def test_a_seed_a_generator_and_generators_all_name_the_same_noise(pipe):
+    by_seed = pipe(3, generator=5, output_type="latent").images
+    own = pipe(3, generator=keyed_generators(5, "sample", range(3)), output_type="latent").images
+    assert torch.equal(by_seed, own)
+    one, two = (pipe(3, generator=torch.Generator().manual_seed(1), output_type="latent").images for _ in range(2))
+    assert torch.equal(one, two)
+
+
+def test_saving_and_loading_changes_nothing(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    again = BinaryLatentDiffusionPipeline.from_pretrained(tmp_path / "model")
+    assert again.index == pipe.index
+    assert torch.equal(
+        pipe(4, class_labels=3, generator=0, output_type="pt").images,
+        again(4, class_labels=3, generator=0, output_type="pt").images,
+    )
+
+
+def test_output_types_agree_with_each_other(pipe):
+    args = {"num_images": 2, "generator": 0, "num_inference_steps": 4}
+    tensor = pipe(**args, output_type="pt").images
+    assert tensor.shape == (2, 3, 8, 8) and tensor.min() >= 0 and tensor.max() <= 1
+    np.testing.assert_array_equal(pipe(**args, output_type="np").images, tensor.permute(0, 2, 3, 1).numpy())
+    pil = pipe(**args).images
+    assert np.abs(np.asarray(pil[0]) / 255 - tensor[0].permute(1, 2, 0).numpy()).max() <= 0.5 / 255 + 1e-6
+    codes = pipe(**args, output_type="latent").images
+    assert codes.dtype == torch.uint8 and codes.shape == (2, 4, 4, 32) and set(codes.unique().tolist()) <= {0, 1}
+
+
+def test_classes_are_named_by_number_or_name_and_wrong_ones_refused(pipe):
+    by_name = pipe(1, class_labels="7", generator=0, output_type="latent").images
+    assert torch.equal(by_name, pipe(1, class_labels=7, generator=0, output_type="latent").images)
+    assert len(pipe(class_labels=[1, "2", 3], num_inference_steps=1).images) == 3
+    for wrong, words in ((10, "outside 0 … 9"), (-1, "outside"), ("seven", "Unknown class")):
+        with pytest.raises(SettingError, match=words):
+            pipe(1, class_labels=wrong)
+    with pytest.raises(SettingError, match="one per image"):
+        pipe(3, class_labels=[1, 2])
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        ({"num_images": 0}, "at least 1"),
+        ({"num_inference_steps": 65}, "1 to 64 steps"),
+        ({"num_inference_steps": 0}, "1 to 64 steps"),
+        ({"temperature": 0.0}, "above 0"),
+        ({"output_type": "png"}, "output_type"),
+        ({"generator": [torch.Generator()]}, "one per image"),
+    ],
+)
+def test_impossible_requests_are_one_sentence(pipe, args, words):
+    with pytest.raises(SettingError, match=words):
+        pipe(**{"num_images": 2, "num_inference_steps": 1, **args})
+
+
+def test_the_callback_sees_every_step_with_codes(pipe):
+    seen = []
+    pipe(
+        2,
+        num_inference_steps=5,
+        callback_on_step_end=lambda p, i, t, k: seen.append((i, t, k["latents"].shape)),
+    )
+    assert [i for i, _, _ in seen] == list(range(5))
+    assert [t for _, t, _ in seen] == [64, 51, 38, 26, 13]
+    assert all(shape == (2, 4, 4, 32) for _, _, shape in seen)
+
+
+def test_inpainting_keeps_every_pixel_outside_the_mask(pipe, picture, mask):
+    filled = pipe.inpaint(picture, mask, num_images=5, generator=0, class_labels=2).images
+    hole = np.asarray(mask) > 127
+    for image in filled:
+        assert (np.asarray(image)[~hole] == np.asarray(picture)[~hole]).all()
+    assert len({image.tobytes() for image in filled}) > 1
+
+
+def test_inpainting_does_not_look_into_the_hole(pipe, picture, mask):
+    spoiled = np.array(picture)
+    spoiled[np.asarray(mask) > 127] = [255, 0, 255]
+    one, two = (
+        pipe.inpaint(p, mask, generator=0, output_type="latent").images for p in (picture, Image.fromarray(spoiled))
+    )
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("known_bits, resample", [("noised", 1), ("clean", 1), ("noised", 3)])
+def test_known_positions_keep_their_bits(pipe, picture, mask, known_bits, resample):
+    out = pipe.inpaint(picture, mask, generator=0, known_bits=known_bits, resample=resample, output_type="latent")
+    hole = torch.from_numpy(np.asarray(mask) > 127)
+    seen = fill_from_surroundings(pipe.preprocess(picture), hole)
+    bits = pipe.encode(seen)
+    known = ~hole.view(4, 2, 4, 2).any(3).any(1)
+    assert torch.equal(out.images[0][known], bits[0][known])
+
+
+def test_masks_of_arrays_and_tensors_mean_the_same_as_pictures(pipe, picture, mask):
+    array = np.asarray(mask)
+    expected = pipe.inpaint(picture, mask, generator=0, output_type="pt").images
+    for form in (array, array > 0, (array / 255).astype(np.float32), torch.from_numpy(array / 255)):
+        assert torch.equal(pipe.inpaint(picture, form, generator=0, output_type="pt").images, expected)
+
+
+def test_masks_that_cannot_be_meant_are_refused(pipe, picture):
+    with pytest.raises(SettingError, match="black everywhere"):
+        pipe.inpaint(picture, np.zeros((8, 8), np.uint8))
+    with pytest.raises(SettingError, match="must be equal"):
+        pipe.inpaint(picture, np.ones((9, 8), np.uint8))
+
+
+def test_the_hole_is_filled_from_its_surroundings_only():
+    images = torch.full((1, 3, 16, 16), 0.25)
+    hole = torch.zeros(16, 16, dtype=torch.bool)
+    hole[2:14, 2:14] = True
+    images[..., hole] = 9.0
+    torch.testing.assert_close(fill_from_surroundings(images, hole), torch.full((1, 3, 16, 16), 0.25))
+    everything = torch.ones(16, 16, dtype=torch.bool)
+    assert fill_from_surroundings(images, everything).isfinite().all()
+
+
+def test_reconstruct_is_decode_of_encode_whatever_the_form(pipe, picture):
+    tensor = pipe.preprocess([picture, picture])
+    codes = pipe.encode([picture, picture])
+    assert codes.dtype == torch.uint8 and torch.equal(codes, pipe.encode(tensor))
+    torch.testing.assert_close(pipe.reconstruct(tensor, "pt"), pipe.decode(codes, "pt"))
+    assert pipe.encode(picture.resize((40, 30))).shape == (1, 4, 4, 32)
+
+
+def test_bfloat16_weights_sample_too(trained_run):
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(trained_run).to(dtype=torch.bfloat16)
+    assert pipe(2, generator=0, num_inference_steps=4, output_type="pt").images.isfinite().all()
+
+
+def test_the_plugin_posterior_is_another_sampler_on_the_same_networks(pipe):
+    plugin = pipe.with_posterior("plugin")
+    assert plugin.prior is pipe.prior and pipe.diffusion.posterior == "exact"
+    assert not torch.equal(
+        plugin(4, generator=0, output_type="latent").images, pipe(4, generator=0, output_type="latent").images
+    )
+
+
+def test_parts_that_do_not_belong_together_are_refused(pipe, run_copy):
+    config = json.loads((run_copy / "diffusion" / "config.json").read_text())
+    (run_copy / "diffusion" / "config.json").write_text(json.dumps({**config, "steps": 32}))
+    with pytest.raises(SettingError, match="64 steps"):
+        BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
+
+
+def test_a_folder_without_a_pipeline_says_what_is_missing(run_copy, tmp_path):
+    with pytest.raises(CheckpointError, match="no model_index.json"):
+        BinaryLatentDiffusionPipeline.from_pretrained(tmp_path)
+    shutil.rmtree(run_copy / "prior")
+    with pytest.raises(CheckpointError, match="missing"):
+        BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
+    with pytest.raises(CheckpointError, match="no folder"):
+        BinaryLatentDiffusionPipeline.from_pretrained(tmp_path / "a" / "b")
+
+
+def test_a_hub_name_downloads_json_and_safetensors_only(trained_run, monkeypatch):
+    asked = {}
+
+    def snapshot(repo_id, allow_patterns):
+        asked.update(repo_id=repo_id, allow_patterns=allow_patterns)
+        return str(trained_run)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert BinaryLatentDiffusionPipeline.from_pretrained("someone/flowers").image_size == 8
+    assert asked == {"repo_id": "someone/flowers", "allow_patterns": ["*.json", "*.safetensors"]}

@@ -1,0 +1,118 @@
+import dataclasses
+
+import pytest
+import yaml
+
+from bld.errors import SettingError
+from bld.training.cost import describe
+from bld.training.settings import (
+    Settings,
+    known_keys,
+    leaves,
+    load_settings,
+    preset_names,
+    settings_tree,
+)
+
+PAPER = {"bedrooms256", "churches256", "ffhq256", "celebahq256", "imagenet256", "ffhq1024", "celebahq1024"}
+
+
+def test_the_papers_and_the_small_presets_are_shipped():
+    assert set(preset_names()) == PAPER | {"digits", "cifar10", "emoji64"}
+
+
+@pytest.mark.parametrize("name", sorted(PAPER | {"digits", "cifar10", "emoji64"}))
+def test_every_preset_loads_and_survives_being_written_down(name):
+    settings = load_settings(preset=name)
+    tree = yaml.safe_load(yaml.safe_dump(settings_tree(settings)))
+    assert load_settings(base=tree) == settings
+
+
+@pytest.mark.parametrize("name", sorted(PAPER))
+def test_the_papers_presets_hold_the_papers_numbers(name):
+    s = load_settings(preset=name)
+    large = name.endswith("1024")
+    assert s.tokenizer.code_shape == ((32, 32, 64) if large else (16, 16, 64 if name == "imagenet256" else 32))
+    assert s.tokenizer.factor == (32 if large else 16)
+    assert (s.objective.mse, s.objective.perceptual, s.objective.adversarial) == (1, 1, 1)
+    assert s.objective.adversarial_weight == "fixed"
+    assert (s.tokenizer_training.batch_size, s.tokenizer_training.learning_rate) == (8, 5e-4)
+    assert (s.prior.depth, s.prior.dim, s.prior.heads) == ((24, 768, 12) if name == "imagenet256" else (24, 512, 8))
+    assert s.prior_training.learning_rate == 1e-4
+    assert s.prior_training.batch_size == (16 if large else 256 if name == "imagenet256" else 32)
+    assert s.tokenizer_training.warmup_steps == s.prior_training.warmup_steps == 10_000
+    assert s.prior.vlb_weight == 0.1
+    assert s.sampling.temperature == 0.9
+    assert s.sampling.guidance_scale == (3.0 if name == "imagenet256" else 1.0)
+    assert s.diffusion.schedule == "linear" and s.diffusion.target == "flip"
+
+
+def test_words_change_single_leaves_and_nothing_else():
+    before = dict(leaves(settings_tree(load_settings(preset="digits"))))
+    after = dict(leaves(settings_tree(load_settings("digits", words=["prior.dim=64", "data.flip=true"]))))
+    assert {key for key in before if before[key] != after[key]} == {"prior.dim", "data.flip"}
+
+
+def test_a_yaml_file_is_a_preset(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("prior: {dim: 64}\nseed: 5\n")
+    settings = load_settings(preset=str(path))
+    assert (settings.prior.dim, settings.seed) == (64, 5)
+
+
+@pytest.mark.parametrize(
+    "word, expected",
+    [
+        ("prior.dmi=3", "Did you mean 'prior.dim'"),
+        ("dim=3", "Did you mean 'prior.dim'"),
+        ("prior.dim=wide", "prior.dim"),
+        ("prior.dim=1.5", "prior.dim"),
+        ("prior=3", "Unknown setting 'prior'"),
+        ("prior.dim", "key=value"),
+        ("prior.dim=[1", "not valid YAML"),
+        ("prior.heads=7", "divisible by prior.heads"),
+        ("diffusion.target=noise", "diffusion.target"),
+        ("diffusion.schedule=cosin", "Did you mean 'cosine'"),
+        ("diffusion.schedule=table", "table"),
+        ("tokenizer.image_size=250", "choose 256"),
+        ("tokenizer.code_bits=0", "at least 1"),
+        ("objective.mse=-1", "0 or more"),
+        ("prior_training.batch_size=0", "at least 1"),
+        ("prior_training.learning_rate=0", "above 0"),
+        ("prior.label_dropout=2", "probability"),
+        ("sampling.steps=1000", "diffusion.steps"),
+        ("codes.draws=-1", "0 or more"),
+    ],
+)
+def test_a_wrong_word_is_refused_in_one_sentence_that_names_it(word, expected):
+    with pytest.raises(SettingError) as caught:
+        settings = load_settings(words=[word])
+        settings.denoiser(settings.tokenizer.code_shape, 0)
+    message = str(caught.value)
+    assert expected in message
+    assert "\n" not in message and message.endswith((".", "?"))
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(SettingError, match="Did you mean 'cifar10'"):
+        load_settings(preset="cifar")
+
+
+def test_every_leaf_is_documented():
+    sections = [getattr(Settings(), field.name) for field in dataclasses.fields(Settings)]
+    for section in filter(dataclasses.is_dataclass, sections):
+        for field in dataclasses.fields(section):
+            assert f"{field.name}:" in (section.__doc__ or ""), f"{type(section).__name__}.{field.name}"
+
+
+def test_known_keys_are_the_leaves():
+    assert "prior.dim" in known_keys() and "prior" not in known_keys()
+
+
+def test_the_cost_of_the_papers_model_is_the_papers():
+    """Table 2 states 172M parameters for the class-conditional prior; one forward is about 42 GFLOP (unconditional)."""
+    imagenet = dict(describe(load_settings(preset="imagenet256"), 1_281_167, 1000))
+    assert int(imagenet["prior parameters"].replace(",", "")) == pytest.approx(172e6, rel=0.01)
+    churches = dict(describe(load_settings(preset="churches256"), 1000, 0))
+    assert churches["one denoising step, per image"] == "42.07 GFLOP"
+    assert churches["code"].endswith("1,024 bytes")

@@ -1,0 +1,273 @@
+"""Both stages end to end on the embedded digits: resuming, budgets, caches, damage."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from bld.checkpoint import CheckpointStore
+from bld.errors import CheckpointError, DataError, SettingError
+from bld.training.ema import WeightAverage
+from bld.training.learning_rate import StageClock, learning_rate
+from bld.training.loop import DivergedError
+from bld.training.order import KeyedOrder
+from bld.training.recipe import Recipe
+from bld.training.run_folder import RunFolder
+from bld.training.settings import TrainingSettings
+
+CONSTANT = ["tokenizer_training.decay=constant", "prior_training.decay=constant"]
+
+
+def train(path, words, data="digits", preset="digits", heard=None, stages=("tokenizer", "prior")):
+    run = RunFolder(path)
+    settings = run.adopt(None if run.has_settings() else preset, words, data)
+    recipe = Recipe(settings, run, (lambda _: None) if heard is None else heard.append)
+    if "tokenizer" in stages:
+        recipe.train_tokenizer()
+    if "prior" in stages:
+        recipe.train_prior()
+    return run
+
+
+def weights(run, part):
+    return load_file(run.path / part / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_leaves_everything_where_it_belongs(trained_run):
+    run = RunFolder(trained_run)
+    for path in (
+        run.config,
+        run.index,
+        run.metrics,
+        run.tokenizer,
+        run.prior,
+        run.diffusion,
+        run.codes,
+        run.tensorboard,
+    ):
+        assert path.exists(), path
+    assert (run.samples / "tokenizer-0000006.png").is_file() and (run.samples / "prior-0000006.png").is_file()
+    progress = run.progress()
+    assert progress["tokenizer"]["steps"] == progress["prior"]["steps"] == 6
+    assert (run.codes / "codes.bin").stat().st_size == 1617 * 2 * 64  # 4×4×32 bits are 64 bytes; two draws
+
+
+def test_interrupting_and_resuming_gives_the_same_bits_as_never_stopping(tmp_path, tiny_words):
+    words = [*tiny_words, *CONSTANT]  # an annealed rate depends on the number of steps asked for
+    whole = train(tmp_path / "whole", words)
+    parts = train(tmp_path / "parts", [*words, "tokenizer_training.steps=3"], stages=["tokenizer"])
+    train(parts.path, ["tokenizer_training.steps=6", "prior_training.steps=2"])
+    train(parts.path, ["prior_training.steps=6"])
+    for part in ("tokenizer", "prior"):
+        assert same(weights(whole, part), weights(parts, part)), part
+
+    def logged(run):
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_metrics()]
+
+    final = [line for line in logged(whole) if line["step"] == 6]
+    assert final and final == [line for line in logged(parts) if line["step"] == 6]
+
+
+def test_two_runs_of_one_command_are_identical_and_another_seed_is_not(tmp_path, tiny_words):
+    first, second = (train(tmp_path / name, tiny_words) for name in "ab")
+    other = train(tmp_path / "c", [*tiny_words, "seed=1"])
+    assert same(weights(first, "prior"), weights(second, "prior"))
+    assert not same(weights(first, "prior"), weights(other, "prior"))
+
+
+def test_the_same_command_again_trains_nothing(run_copy):
+    before = {path: path.stat().st_mtime_ns for path in run_copy.rglob("*.safetensors")}
+    heard = []
+    train(run_copy, [], data=None, heard=heard)
+    assert {path: path.stat().st_mtime_ns for path in run_copy.rglob("*.safetensors")} == before
+    assert any("trained already" in line for line in heard)
+
+
+def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_words):
+    whole = train(tmp_path / "whole", [*tiny_words, "tokenizer_training.steps=60"], stages=["tokenizer"])
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "bld", "train-tokenizer", "--data", "digits", "--preset", "digits"]
+    command += [
+        "--out",
+        str(out),
+        *tiny_words,
+        "tokenizer_training.steps=60",
+        "tokenizer_training.log_every_steps=1",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not ((out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").read_text().count("\n") > 3):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on" in errors
+    assert CheckpointStore(out / "checkpoints" / "tokenizer").list()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"})
+    assert again.returncode == 0, again.stderr
+    assert same(weights(whole, "tokenizer"), weights(RunFolder(out), "tokenizer"))
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path, tiny_words):
+    words = [*tiny_words, *CONSTANT, "tokenizer_training.checkpoint_seconds=0"]
+    whole = train(tmp_path / "whole", [*words, "tokenizer_training.steps=8"], stages=["tokenizer"])
+    run = train(tmp_path / "run", words, stages=["tokenizer"])
+    newest = run.checkpoints("tokenizer").list()[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    heard = []
+    train(run.path, ["tokenizer_training.steps=8"], stages=["tokenizer"], heard=heard)
+    assert any("damaged" in line for line in heard) and any("goes on from step 5" in line for line in heard)
+    assert same(weights(whole, "tokenizer"), weights(run, "tokenizer"))
+
+
+def test_no_space_left_is_one_sentence_and_the_last_checkpoint_survives(tmp_path, tiny_words, monkeypatch):
+    run = train(tmp_path / "run", tiny_words, stages=["tokenizer"])
+    survivor = run.checkpoints("tokenizer").list()[-1]
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bld.checkpoint.save_file", full)
+    with pytest.raises(CheckpointError, match="No space is left"):
+        train(run.path, ["tokenizer_training.steps=8"], stages=["tokenizer"])
+    monkeypatch.undo()
+    assert run.checkpoints("tokenizer").list() == [survivor]
+    assert not list(run.path.rglob("*.part"))
+    train(run.path, ["tokenizer_training.steps=8"], stages=["tokenizer"])
+    assert run.progress()["tokenizer"]["steps"] == 8
+
+
+def test_a_stale_cache_is_made_again_and_said(run_copy):
+    words = ["tokenizer_training.steps=8", "prior_training.steps=7"]
+    heard = []
+    before = (run_copy / "codes" / "codes.bin").read_bytes()
+    train(run_copy, words, data=None, heard=heard)
+    assert any("stale" in line and "tokenizer" in line for line in heard)
+    assert (run_copy / "codes" / "codes.bin").read_bytes() != before
+
+
+def test_a_fitting_cache_is_used_as_it_is(run_copy):
+    heard = []
+    stamp = (run_copy / "codes" / "codes.bin").stat().st_mtime_ns
+    train(run_copy, ["prior_training.steps=7"], data=None, heard=heard)
+    assert any("used as it is" in line for line in heard)
+    assert (run_copy / "codes" / "codes.bin").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("word", ["prior.dim=64", "tokenizer.code_bits=16", "diffusion.steps=32", "codes.draws=1"])
+def test_a_run_folder_of_another_shape_is_refused_and_left_alone(run_copy, word):
+    config = (run_copy / "config.yaml").read_text()
+    with pytest.raises(SettingError, match="choose another --out") as caught:
+        RunFolder(run_copy).adopt(None, [word], None)
+    assert word.split("=")[0] in str(caught.value)
+    assert (run_copy / "config.yaml").read_text() == config
+
+
+def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tiny_words):
+    run = RunFolder(tmp_path / "run")
+    words = [*tiny_words, "tokenizer_training.steps=1000000", "prior_training.steps=1000000"]
+    words += ["tokenizer_training.log_every_steps=1", "prior_training.log_every_steps=1"]
+    started = time.monotonic()
+    Recipe(run.adopt("digits", words, "digits"), run, lambda _: None, budget_seconds=10).train()
+    assert time.monotonic() - started < 20  # twice the budget, on a noisy machine
+    for stage in ("tokenizer", "prior"):
+        rates = [line["learning_rate"] for line in run.read_metrics() if line["stage"] == stage and "loss" in line]
+        assert rates[-1] < 0.05 * max(rates)
+
+
+def test_fewer_images_than_a_batch_are_refused_with_the_cure(tmp_path, image_folder, tiny_words):
+    with pytest.raises(DataError, match="tokenizer_training.batch_size=") as caught:
+        train(tmp_path / "run", tiny_words, data=str(image_folder(20)))
+    assert "fewer than a batch of 32" in str(caught.value)
+
+
+def test_unlabelled_images_train_an_unconditional_prior(tmp_path, image_folder, tiny_words):
+    words = [*tiny_words, "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "data.flip=true"]
+    run = train(tmp_path / "run", words, data=str(image_folder(20, size=12)))
+    assert json.loads((run.prior / "config.json").read_text())["num_classes"] == 0
+    assert (run.codes / "codes.bin").stat().st_size == 18 * 4 * 64  # two flips, two draws
+
+
+@pytest.mark.parametrize("target", ["z0", "previous"])
+def test_every_target_trains_and_samples(tmp_path, tiny_words, target):
+    run = train(tmp_path / "run", [*tiny_words, f"diffusion.target={target}", "diffusion.steps=8", "sampling.steps=8"])
+    assert all(math.isfinite(v) for line in run.read_metrics() for v in line.values() if isinstance(v, float))
+
+
+@pytest.mark.parametrize("weight", ["fixed", "adaptive"])
+def test_the_adversarial_term_starts_late_ramps_and_trains(tmp_path, tiny_words, weight):
+    words = [*tiny_words, "objective.adversarial=0.5", f"objective.adversarial_weight={weight}"]
+    words += ["objective.adversarial_start=0.5", "objective.discriminator_channels=8"]
+    words += ["objective.discriminator_layers=1", "tokenizer_training.log_every_steps=1"]
+    run = train(tmp_path / "run", words, stages=["tokenizer"])
+    lines = [line for line in run.read_metrics() if "loss" in line]
+    assert ["adversarial" in line for line in lines] == [False] * 4 + [True] * 2
+    assert all(math.isfinite(line["discriminator"]) for line in lines[4:])
+
+
+def test_steps_that_are_not_finite_are_skipped_and_stop_the_run_when_they_repeat(tmp_path, tiny_words, monkeypatch):
+    words = [*tiny_words, "tokenizer_training.steps=50"]
+    monkeypatch.setattr("bld.autoencoder.objective.F.mse_loss", lambda a, b: (a - b).square().mean() * float("nan"))
+    with pytest.raises(DivergedError, match="learning_rate"):
+        train(tmp_path / "run", words, stages=["tokenizer"])
+
+
+def test_the_order_visits_every_image_once_an_epoch_and_is_shared_fairly():
+    order = KeyedOrder(images=10, batch_size=4, seed=0, purpose="test")
+    row = np.concatenate([order.indices(order.positions(step)) for step in range(5)])
+    assert sorted(row[:10]) == sorted(row[10:]) == list(range(10))
+    assert list(row[:10]) != list(row[10:])
+    for processes in (2, 3):
+        shares = [order.positions(2, rank, processes) for rank in range(processes)]
+        assert list(np.concatenate(shares)) == list(order.positions(2))
+
+
+def test_the_average_starts_close_to_the_model_and_ends_with_its_decay():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    average = WeightAverage(model, decay=0.9)
+    torch.nn.init.ones_(model.weight)
+    average.update(model, 1)
+    assert average.model.weight.item() == pytest.approx(1 - 2 / 11)
+    for _ in range(1000):
+        average.update(model, 10_000)
+    assert average.model.weight.item() == pytest.approx(1)
+
+
+def test_learning_rates_warm_up_then_decay_as_told():
+    settings = TrainingSettings(learning_rate=1.0, warmup_steps=10, decay="constant")
+    assert learning_rate(0, 0, settings, budgeted=False) == pytest.approx(0.1)
+    assert learning_rate(9, 0.5, settings, budgeted=False) == 1.0
+    assert learning_rate(50, 1.0, settings, budgeted=False) == 1.0
+    assert learning_rate(50, 1.0, settings, budgeted=True) == pytest.approx(0.0)
+    assert learning_rate(0, 0.05, settings, budgeted=True) > 0.99  # a warm-up takes 5% of a budget at most
+    linear = TrainingSettings(learning_rate=1.0, warmup_steps=0, decay="linear")
+    assert learning_rate(3, 0.25, linear, budgeted=False) == 0.75
+
+
+def test_a_clock_ends_with_the_steps_or_the_budget_whichever_comes_first():
+    assert StageClock(steps=10).progress(5) == 0.5
+    assert StageClock(steps=10, budget_seconds=100, seconds=90).progress(5) == pytest.approx(0.9, abs=0.01)
+    assert StageClock(steps=10, budget_seconds=100, seconds=900).progress(5) == 1.0
+
+
+def test_a_vanished_run_or_a_damaged_config_is_one_sentence(run_copy, tmp_path):
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        RunFolder(tmp_path / "nothing").settings()
+    (run_copy / "config.yaml").write_text("{[")
+    with pytest.raises(CheckpointError, match="damaged"):
+        RunFolder(run_copy).settings()
+    shutil.rmtree(run_copy / "tokenizer")

@@ -84,9 +84,7 @@ def test_a_prior_comes_back_with_identical_outputs_and_its_evidence(tmp_path: Pa
     ids=lambda schedule: schedule.kind,
 )
 @pytest.mark.parametrize("target, posterior", [("flip", "exact"), ("z0", "plugin"), ("previous", "exact")])
-def test_a_diffusion_comes_back_to_the_last_bit(
-    tmp_path: Path, schedule: NoiseSchedule, target: str, posterior: str
-):
+def test_a_diffusion_comes_back_to_the_last_bit(tmp_path: Path, schedule: NoiseSchedule, target: str, posterior: str):
     save_diffusion(tmp_path, BernoulliDiffusion(schedule, target, posterior))
     loaded = load_diffusion(tmp_path)
     assert torch.equal(loaded.schedule.k, schedule.k)

@@ -129,9 +129,7 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same_to_the_bit(tmp_path: 
     assert files(folder) == files(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    "note", [json.dumps(dataclasses.asdict(dataclasses.replace(KEY, seed=9))), "{", "[1]", "3"]
-)
+@pytest.mark.parametrize("note", [json.dumps(dataclasses.asdict(dataclasses.replace(KEY, seed=9))), "{", "[1]", "3"])
 def test_an_interrupted_cache_of_another_key_is_begun_again(tmp_path: Path, note: str):
     write(tmp_path / "whole")
     folder = tmp_path / "other"

@@ -191,7 +191,7 @@ def test_parts_that_do_not_belong_together_are_refused(pipe, run_copy):
 
 
 def test_a_folder_without_a_pipeline_says_what_is_missing(run_copy, tmp_path):
-    with pytest.raises(CheckpointError, match="no model_index.json"):
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
         BinaryLatentDiffusionPipeline.from_pretrained(tmp_path)
     shutil.rmtree(run_copy / "prior")
     with pytest.raises(CheckpointError, match="missing"):

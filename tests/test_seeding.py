@@ -41,11 +41,7 @@ def test_every_argument_matters():
 
 
 def test_integers_of_any_kind_name_the_same_draw():
-    assert (
-        derive_seed(np.int64(3), "a", np.int32(4))
-        == derive_seed(3, "a", 4)
-        == derive_seed(3, "a", torch.tensor(4))
-    )
+    assert derive_seed(np.int64(3), "a", np.int32(4)) == derive_seed(3, "a", 4) == derive_seed(3, "a", torch.tensor(4))
 
 
 def test_each_row_is_drawn_by_its_own_generator():
@@ -73,9 +69,7 @@ def test_a_generator_moves_on_from_draw_to_draw():
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_generators_than_samples_is_refused(count: int):
-    with pytest.raises(
-        SettingError, match=f"{count} generators were given for 2 samples: give one per sample"
-    ):
+    with pytest.raises(SettingError, match=f"{count} generators were given for 2 samples: give one per sample"):
         uniform((2, 3), keyed_generators(0, "x", range(count)))
 
 

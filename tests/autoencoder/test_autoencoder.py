@@ -69,9 +69,7 @@ def test_attention_follows_residual_blocks_where_asked(asked: tuple[int, ...]):
     sizes: dict[str, list[int]] = {"encoder": [], "decoder": []}
     for name, module in model.named_modules():
         if isinstance(module, AttentionBlock) and "middle" not in name:
-            module.register_forward_hook(
-                lambda _, x, __, n=name: sizes[n.split(".")[0]].append(x[0].shape[-1])
-            )
+            module.register_forward_hook(lambda _, x, __, n=name: sizes[n.split(".")[0]].append(x[0].shape[-1]))
     model.decode(model.encode(pictures(1, 16)))
     twice = [size for size in asked for _ in range(2)]
     assert sorted(sizes["encoder"]) == sorted(sizes["decoder"]) == sorted(twice)

@@ -18,9 +18,7 @@ def test_three_layers_see_patches_of_70_pixels():
     torch.manual_seed(0)
     image = torch.zeros(1, 3, 256, 256, requires_grad=True)
     model = PatchDiscriminator(8, 3)
-    for (
-        module
-    ) in model.modules():  # GroupNorm looks at the whole image: without it, what is left is the patch
+    for module in model.modules():  # GroupNorm looks at the whole image: without it, what is left is the patch
         if isinstance(module, torch.nn.GroupNorm):
             module.forward = lambda x: x
     scores = model(image)
@@ -34,9 +32,7 @@ def test_a_score_does_not_depend_on_the_other_images_of_the_batch():
     model = PatchDiscriminator(8, 2)
     images = torch.rand(5, 3, 32, 32)
     together = model(images)
-    torch.testing.assert_close(
-        together, torch.cat([model(image[None]) for image in images]), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(together, torch.cat([model(image[None]) for image in images]), rtol=0, atol=1e-5)
     model.eval()
     assert torch.equal(model(images), together)
 

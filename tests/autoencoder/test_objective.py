@@ -66,9 +66,7 @@ def test_the_adaptive_weight_makes_both_gradients_equal_on_the_last_layer():
     torch.testing.assert_close(gradient_ratio(reconstruction, adversarial, layer.weight), expected)
 
     config = ObjectiveConfig(perceptual=0, adversarial=0.8, adversarial_weight="adaptive")
-    loss = ReconstructionObjective(config)(
-        made, images, PROBS, critic(made), layer.weight, adversarial_scale=0.5
-    )
+    loss = ReconstructionObjective(config)(made, images, PROBS, critic(made), layer.weight, adversarial_scale=0.5)
     gradient = torch.autograd.grad(loss.total, layer.weight)[0]
     torch.testing.assert_close(gradient, d_reconstruction + 0.8 * 0.5 * expected * d_adversarial)
 
@@ -92,9 +90,7 @@ def test_the_code_entropy_penalty_is_zero_for_uniform_use_and_one_for_dead_bits(
     assert missing_entropy_bits(torch.ones(4, 2, 2, 3)) == pytest.approx(1, abs=1e-4)
     made, images = two_batches()
     quarter = torch.full_like(PROBS, 0.25)
-    with_penalty = ReconstructionObjective(ObjectiveConfig(perceptual=0, code_entropy=2.0))(
-        made, images, quarter
-    )
+    with_penalty = ReconstructionObjective(ObjectiveConfig(perceptual=0, code_entropy=2.0))(made, images, quarter)
     without = ReconstructionObjective(ObjectiveConfig(perceptual=0))(made, images, quarter)
     assert (with_penalty.total - without.total).item() == pytest.approx(2 * (1 - 0.811278), abs=1e-5)
 
@@ -112,12 +108,8 @@ def test_without_the_package_the_perceptual_term_is_one_sentence(monkeypatch: py
         ReconstructionObjective(ObjectiveConfig())
 
 
-@pytest.mark.parametrize(
-    "failure", [OSError("Name or service not known\nmore"), RuntimeError(""), RuntimeError("x")]
-)
-def test_without_its_weights_the_perceptual_term_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, failure: Exception
-):
+@pytest.mark.parametrize("failure", [OSError("Name or service not known\nmore"), RuntimeError(""), RuntimeError("x")])
+def test_without_its_weights_the_perceptual_term_is_one_sentence(monkeypatch: pytest.MonkeyPatch, failure: Exception):
     lpips = pytest.importorskip("lpips")
 
     def fails(*_: object, **__: object) -> None:

@@ -74,10 +74,7 @@ class Oracle:
 
     def __call__(self, z_t: Tensor, t: Tensor) -> Tensor:
         logits = torch.stack(
-            [
-                self.flips[step - 1][i].logit()
-                for i, step in zip(index_of(z_t).tolist(), t.tolist(), strict=True)
-            ]
+            [self.flips[step - 1][i].logit() for i, step in zip(index_of(z_t).tolist(), t.tolist(), strict=True)]
         )
         return logits if self.diffusion.target == "flip" else logits * (1 - 2 * z_t.double())
 

@@ -38,9 +38,7 @@ def test_guidance_keeps_double_precision():
 
     z, t = torch.zeros(3, 1, 1, dtype=torch.uint8), torch.ones(3, dtype=torch.long)
     found = with_guidance(network, CONDITION, NULL, 3.0)(z, t)
-    torch.testing.assert_close(
-        found, 3 * network(z, t, CONDITION) - 2 * network(z, t, NULL), rtol=1e-14, atol=0
-    )
+    torch.testing.assert_close(found, 3 * network(z, t, CONDITION) - 2 * network(z, t, NULL), rtol=1e-14, atol=0)
 
 
 def test_a_scale_of_one_costs_nothing():

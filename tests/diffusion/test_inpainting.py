@@ -37,9 +37,7 @@ MASKS = {
 @pytest.mark.parametrize("resample", [1, 3])
 def test_known_bits_are_kept_exactly(mask: Tensor, known_bits: str, resample: int):
     codes = sample_codes(
-        lambda z, t: torch.full(
-            z.shape, 50.0
-        ),  # flips every bit at every step, the known ones too if it could
+        lambda z, t: torch.full(z.shape, 50.0),  # flips every bit at every step, the known ones too if it could
         (2, 3, 2),
         DIFFUSION,
         known=KNOWN.unsqueeze(0),
@@ -54,9 +52,7 @@ def test_known_bits_are_kept_exactly(mask: Tensor, known_bits: str, resample: in
 
 def test_each_sample_may_have_its_own_known_bits():
     known = torch.stack([KNOWN, 1 - KNOWN])
-    codes = sample_codes(
-        watching([]), (2, 3, 2), DIFFUSION, known=known, mask=torch.tensor([False, False, True])
-    )
+    codes = sample_codes(watching([]), (2, 3, 2), DIFFUSION, known=known, mask=torch.tensor([False, False, True]))
     assert torch.equal(codes[:, :2], known[:, :2])
 
 
@@ -100,9 +96,7 @@ def test_clean_known_bits_are_seen_as_they_are():
 
 def test_resampling_walks_each_step_but_the_last_that_often():
     seen: list[tuple[int, Tensor]] = []
-    sample_codes(
-        watching(seen), (1, 3, 2), DIFFUSION, steps=4, known=KNOWN[None], mask=torch.ones(3), resample=3
-    )
+    sample_codes(watching(seen), (1, 3, 2), DIFFUSION, steps=4, known=KNOWN[None], mask=torch.ones(3), resample=3)
     assert [t for t, _ in seen] == [8, 8, 8, 6, 6, 6, 4, 4, 4, 2]
 
 

@@ -137,9 +137,7 @@ def test_the_bound_is_never_below_the_code_length_of_the_sampler(kind: str):
     """Code by code it bounds what the sampler gives; of the data's own -log2 p only the average."""
     for steps in (1, 4, 16):
         diffusion = BernoulliDiffusion(NoiseSchedule(kind, steps))
-        assert (
-            weighted_bound(TRUTH, diffusion) >= -sampled_distribution(TRUTH, diffusion).log2() - 1e-10
-        ).all()
+        assert (weighted_bound(TRUTH, diffusion) >= -sampled_distribution(TRUTH, diffusion).log2() - 1e-10).all()
 
 
 def test_with_a_perfect_predictor_the_bound_tightens_to_the_entropy_of_the_data():
@@ -172,9 +170,7 @@ def test_a_predictor_that_knows_nothing_pays_one_bit_per_bit():
             known = evidence[t - 1].view(-1, 1, 1).expand(z_t.shape)
             return known if target == "flip" else known * (1 - 2 * z_t.double())
 
-        bits = own.likelihood_bits(
-            denoise, CODES, draws=60, generators=keyed_generators(0, "coin", range(64))
-        )
+        bits = own.likelihood_bits(denoise, CODES, draws=60, generators=keyed_generators(0, "coin", range(64)))
         error = (bits.std() / 8).item()
         assert abs(bits.mean().item() - 6) < 5 * error + 1e-5  # false alarm 6e-7; 1e-5: evidence is float32
 
@@ -182,13 +178,9 @@ def test_a_predictor_that_knows_nothing_pays_one_bit_per_bit():
 def test_a_code_s_bound_depends_on_its_own_generator_only():
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 4))
     oracle = Oracle(TRUTH, diffusion)
-    together = diffusion.likelihood_bits(
-        oracle, CODES[:5], draws=2, generators=keyed_generators(1, "own", range(5))
-    )
+    together = diffusion.likelihood_bits(oracle, CODES[:5], draws=2, generators=keyed_generators(1, "own", range(5)))
     alone = [
-        diffusion.likelihood_bits(
-            oracle, CODES[i : i + 1], draws=2, generators=keyed_generators(1, "own", [i])
-        )
+        diffusion.likelihood_bits(oracle, CODES[i : i + 1], draws=2, generators=keyed_generators(1, "own", [i]))
         for i in range(5)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-14, atol=0)

@@ -46,9 +46,7 @@ def test_every_kl_term_equals_enumeration(schedule: NoiseSchedule, p0: Tensor, d
 
 
 @given(schedule=schedules(), p=probabilities(), data=st.data())
-def test_the_previous_target_is_held_to_the_same_posterior(
-    schedule: NoiseSchedule, p: Tensor, data: st.DataObject
-):
+def test_the_previous_target_is_held_to_the_same_posterior(schedule: NoiseSchedule, p: Tensor, data: st.DataObject):
     t = data.draw(st.integers(1, schedule.steps))
     model = torch.stack([1 - p, p], -1)
     expected = divergence(posterior(schedule, t - 1, t), model.unsqueeze(0)).flatten()
@@ -58,33 +56,23 @@ def test_the_previous_target_is_held_to_the_same_posterior(
 
 
 @given(schedule=schedules(), p0=probabilities(), data=st.data())
-def test_at_step_zero_the_term_is_the_code_length_of_the_data(
-    schedule: NoiseSchedule, p0: Tensor, data: st.DataObject
-):
+def test_at_step_zero_the_term_is_the_code_length_of_the_data(schedule: NoiseSchedule, p0: Tensor, data: st.DataObject):
     t = data.draw(st.integers(1, schedule.steps))
-    terms = variational_terms(
-        BernoulliDiffusion(schedule, "z0"), logits_for("z0", p0), Z_0, Z_T, t, 0
-    ).flatten()
+    terms = variational_terms(BernoulliDiffusion(schedule, "z0"), logits_for("z0", p0), Z_0, Z_T, t, 0).flatten()
     expected = -torch.stack([1 - p0, p0]).log().flatten()
     torch.testing.assert_close(terms, expected, rtol=1e-10, atol=1e-10)
 
 
 @given(schedule=schedules(), p0=probabilities(), data=st.data())
-def test_the_loss_is_the_mean_of_bce_and_of_the_terms(
-    schedule: NoiseSchedule, p0: Tensor, data: st.DataObject
-):
+def test_the_loss_is_the_mean_of_bce_and_of_the_terms(schedule: NoiseSchedule, p0: Tensor, data: st.DataObject):
     t = torch.tensor(data.draw(st.lists(st.integers(1, schedule.steps), min_size=4, max_size=4)))
     results = {}
     for target in ("flip", "z0"):
         diffusion = BernoulliDiffusion(schedule, target=target)
         logits = logits_for(target, p0)
-        terms = [
-            variational_terms(diffusion, logits, Z_0, Z_T, int(i), int(i) - 1)[j] for j, i in enumerate(t)
-        ]
+        terms = [variational_terms(diffusion, logits, Z_0, Z_T, int(i), int(i) - 1)[j] for j, i in enumerate(t)]
         loss = results[target] = diffusion.loss(logits, Z_0, Z_T, t, vlb_weight=0.3)
-        one = F.binary_cross_entropy(
-            p0.repeat(2), Z_0.flatten().double()
-        )  # predicting z_0 is the same number
+        one = F.binary_cross_entropy(p0.repeat(2), Z_0.flatten().double())  # predicting z_0 is the same number
         torch.testing.assert_close(loss.residual, one, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(loss.vlb, torch.stack(terms).mean(), rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(loss.total, one + 0.3 * loss.vlb, rtol=1e-10, atol=1e-10)
@@ -116,9 +104,7 @@ def test_extreme_logits_have_a_finite_loss_and_gradient(target: str, t: int, kin
         loss.total.backward()
         assert loss.total.isfinite() and logits.grad.isfinite().all()
         wrong = (Z_T ^ Z_0).bool() if extreme < 0 else (Z_T == Z_0)
-        if (
-            target == "flip" and extreme != 0
-        ):  # confident and wrong: pushed back at full strength, ¼ to ¼·(1 + λ)
+        if target == "flip" and extreme != 0:  # confident and wrong: pushed back at full strength, ¼ to ¼·(1 + λ)
             torch.testing.assert_close(logits.grad[wrong].abs(), torch.full((2,), 0.25), rtol=0.11, atol=0)
 
 

@@ -131,9 +131,7 @@ def test_the_last_step_is_the_prediction_itself(schedule: NoiseSchedule, data: s
 
 
 @given(schedule=schedules(), p0=probabilities(), data=st.data())
-def test_the_previous_target_says_the_previous_bit_itself(
-    schedule: NoiseSchedule, p0: Tensor, data: st.DataObject
-):
+def test_the_previous_target_says_the_previous_bit_itself(schedule: NoiseSchedule, p0: Tensor, data: st.DataObject):
     t = data.draw(st.integers(1, schedule.steps))
     diffusion = BernoulliDiffusion(schedule, target="previous")
     found = diffusion.reverse_probs(p0.logit().view(2, 1, 1), BIT, t, t - 1)
@@ -142,9 +140,7 @@ def test_the_previous_target_says_the_previous_bit_itself(
         with pytest.raises(SettingError, match=r"cannot skip steps.*all"):
             diffusion.reverse_probs(p0.logit().view(2, 1, 1), BIT, t, t - 2)
         with pytest.raises(SettingError, match=r"cannot skip steps.*all"):
-            diffusion.reverse_probs(
-                p0.logit().view(2, 1, 1), BIT, torch.tensor([t, t]), torch.tensor([t - 2, t - 1])
-            )
+            diffusion.reverse_probs(p0.logit().view(2, 1, 1), BIT, torch.tensor([t, t]), torch.tensor([t - 2, t - 1]))
 
 
 @given(schedule=schedules(), p0=probabilities(), data=st.data())
@@ -200,7 +196,5 @@ def test_evidence_is_the_posterior_of_a_fair_coin(schedule: NoiseSchedule):
             chain = kernel(schedule, t - 1 if target == "previous" else 0, t)
             # A fair coin is a fair coin at every step, so P(z_s ≠ z_t | z_t) is the kernel's own entry.
             expected = chain[1, 0] / chain[:, 0].sum()
-            assert evidence[t - 1].double().sigmoid().item() == pytest.approx(
-                expected.item(), rel=1e-5, abs=1e-6
-            )
+            assert evidence[t - 1].double().sigmoid().item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
         assert (evidence <= 0).all() and evidence.isfinite().all()

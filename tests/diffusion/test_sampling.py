@@ -93,9 +93,7 @@ def test_sampling_starts_from_fair_coins():
         starts.append(z_t.clone())
         return torch.zeros(z_t.shape)
 
-    sample_codes(
-        denoise, (1000, 16, 8), DIFFUSION, steps=1, generators=keyed_generators(0, "coins", range(1000))
-    )
+    sample_codes(denoise, (1000, 16, 8), DIFFUSION, steps=1, generators=keyed_generators(0, "coins", range(1000)))
     rate = starts[0].double().mean().item()
     assert abs(rate - 0.5) < 5 * 0.5 / 128_000**0.5  # 5 standard deviations: false alarm 6e-7
 

@@ -31,9 +31,7 @@ def test_the_named_schedules_follow_their_formulas():
     u = torch.arange(65, dtype=torch.float64) / 64
     falling = torch.sigmoid(torch.tensor(3 / 0.8)) - torch.sigmoid(3 * u / 0.8)
     torch.testing.assert_close(NoiseSchedule("linear").k, 1 - u, rtol=0, atol=1e-15)
-    torch.testing.assert_close(
-        NoiseSchedule("cosine").k, (1 + torch.cos(torch.pi * u)) / 2, rtol=0, atol=1e-15
-    )
+    torch.testing.assert_close(NoiseSchedule("cosine").k, (1 + torch.cos(torch.pi * u)) / 2, rtol=0, atol=1e-15)
     torch.testing.assert_close(NoiseSchedule("sigmoid").k, falling / falling[0], rtol=0, atol=1e-6)
 
 

@@ -35,9 +35,7 @@ def test_psnr_refuses_unequal_shapes():
         psnr(torch.zeros(2, 3, 8, 8), torch.zeros(1, 3, 8, 8))
 
 
-def test_score_is_the_same_for_any_batch_size_and_for_pipeline_and_tokenizer(
-    trained_run: Path, digits: ImageSet
-):
+def test_score_is_the_same_for_any_batch_size_and_for_pipeline_and_tokenizer(trained_run: Path, digits: ImageSet):
     pipeline = BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
     whole = score_reconstructions(pipeline, digits, batch_size=50, limit=50)
     parts = score_reconstructions(load_tokenizer(trained_run / "tokenizer"), digits, batch_size=17, limit=50)

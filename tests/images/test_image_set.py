@@ -17,9 +17,7 @@ ON_DEMAND = {"memory_limit_bytes": 0}
 
 @pytest.fixture
 def folder(pack, png):
-    files = {
-        f"{kind}/{i:02d}.png": png(100 * len(kind) + i, 12, 8) for kind in ("cat", "bird") for i in range(10)
-    }
+    files = {f"{kind}/{i:02d}.png": png(100 * len(kind) + i, 12, 8) for kind in ("cat", "bird") for i in range(10)}
     return pack("folder", files)
 
 
@@ -68,9 +66,7 @@ def test_a_view_depends_on_its_image_and_its_seed_alone(folder, memory):
     assert together.dtype == torch.float32 and together.min() >= -1 and together.max() <= 1
     for i in (0, 7, 19):
         assert torch.equal(images.views([i], [i])[0], together[i])
-    mirrored = [
-        not torch.equal(view, centre) for view, centre in zip(together, images.centre(range(20)), strict=True)
-    ]
+    mirrored = [not torch.equal(view, centre) for view, centre in zip(together, images.centre(range(20)), strict=True)]
     assert 0 < sum(mirrored) < 20
 
 
@@ -146,9 +142,7 @@ def test_subsets_share_pixels_and_keep_names_labels_and_order(folder):
     assert torch.equal(some.centre([0, 1]), images.centre([8, 15]))
 
 
-@pytest.mark.parametrize(
-    ("held_out", "count"), [(0.25, 5), (5, 5), (1, 1), (19, 19), (0.001, 1), (0.999, 19)]
-)
+@pytest.mark.parametrize(("held_out", "count"), [(0.25, 5), (5, 5), (1, 1), (19, 19), (0.001, 1), (0.999, 19)])
 def test_split_is_disjoint_and_complete(folder, held_out, count):
     images = ImageSet.open(folder, PREP)
     train, held = images.split(held_out, seed=3)

@@ -55,9 +55,7 @@ def test_grid_places_every_pixel():
     np.testing.assert_array_equal(sheet, expected)
 
 
-@pytest.mark.parametrize(
-    ("count", "columns", "size"), [(9, None, (24, 24)), (5, None, (24, 16)), (2, 8, (16, 8))]
-)
+@pytest.mark.parametrize(("count", "columns", "size"), [(9, None, (24, 24)), (5, None, (24, 16)), (2, 8, (16, 8))])
 def test_grid_is_near_square_and_never_wider_than_its_images(count, columns, size):
     assert make_grid(torch.zeros(count, 3, 8, 8), columns=columns, gap=0).size == size
 

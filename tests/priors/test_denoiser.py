@@ -32,9 +32,7 @@ def codes(count: int) -> torch.Tensor:
 def test_it_maps_codes_to_logits_of_the_same_shape(
     num_classes: int, step_embedding: str, evidence: str, layer_scale: float
 ):
-    model = build(
-        num_classes=num_classes, step_embedding=step_embedding, evidence=evidence, layer_scale=layer_scale
-    )
+    model = build(num_classes=num_classes, step_embedding=step_embedding, evidence=evidence, layer_scale=layer_scale)
     t = torch.tensor([1, 4, 8])
     for z_t in (codes(3), codes(3).bool(), codes(3).float()):
         logits = model(z_t, t, torch.tensor([0, 6, 7]) if num_classes else None)
@@ -85,9 +83,7 @@ def test_positions_start_as_the_two_dimensional_sine_embedding():
     for row in range(3):
         for column in range(4):
             expected = [f(x * w) for x in (row, column) for f in (math.sin, math.cos) for w in frequencies]
-            torch.testing.assert_close(
-                model.positions[row * 4 + column], torch.tensor(expected), rtol=0, atol=1e-5
-            )
+            torch.testing.assert_close(model.positions[row * 4 + column], torch.tensor(expected), rtol=0, atol=1e-5)
     assert model.positions.requires_grad
 
 
@@ -138,15 +134,11 @@ def test_for_independent_fair_coins_the_evidence_is_all_there_is(target: str, ev
             flip = (1 - k) / 2
             weights = torch.where(z_0 == z_t, 1 - flip, flip)[:, 0, 0] / 2
             losses = [
-                diffusion.loss(
-                    logits[i : i + 1], z_0[i : i + 1], z_t[i : i + 1], torch.tensor([t])
-                ).residual.item()
+                diffusion.loss(logits[i : i + 1], z_0[i : i + 1], z_t[i : i + 1], torch.tensor([t])).residual.item()
                 for i in range(4)
             ]
             entropy = -sum(p * math.log(p) for p in (flip, 1 - flip))
-            assert sum(w * x for w, x in zip(weights.tolist(), losses, strict=True)) == pytest.approx(
-                entropy, abs=1e-6
-            )
+            assert sum(w * x for w, x in zip(weights.tolist(), losses, strict=True)) == pytest.approx(entropy, abs=1e-6)
 
 
 def test_evidence_is_kept_with_the_weights():

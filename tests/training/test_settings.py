@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import yaml
 
+from bld.codes import CodeShape
 from bld.errors import SettingError
 from bld.training.cost import describe
 from bld.training.settings import (
@@ -86,8 +87,7 @@ def test_a_yaml_file_is_a_preset(tmp_path):
 )
 def test_a_wrong_word_is_refused_in_one_sentence_that_names_it(word, expected):
     with pytest.raises(SettingError) as caught:
-        settings = load_settings(words=[word])
-        settings.denoiser(settings.tokenizer.code_shape, 0)
+        load_settings(words=[word]).denoiser(CodeShape(4, 4, 8), 0)
     message = str(caught.value)
     assert expected in message
     assert "\n" not in message and message.endswith((".", "?"))

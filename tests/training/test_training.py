@@ -189,7 +189,7 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
 
 
 def test_fewer_images_than_a_batch_are_refused_with_the_cure(tmp_path, image_folder, tiny_words):
-    with pytest.raises(DataError, match="tokenizer_training.batch_size=") as caught:
+    with pytest.raises(DataError, match=r"tokenizer_training\.batch_size=") as caught:
         train(tmp_path / "run", tiny_words, data=str(image_folder(20)))
     assert "fewer than a batch of 32" in str(caught.value)
 

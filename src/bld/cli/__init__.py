@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -38,6 +39,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    # Threads that spin while a neighbour holds their core cost up to 10 times the work; without spinning nothing is
+    # lost on a free machine. Read when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
     if verb is not None and verb not in VERBS:

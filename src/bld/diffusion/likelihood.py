@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +40,7 @@ def likelihood_bits(
         raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")
     visited = diffusion.schedule.timesteps(steps)
     nats = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
-    for t, s in zip(visited[:-1], visited[1:], strict=True):
+    for t, s in pairwise(visited):
         diffusion.check_steps(t, s)
         for _ in range(draws):
             z_t = diffusion.diffuse(z0, t, generators)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -61,6 +62,7 @@ def sample_codes(
     known, mask: inpainting. `known` (n or 1, N, c) holds bits, `mask` (N,), (n, N) or (n, N, c) is True where bits
         are to be *made*; elsewhere the result equals `known`. With known_bits = "noised" the network sees, at each
         step, a fresh draw of q(z_t | z_0) there (what it saw in training); "clean" clamps the bits themselves.
+        Either way what is made harmonises with the known bits, but is no exact draw given them, at any number of steps.
     resample: how often each step of an inpainting is walked (jump back, repeat), to harmonise borders; 1 is once.
     corrector_steps: Gibbs redraws at each visited step (an extra network call each).
     final: whether the predicted z_0 is thresholded at ½ or drawn.
@@ -71,10 +73,11 @@ def sample_codes(
     z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
 
     def logits_at(z_t: Tensor, t: int) -> Tensor:
-        return denoise(z_t, torch.full((shape[0],), t, device=device)) / temperature
+        logits = denoise(z_t, torch.full((shape[0],), t, device=device))
+        return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
 
     total = len(visited) - 1
-    for index, (t, s) in enumerate(zip(visited[:-1], visited[1:], strict=True)):
+    for index, (t, s) in enumerate(pairwise(visited)):
         walks = resample if clamp is not None and s > 0 else 1
         for walk in range(walks):
             if walk:
@@ -102,10 +105,8 @@ def _step(
     final: str,
 ) -> tuple[Tensor, Tensor]:
     """One reverse step t → s: (P(z_s = 1), z_s)."""
-    if s > 0:
-        probs = diffusion.reverse_probs(logits, z_t, t, s)
-    else:
-        probs = diffusion.clean_probs(logits, z_t, t)
+    # At s = 0 the prediction of z_0 itself ends the chain: for "exact" the same, for "plugin" as the public code does.
+    probs = diffusion.reverse_probs(logits, z_t, t, s) if s > 0 else diffusion.clean_probs(logits, z_t, t)
     drawn = s > 0 or final == "draw"
     threshold: Tensor | float = uniform(probs.shape, generators, probs.device) if drawn else 0.5
     return probs, (probs > threshold).to(torch.uint8)

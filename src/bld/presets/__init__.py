@@ -1,0 +1,1 @@
+"""Settings of the paper's experiments and of small ones, one YAML file each."""

@@ -263,8 +263,9 @@ class StageRun:
 
     def _stop_diverged(self, times: int) -> None:
         raise DivergedError(
-            f"The {self.stage.name}'s gradients were not finite {times} times in a row, up to step {self.step:,}: lower "
-            f"{self.stage.name}_training.learning_rate, or set mixed_precision=float32; the last checkpoint is intact."
+            f"The {self.stage.name}'s gradients were not finite {times} times in a row, up to step {self.step:,}: "
+            f"lower {self.stage.name}_training.learning_rate, or set mixed_precision=float32; "
+            "the last checkpoint is intact."
         )
 
 

@@ -11,7 +11,7 @@ from bld.codes import to_grid
 from bld.evaluation.contents import Contents
 from bld.evaluation.opened_run import OpenedRun
 from bld.evaluation.pictures import lower_half, masked_picture, picture
-from bld.evaluation.reconstruction import psnr
+from bld.images import psnr
 
 
 def reconstruction_section(opened: OpenedRun, contents: Contents) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@
 An image is uint8 in 0 … 255 while it is stored and float32 in [-1, 1], v / 127.5 - 1, once a network sees it.
 """
 
+from bld.images.fidelity import SMALLEST_MSE, mean_squared_error, psnr
 from bld.images.grid import make_grid
 from bld.images.image_set import ImageSet
 from bld.images.opening import open_images
@@ -16,12 +17,15 @@ from bld.images.source import ImageSource
 from bld.images.values import to_pil, to_uint8, to_unit
 
 __all__ = [
+    "SMALLEST_MSE",
     "ImageSet",
     "ImageSource",
     "Preprocessing",
     "center_view",
     "make_grid",
+    "mean_squared_error",
     "open_images",
+    "psnr",
     "save_png",
     "to_pil",
     "to_rgb",

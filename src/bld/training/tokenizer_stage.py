@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.autoencoder.discriminator import discriminator_hinge
 from bld.checkpoint import save_model
-from bld.images import ImageSet, make_grid, save_png
+from bld.images import ImageSet, make_grid, psnr, save_png
 from bld.seeding import derive_seed, keyed_generators, uniform
 from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder
@@ -118,8 +118,7 @@ class TokenizerStage(Stage):
     def measure(self, averaged: nn.Module) -> dict[str, float]:
         """Mean PSNR of held-out reconstructions, in dB on pixels in [0, 1]."""
         images, reconstructions = self.reconstruct(averaged, MOST_MEASURED)
-        mse = ((images - reconstructions) / 2).square().mean((1, 2, 3)).clamp(min=1e-10)
-        return {"held_out_psnr": float((-10 * mse.log10()).mean())}
+        return {"held_out_psnr": float(psnr(images, reconstructions).mean())}
 
     def preview(self, averaged: nn.Module, path: Path) -> None:
         """Originals over their reconstructions."""

@@ -48,9 +48,8 @@ def compare(shape: tuple[int, int, int, int], dtype: torch.dtype, backward: bool
     ][2:]
     fused, written = (statistics.median(column) for column in zip(*pairs, strict=True))
     row = {"shape": shape, "dtype": str(dtype), "backward": backward, "fused_ms": fused, "written_ms": written}
-    print(
-        f"{shape!s:22} {dtype!s:16} {'fwd+bwd' if backward else 'fwd':8} {fused:8.2f} {written:8.2f} {fused / written:6.2f}×"
-    )
+    which = "fwd+bwd" if backward else "fwd"
+    print(f"{shape!s:22} {dtype!s:16} {which:8} {fused:8.2f} {written:8.2f} {fused / written:6.2f}×")
     return row
 
 

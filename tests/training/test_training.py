@@ -19,7 +19,7 @@ from bld.errors import CheckpointError, DataError, SettingError
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.loop import DivergedError
-from bld.training.order import KeyedOrder
+from bld.training.order import KeyedOrder, spread
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
@@ -233,6 +233,13 @@ def test_the_order_visits_every_image_once_an_epoch_and_is_shared_fairly():
     for processes in (2, 3):
         shares = [order.positions(2, rank, processes) for rank in range(processes)]
         assert list(np.concatenate(shares)) == list(order.positions(2))
+
+
+def test_what_is_measured_is_spread_over_the_images_and_always_the_same():
+    chosen = spread(1000, 100, seed=0)
+    assert len(set(chosen)) == 100 and chosen == spread(1000, 100, seed=0)
+    assert max(chosen) > 900 and chosen != sorted(chosen)
+    assert sorted(spread(5, 100, seed=0)) == list(range(5))
 
 
 def test_the_average_starts_close_to_the_model_and_ends_with_its_decay():

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from bld.diffusion.precision import at_least_float32
+
 ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -24,7 +26,6 @@ def with_guidance(
 
     def guided(z: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = denoise(torch.cat([z, z]), torch.cat([t, t]), both).chunk(2)
-        wide = torch.float64 if conditional.dtype == torch.float64 else torch.float32
-        return torch.lerp(unconditional.to(wide), conditional.to(wide), guidance_scale)
+        return torch.lerp(at_least_float32(unconditional), at_least_float32(conditional), guidance_scale)
 
     return guided

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bld.diffusion.precision import at_least_float32
+
 if TYPE_CHECKING:
     from bld.diffusion.process import BernoulliDiffusion
 
@@ -50,7 +52,7 @@ def variational_terms(
     """
     a, c = diffusion.flip_coefficients(t, s, z_t.device)
     if diffusion.target == "previous":
-        previous = logits if logits.dtype == torch.float64 else logits.float()
+        previous = at_least_float32(logits)
         x = previous * (1 - 2 * z_t.to(previous.dtype))
         log_flip, log_stay = F.logsigmoid(x), F.logsigmoid(-x)
     else:

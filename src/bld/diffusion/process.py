@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bld.diffusion import likelihood, objective
+from bld.diffusion.precision import at_least_float32
 from bld.diffusion.schedule import NoiseSchedule
 from bld.errors import SettingError, did_you_mean
 from bld.seeding import uniform
@@ -88,9 +89,9 @@ class BernoulliDiffusion:
 
     def flip_logits(self, logits: Tensor, z_t: Tensor) -> Tensor:
         """logit P(z_0 ≠ z_t | z_t) in float32 or better, from the network's output for targets "flip", "z0"."""
-        logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.target == "previous":
             raise SettingError("The target 'previous' predicts z_{t-1}, not z_0: use 'flip' or 'z0' here.")
+        logits = at_least_float32(logits)
         return logits if self.target == "flip" else logits * (1 - 2 * z_t.to(logits.dtype))
 
     def reverse_probs(self, logits: Tensor, z_t: Tensor, t: int | Tensor, s: int | Tensor) -> Tensor:
@@ -101,7 +102,7 @@ class BernoulliDiffusion:
         """
         self.check_steps(t, s)
         if self.target == "previous":
-            return (logits if logits.dtype == torch.float64 else logits.float()).sigmoid()
+            return at_least_float32(logits).sigmoid()
         flip = self.flip_logits(logits, z_t).sigmoid()
         z = z_t.to(flip.dtype)
         if self.posterior == "plugin":
@@ -113,8 +114,9 @@ class BernoulliDiffusion:
         """P(z_0 = 1 | z_t) as the network predicts it; with the target "previous" only at t = 1."""
         if self.target == "previous":
             return self.reverse_probs(logits, z_t, t, 0)
-        z = z_t.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
-        return z + (1 - 2 * z) * self.flip_logits(logits, z_t).sigmoid()
+        flip = self.flip_logits(logits, z_t).sigmoid()
+        z = z_t.to(flip.dtype)
+        return z + (1 - 2 * z) * flip
 
     def flip_coefficients(
         self, t: int | Tensor, s: int | Tensor, device: torch.device | str = "cpu"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bld.diffusion.corrector import gibbs_flip_probs
 from bld.diffusion.likelihood import Denoise
+from bld.diffusion.precision import at_least_float32
 from bld.diffusion.process import BernoulliDiffusion
 from bld.errors import SettingError
 from bld.seeding import uniform
@@ -74,7 +75,7 @@ def sample_codes(
 
     def logits_at(z_t: Tensor, t: int) -> Tensor:
         logits = denoise(z_t, torch.full((shape[0],), t, device=device))
-        return (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+        return at_least_float32(logits) / temperature
 
     total = len(visited) - 1
     for index, (t, s) in enumerate(pairwise(visited)):

@@ -27,3 +27,8 @@ class KeyedOrder:
     def indices(self, positions: np.ndarray) -> np.ndarray:
         """The image at each position."""
         return np.array([self._epoch(int(p // self.images))[p % self.images] for p in positions])
+
+
+def spread(images: int, count: int, seed: int) -> list[int]:
+    """At most `count` of the images in keyed random order, so that neither classes nor names come in a row."""
+    return keyed_permutation(seed, "measured", 0, images)[:count].tolist()

@@ -16,6 +16,7 @@ from bld.errors import DataError, SettingError
 from bld.images import ImageSet
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, goal, make_accelerator
+from bld.training.order import spread
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
@@ -165,11 +166,8 @@ class Recipe:
     @torch.no_grad()
     def _held_out_codes(self, tokenizer: BinaryAutoencoder) -> HeldOutCodes:
         held_out = self.images()[1]
-        count = min(MOST_MEASURED, len(held_out))
+        chosen = torch.tensor(spread(len(held_out), MOST_MEASURED, self.settings.seed))
         with self.accelerator.autocast():
-            codes = [
-                tokenizer.encode(held_out.centre(list(range(i, min(i + 64, count)))).to(self.accelerator.device))
-                for i in range(0, count, 64)
-            ]
-        labels = held_out.labels[:count] if held_out.labels is not None else None
+            codes = [tokenizer.encode(held_out.centre(rows).to(self.accelerator.device)) for rows in chosen.split(64)]
+        labels = held_out.labels[chosen] if held_out.labels is not None else None
         return HeldOutCodes(to_tokens(torch.cat(codes)).cpu(), labels)

@@ -16,7 +16,7 @@ from bld.checkpoint import save_model
 from bld.images import ImageSet, make_grid, psnr, save_png
 from bld.seeding import derive_seed, keyed_generators, uniform
 from bld.training.loop import Stage, Update
-from bld.training.order import KeyedOrder
+from bld.training.order import KeyedOrder, spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
 
@@ -104,11 +104,11 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def reconstruct(self, averaged: nn.Module, count: int) -> tuple[Tensor, Tensor]:
-        """(images, reconstructions of their thresholded codes) of the first held-out images."""
+        """(images, reconstructions of their thresholded codes) of some held-out images, always the same."""
+        chosen = torch.tensor(spread(len(self.held_out), count, self.settings.seed))
         pairs = []
-        for start in range(0, min(count, len(self.held_out)), 64):
-            rows = range(start, min(start + 64, count, len(self.held_out)))
-            images = self.held_out.centre(list(rows)).to(self.accelerator.device)
+        for rows in chosen.split(64):
+            images = self.held_out.centre(rows).to(self.accelerator.device)
             with self.accelerator.autocast():
                 out = averaged(images)
             pairs.append((images, out.reconstruction.clamp(-1, 1)))

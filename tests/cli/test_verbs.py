@@ -69,6 +69,16 @@ def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_words, c
     assert capsys.readouterr().out.count("trained already") == 2
 
 
+def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, tiny_words, capsys):
+    """Its real figures are in docs/results.md; here the networks are tiny and hardly trained."""
+    assert main(["demo", "--out", str(tmp_path / "demo"), *tiny_words]) == 0
+    out = capsys.readouterr().out
+    accuracy = float(re.search(r"recognised as their class .*: ([\d.]+)% of 500", out)[1])
+    decibels = float(re.search(r"Held-out reconstructions: ([\d.]+) dB PSNR \(180 images", out)[1])
+    assert accuracy < 30 and 5 < decibels < 20
+    assert (tmp_path / "demo" / "report.html").is_file()
+
+
 def test_the_stages_one_at_a_time_make_the_same_models(tmp_path, tiny_words, trained_run):
     out = str(tmp_path / "run")
     assert main(["train-tokenizer", "--data", "digits", "--out", out, "--preset", "digits", *tiny_words]) == 0

@@ -83,10 +83,10 @@ class Update:
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.clip_norm)
-        if math.isfinite(float(norm)):
+        finite = math.isfinite(float(norm))
+        if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale
             optimizer.step()
-        else:
-            self.skipped += 1
+        self.skipped += not finite
         return norm
 
 
@@ -144,12 +144,14 @@ class StageRun:
         self.networks = stage.networks()
         self.average = WeightAverage(stage.model, settings.ema_decay)
         self.optimizers: dict[str, Optimizer] = {
-            name: AdamW(
-                network.parameters(),
-                lr=settings.learning_rate,
-                betas=(settings.beta1, settings.beta2),
-                weight_decay=settings.weight_decay,
-                fused=True,
+            name: accelerator.prepare_optimizer(  # which knows about fp16's loss scale
+                AdamW(
+                    network.parameters(),
+                    lr=settings.learning_rate,
+                    betas=(settings.beta1, settings.beta2),
+                    weight_decay=settings.weight_decay,
+                    fused=True,
+                )
             )
             for name, network in self.networks.items()
         }

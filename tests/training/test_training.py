@@ -159,6 +159,14 @@ def test_a_stale_cache_is_made_again_and_said(run_copy):
     assert (run_copy / "codes" / "codes.bin").read_bytes() != before
 
 
+def test_a_prior_of_an_older_tokenizer_is_trained_anew_and_said(run_copy):
+    heard = []
+    before = weights(RunFolder(run_copy), "prior")
+    run = train(run_copy, ["tokenizer_training.steps=8"], data=None, heard=heard)
+    assert any("trained anew" in line for line in heard) and not any("prior goes on" in line for line in heard)
+    assert not same(weights(run, "prior"), before) and run.progress()["prior"]["steps"] == 6
+
+
 def test_a_fitting_cache_is_used_as_it_is(run_copy):
     heard = []
     stamp = (run_copy / "codes" / "codes.bin").stat().st_mtime_ns
@@ -183,6 +191,9 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
     started = time.monotonic()
     Recipe(run.adopt("digits", words, "digits"), run, lambda _: None, budget_seconds=10).train()
     assert time.monotonic() - started < 20  # twice the budget, on a noisy machine
+    heard: list[str] = []
+    Recipe(run.adopt(None, [], None), run, heard.append, budget_seconds=10).train()
+    assert sum("trained already" in line for line in heard) == 2
     for stage in ("tokenizer", "prior"):
         rates = [line["learning_rate"] for line in run.read_metrics() if line["stage"] == stage and "loss" in line]
         assert rates[-1] < 0.05 * max(rates)

@@ -70,7 +70,7 @@ def recipe_from(args: argparse.Namespace) -> Recipe:
     preset = args.preset
     if preset is None and not run.has_settings():
         preset = _preset_for(args.data)
-        say(f"No preset was named: {preset} suits these images.")
+        say(f"No preset was named: {preset} suits these images; choose another with --preset.")
     settings = run.adopt(preset, args.settings, _absolute(args.data))
     return Recipe(settings, run, say, budget)
 

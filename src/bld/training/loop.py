@@ -260,7 +260,6 @@ class StageRun:
             images_per_second=round(rate, 1) if steps else earlier.get("images_per_second"),
             skipped_steps=self.update.skipped,
             parameters=sum(p.numel() for p in self.stage.model.parameters()),
-            goal=goal(self.stage.training, self.clock.budget_seconds),
         )
 
     def _stop_diverged(self, times: int) -> None:
@@ -269,11 +268,6 @@ class StageRun:
             f"lower {self.stage.name}_training.learning_rate, or set mixed_precision=float32; "
             "the last checkpoint is intact."
         )
-
-
-def goal(training: TrainingSettings, budget_seconds: float | None) -> dict[str, float | None]:
-    """What a finished stage was asked for; asking for more later trains on."""
-    return {"steps": training.steps, "budget_seconds": budget_seconds}
 
 
 def _progress_bar(name: str, progress: float) -> tqdm:

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from bld.autoencoder import BinaryAutoencoder
-from bld.checkpoint import load_tokenizer
+from bld.checkpoint import load_tokenizer, tokenizer_hash
 from bld.code_cache import CodeCache
 from bld.codes import to_tokens
 from bld.errors import DataError, SettingError
 from bld.images import ImageSet
 from bld.training.encode import encode_images
-from bld.training.loop import Stage, StageRun, goal, make_accelerator
+from bld.training.loop import Stage, StageRun, make_accelerator
 from bld.training.order import spread
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
-from bld.training.settings import Settings
+from bld.training.settings import Settings, TrainingSettings
 from bld.training.tokenizer_stage import MOST_MEASURED, TokenizerStage
 
 TOKENIZER_SHARE = 0.4  # of a time budget
@@ -83,7 +83,7 @@ class Recipe:
 
     def train_tokenizer(self, budget_seconds: float | None = None) -> BinaryAutoencoder:
         """Stage one; returns the averaged tokenizer from RUN/tokenizer."""
-        if not self._finished("tokenizer", budget_seconds):
+        if not self._finished("tokenizer"):
             train, held_out = self.images()
             if self.settings.objective.perceptual == 0:
                 self.say("The perceptual term is switched off (objective.perceptual=0): no LPIPS in the objective.")
@@ -111,9 +111,11 @@ class Recipe:
 
     def train_prior(self, budget_seconds: float | None = None) -> None:
         """Stage two; leaves a prior in RUN/prior."""
-        if self._finished("prior", budget_seconds):
+        tokenizer = self._trained_tokenizer()
+        self._forget_prior_of_another(tokenizer)
+        if self._finished("prior"):
             return
-        tokenizer, cache = self._trained_tokenizer(), self.encode()
+        cache = self.encode()
         stage = PriorStage(self.settings, cache, self._held_out_codes(tokenizer), tokenizer, self.accelerator, self.run)
         self._run(stage, budget_seconds)
 
@@ -129,32 +131,38 @@ class Recipe:
         self.train_tokenizer(TOKENIZER_SHARE * budget)
         self.encode()
         reserved = min(RESERVED_SHARE * budget, MOST_RESERVED_SECONDS)
-        stages = self.run.progress()
-        spent = stages["tokenizer"]["seconds"] + stages["encode"]["seconds"]
-        # What came before the stages (verifying images, loading) counts too; a resumed run pays for it again.
-        overhead = max(0.0, time.monotonic() - self._started - self._seconds_in_stages)
-        self.train_prior(max(budget - spent - reserved - overhead, 0.2 * budget))
+        spent = self.run.progress()["tokenizer"]["seconds"]
+        # What went on around the stages (verifying and encoding images) counts too, as far as it was done just now.
+        around = max(0.0, time.monotonic() - self._started - self._seconds_in_stages)
+        self.train_prior(max(budget - spent - around - reserved, 0.2 * budget))
 
     # -- pieces -------------------------------------------------------------------------------------------
 
     def _run(self, stage: Stage, budget_seconds: float | None) -> None:
         started = time.monotonic()
         StageRun(stage, self.run, self.accelerator, budget_seconds, self.say).train()
+        self.run.record(stage.name, goal=self._goal(stage.training))
         self._seconds_in_stages += time.monotonic() - started
 
-    def _finished(self, name: str, budget_seconds: float | None) -> bool:
-        """Whether the stage has done what it is asked; with a budget, having finished under any budget counts."""
-        done = self.run.progress().get(name)
-        if done is None or "goal" not in done:
-            return False
-        training = getattr(self.settings, f"{name}_training")
-        if done["goal"]["budget_seconds"] is not None and budget_seconds is not None:
-            finished = budget_seconds <= 1.05 * done["goal"]["budget_seconds"]
-        else:
-            finished = done["goal"] == goal(training, budget_seconds)
+    def _goal(self, training: TrainingSettings) -> dict[str, float | None]:
+        """What a stage is asked for: asking again for the same trains nothing, asking for more trains on."""
+        return {"steps": training.steps, "budget_seconds": self.budget_seconds}
+
+    def _finished(self, name: str) -> bool:
+        done = self.run.progress().get(name, {})
+        finished = done.get("goal") == self._goal(getattr(self.settings, f"{name}_training"))
         if finished:
             self.say(f"The {name} is trained already ({done['steps']:,} steps).")
         return finished
+
+    def _forget_prior_of_another(self, tokenizer: BinaryAutoencoder) -> None:
+        """A prior knows the codes of one tokenizer: when that was trained on, the prior starts anew."""
+        mine = tokenizer_hash(tokenizer)
+        if self.run.progress().get("prior", {}).get("tokenizer", mine) != mine:
+            self.say("The tokenizer has changed since the prior was begun: the prior is trained anew.")
+            self.run.checkpoints("prior").clear()
+            self.run.record("prior", goal=None)
+        self.run.record("prior", tokenizer=mine)
 
     def _trained_tokenizer(self) -> BinaryAutoencoder:
         if not self.run.tokenizer.is_dir():

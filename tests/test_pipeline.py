@@ -99,6 +99,28 @@ def test_impossible_requests_are_one_sentence(pipe, args, words):
         pipe(**{"num_images": 2, "num_inference_steps": 1, **args})
 
 
+def test_labels_may_come_as_arrays_and_tensors(pipe):
+    expected = pipe(class_labels=[1, 2], generator=0, num_inference_steps=2, output_type="latent").images
+    for labels in (torch.tensor([1, 2]), np.array([1, 2]), (1, 2)):
+        out = pipe(class_labels=labels, generator=0, num_inference_steps=2, output_type="latent").images
+        assert torch.equal(out, expected)
+
+
+def test_tensors_of_another_range_are_refused_with_the_cure(pipe):
+    with pytest.raises(SettingError, match="2·x - 1"):
+        pipe.encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(SettingError, match=r"\[-1, 1\]"):
+        pipe.encode(torch.full((1, 3, 8, 8), 2.0))
+
+
+def test_the_fingerprint_changes_with_any_weight(trained_run):
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
+    before = pipe.fingerprint()
+    with torch.no_grad():
+        pipe.prior.norm.bias[0] += 1e-3
+    assert pipe.fingerprint() != before
+
+
 def test_the_callback_sees_every_step_with_codes(pipe):
     seen = []
     pipe(

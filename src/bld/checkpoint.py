@@ -28,6 +28,7 @@ from bld._version import __version__
 from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.errors import CheckpointError, did_you_mean
+from bld.images import Resample
 from bld.priors import Denoiser, DenoiserConfig
 
 CONFIG = "config.json"
@@ -150,10 +151,11 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class PipelineIndex:
-    """What a pipeline knows beside its models: class names in label order, the colour behind transparent pixels."""
+    """What a pipeline knows beside its models: class names in label order, and how images become squares."""
 
     classes: list[str]
     background: tuple[int, int, int] = (255, 255, 255)
+    resample: Resample = "lanczos"
     sampling: SamplingDefaults = SamplingDefaults()
 
 
@@ -173,7 +175,8 @@ def load_index(folder: Path) -> PipelineIndex:
     fields = read_json(folder / INDEX)
     try:
         red, green, blue = fields["background"]
-        return PipelineIndex(fields["classes"], (red, green, blue), SamplingDefaults(**fields["sampling"]))
+        defaults = SamplingDefaults(**fields["sampling"])
+        return PipelineIndex(fields["classes"], (red, green, blue), fields["resample"], defaults)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +106,15 @@ class BinaryLatentDiffusionPipeline:
         save_model(folder / "prior", self.prior)
         save_diffusion(folder / "diffusion", self.diffusion)
         save_index(folder, self.index)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with any weight of the networks."""
+        digest = hashlib.sha256()
+        for network in (self.tokenizer, self.prior):
+            for name, tensor in sorted(network.state_dict().items()):
+                digest.update(name.encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -217,7 +227,7 @@ class BinaryLatentDiffusionPipeline:
     @torch.no_grad()
     def encode(self, images: ImageInput, *, batch_size: int = 64) -> Tensor:
         """PIL images, or a tensor (B, 3, S, S) in [-1, 1] → codes (B, h, w, c), uint8 on the CPU."""
-        batches = self.preprocess(images).split(batch_size)
+        batches = self.preprocess(images).split(self.tokenizer.config.images_at_a_time(batch_size))
         return torch.cat([self.tokenizer.encode(batch.to(self.device)).cpu() for batch in batches])
 
     @torch.no_grad()
@@ -229,7 +239,8 @@ class BinaryLatentDiffusionPipeline:
 
     def _decoded(self, codes: Tensor, batch_size: int) -> Tensor:
         """(B, 3, H, W) in [-1, 1], float32 on the CPU."""
-        parts = [self.tokenizer.decode(part.to(self.device)).clamp(-1, 1).cpu() for part in codes.split(batch_size)]
+        batch = self.tokenizer.config.images_at_a_time(batch_size)
+        parts = [self.tokenizer.decode(part.to(self.device)).clamp(-1, 1).cpu() for part in codes.split(batch)]
         return torch.cat(parts)
 
     def _sample(
@@ -249,6 +260,8 @@ class BinaryLatentDiffusionPipeline:
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         if scale != 1 and self.prior.config.num_classes == 0:
             raise SettingError(f"guidance_scale={scale} needs a class-conditional prior; this one has no classes.")
+        if batch_size < 1:
+            raise SettingError(f"batch_size is at least 1, not {batch_size}.")
         observe = None if callback is None else self._observer(callback)
         parts = []
         for start in range(0, len(labels), batch_size):
@@ -274,6 +287,8 @@ class BinaryLatentDiffusionPipeline:
 
     def _labels(self, class_labels: int | str | Sequence[int | str] | None, num_images: int | None) -> Tensor:
         """int64 (n,): one label per image, the null label where the class is left open."""
+        if isinstance(class_labels, Tensor | np.ndarray):
+            class_labels = class_labels.tolist()
         many = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
         n = num_images if num_images is not None else (len(class_labels) if many else 4)  # type: ignore[arg-type]
         if n < 1:
@@ -300,11 +315,17 @@ class BinaryLatentDiffusionPipeline:
     def preprocess(self, images: ImageInput) -> Tensor:
         """(B, 3, S, S) in [-1, 1]; PIL images are turned upright, composited, resized and centre-cropped."""
         if isinstance(images, Tensor):
-            return images if images.ndim == 4 else images.unsqueeze(0)
+            images = images.detach().cpu()
+            if not images.is_floating_point() or images.min() < -1.001 or images.max() > 1.001:
+                raise SettingError(
+                    f"An image tensor holds floats in [-1, 1], not {images.dtype} from {images.min():g} to "
+                    f"{images.max():g}; of pixels in [0, 1] take 2·x - 1."
+                )
+            return (images if images.ndim == 4 else images.unsqueeze(0)).float()
         pictures = [images] if isinstance(images, Image.Image) else list(images)
         if not pictures:
             raise SettingError("No images were given.")
-        preprocessing = Preprocessing(self.image_size, background=self.index.background)
+        preprocessing = Preprocessing(self.image_size, resample=self.index.resample, background=self.index.background)
         return to_unit(torch.stack([center_view(picture, preprocessing) for picture in pictures]))
 
     def _mask(self, mask: Image.Image | np.ndarray | Tensor, image: ImageInput) -> Tensor:

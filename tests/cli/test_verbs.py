@@ -117,6 +117,14 @@ def test_images_of_other_settings_are_not_mixed(trained_run, tmp_path, fails):
     assert "choose another --out" in fails(*words, "--seed", "1")
 
 
+def test_images_of_another_model_are_not_taken_for_this_one(run_copy, trained_run, tmp_path, fails):
+    words = ("--num", "2", "--steps", "2", "--out", str(tmp_path / "a"))
+    assert main(["sample", str(trained_run), *words]) == 0
+    assert main(["sample", str(run_copy), *words]) == 0  # a copy is the same model
+    assert main(["train-prior", "--out", str(run_copy), "prior_training.steps=7"]) == 0
+    assert "another model" in fails("sample", run_copy, *words)
+
+
 def test_inpaint_writes_fillings_beside_the_original(trained_run, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "image.png")
@@ -170,6 +178,20 @@ def test_an_unknown_verb_option_setting_or_preset_names_the_nearest(fails, tmp_p
     assert "'soon' is not a time" in fails(*train, "--budget", "soon")
     assert "--data" in fails("train", "--out", tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_a_few_unreadable_images_do_not_keep_a_preset_from_being_chosen(image_folder, tmp_path, fails, capsys):
+    folder = image_folder(30)
+    (folder / "000.png").write_bytes(b"not an image")
+    assert "fewer than a batch" in fails("train", "--data", folder, "--out", tmp_path / "r")
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    assert "None of the images" in fails("train", "--data", folder, "--out", tmp_path / "s")
+
+
+def test_what_the_system_refuses_is_one_sentence(fails, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in fails("train", "--data", "digits", "--out", tmp_path / "file", "--preset", "digits")
 
 
 def test_data_that_is_not_there_or_holds_no_image(fails, tmp_path):
@@ -245,6 +267,8 @@ def test_impossible_sampling_requests(fails, trained_run, tmp_path):
     assert "Unknown class 'dog'" in fails(*sample, "--classes", "dog")
     assert "at least 1" in fails(*sample, "--num", "0")
     assert "cannot be used here" in fails(*sample, "--device", "toaster")
+    assert "cannot be used here" in fails("reconstruct", trained_run, "--data", "digits", "--device", "toaster")
+    assert "at least 1" in fails("info", "digits", "--images", "-1")
 
 
 def test_images_and_masks_that_are_none(fails, trained_run, tmp_path):

@@ -3,7 +3,6 @@ import dataclasses
 import pytest
 import yaml
 
-from bld.codes import CodeShape
 from bld.errors import SettingError
 from bld.training.cost import describe
 from bld.training.settings import (
@@ -50,7 +49,7 @@ def test_the_papers_presets_hold_the_papers_numbers(name):
 
 def test_words_change_single_leaves_and_nothing_else():
     before = dict(leaves(settings_tree(load_settings(preset="digits"))))
-    after = dict(leaves(settings_tree(load_settings("digits", words=["prior.dim=64", "data.flip=true"]))))
+    after = dict(leaves(settings_tree(load_settings("digits", words=["prior.dim=96", "data.flip=true"]))))
     assert {key for key in before if before[key] != after[key]} == {"prior.dim", "data.flip"}
 
 
@@ -83,14 +82,33 @@ def test_a_yaml_file_is_a_preset(tmp_path):
         ("prior.label_dropout=2", "probability"),
         ("sampling.steps=1000", "diffusion.steps"),
         ("codes.draws=-1", "0 or more"),
+        ("data.workers=-1", "0 or more"),
+        ("data.held_out=0", "above 0"),
+        ("prior_training.beta1=2", "below 1"),
+        ("sampling.temperature=0", "above 0"),
     ],
 )
 def test_a_wrong_word_is_refused_in_one_sentence_that_names_it(word, expected):
     with pytest.raises(SettingError) as caught:
-        load_settings(words=[word]).denoiser(CodeShape(4, 4, 8), 0)
+        load_settings(words=[word])
     message = str(caught.value)
     assert expected in message
     assert "\n" not in message and message.endswith((".", "?"))
+
+
+def test_a_target_that_cannot_skip_steps_is_not_trained_for_fewer():
+    with pytest.raises(SettingError, match=r"sampling\.steps=0"):
+        load_settings("digits", words=["diffusion.target=previous"])
+
+
+def test_a_preset_changes_a_base_only_where_it_speaks():
+    base = settings_tree(load_settings("digits", words=["seed=3"]))
+    assert load_settings("emoji64", base).seed == 3
+
+
+def test_the_papers_unconditional_presets_use_no_labels():
+    for name in PAPER:
+        assert load_settings(preset=name).prior.class_conditional == (name == "imagenet256")
 
 
 def test_an_unknown_preset_names_the_nearest():

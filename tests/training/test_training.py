@@ -175,13 +175,60 @@ def test_a_fitting_cache_is_used_as_it_is(run_copy):
     assert (run_copy / "codes" / "codes.bin").stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("word", ["prior.dim=64", "tokenizer.code_bits=16", "diffusion.steps=32", "codes.draws=1"])
+@pytest.mark.parametrize("word", ["prior.dim=64", "tokenizer.code_bits=16", "diffusion.steps=32", "seed=1"])
 def test_a_run_folder_of_another_shape_is_refused_and_left_alone(run_copy, word):
     config = (run_copy / "config.yaml").read_text()
     with pytest.raises(SettingError, match="choose another --out") as caught:
         RunFolder(run_copy).adopt(None, [word], None)
     assert word.split("=")[0] in str(caught.value)
     assert (run_copy / "config.yaml").read_text() == config
+
+
+def test_a_run_that_goes_on_keeps_its_words_and_its_preset_says_nothing_new(tmp_path, tiny_words):
+    run = RunFolder(tmp_path / "run")
+    first = run.adopt("digits", [*tiny_words, "seed=3"], "digits")
+    assert run.adopt("digits", [], "digits") == run.adopt(None, [], None) == first
+    assert run.adopt(None, ["prior_training.steps=9"], None).prior_training.steps == 9
+
+
+def test_what_no_stage_has_begun_to_train_can_still_change(tmp_path, tiny_words):
+    run = RunFolder(tmp_path / "run")
+    run.adopt("digits", tiny_words, "digits")
+    assert run.adopt("emoji64", [], None).tokenizer.image_size == 64
+    run.adopt("digits", tiny_words, "digits")
+    train(run.path, [], data=None, stages=["tokenizer"])
+    assert run.adopt(None, ["prior.dim=64"], None).prior.dim == 64
+    with pytest.raises(SettingError, match="another --out"):
+        run.adopt(None, ["tokenizer.code_bits=8"], None)
+
+
+def test_another_network_in_the_checkpoints_is_one_sentence(tmp_path, tiny_words):
+    words = [*tiny_words, "objective.adversarial=0.5", "objective.discriminator_layers=1"]
+    run = train(tmp_path / "run", [*words, "objective.discriminator_channels=8"], stages=["tokenizer"])
+    with pytest.raises(CheckpointError, match="hold another discriminator"):
+        train(run.path, ["objective.discriminator_channels=16", "tokenizer_training.steps=8"], stages=["tokenizer"])
+
+
+def test_a_new_tokenizer_and_an_old_prior_are_no_pipeline(run_copy):
+    run = train(run_copy, ["tokenizer_training.steps=8"], data=None, stages=["tokenizer"])
+    assert not run.index.exists()
+    assert train(run_copy, [], data=None).index.exists()
+
+
+def test_guidance_without_classes_is_refused_before_training(tmp_path, image_folder, tiny_words):
+    words, folder = [*tiny_words, "sampling.guidance_scale=3"], str(image_folder(40))
+    with pytest.raises(SettingError, match="guidance_scale=3"):
+        train(tmp_path / "run", words, data=folder)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_bound_on_held_out_codes_visits_every_step_equally_often(tmp_path, tiny_words):
+    """An untrained prior with the evidence term knows exactly that bits are fair coins: 1 bit per bit."""
+    words = [*tiny_words, "prior_training.steps=1", "data.held_out=5", "prior_training.learning_rate=1e-9"]
+    run = train(tmp_path / "run", words)
+    bits = [line["held_out_bits_per_bit"] for line in run.read_metrics() if "held_out_bits_per_bit" in line]
+    # 64 codes × 512 bits noised to 64 steps: six standard deviations of the estimate are about 0.1.
+    assert bits[-1] == pytest.approx(1, abs=0.1)
 
 
 def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tiny_words):

@@ -90,6 +90,10 @@ class AutoencoderConfig:
         side = self.image_size // self.factor
         return CodeShape(side, side, self.code_bits)
 
+    def images_at_a_time(self, wanted: int) -> int:
+        """How many images to encode or decode at once without training: `wanted` at 256×256, fewer of larger ones."""
+        return max(1, min(wanted, wanted * 256**2 // self.image_size**2))
+
 
 class Encoder(nn.Module):
     """Ψ: images (B, 3, H, W) → logits (B, c, h, w)."""

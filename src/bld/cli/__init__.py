@@ -62,12 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bld: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if args.debug or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if args.debug:
             raise
-        print(
-            "bld: No space is left on the disk; the last checkpoint is intact: free some and repeat.",
-            file=sys.stderr,
-        )
+        print(f"bld: {_about(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if args.debug:
@@ -75,6 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bld: Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     return 0
+
+
+def _about(error: OSError) -> str:
+    """One sentence on what the operating system refused."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "No space is left on the disk; the last checkpoint is intact: free some and repeat the command."
+    where = f" {error.filename}" if error.filename else ""
+    return f"The system refused{where}: {error.strerror or error}."
 
 
 def _parser(only: str | None) -> argparse.ArgumentParser:

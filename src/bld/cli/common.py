@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bld.errors import SettingError
+from bld.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     import torch
@@ -91,8 +91,13 @@ def _preset_for(data: str | None) -> str:
     from bld.images import open_images
 
     source = open_images(data)
-    sides = sorted(min(source.read(i).size) for i in range(0, len(source), max(1, len(source) // 16)))
-    side = sides[len(sides) // 2]
+    sides = []
+    for i in range(0, len(source), max(1, len(source) // 16)):
+        with contextlib.suppress(DataError):  # a few unreadable images are dealt with later
+            sides.append(min(source.read(i).size))
+    if not sides:
+        raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
+    side = sorted(sides)[len(sides) // 2]
     return "digits" if side < 24 else "cifar10" if side < 56 else "emoji64"
 
 
@@ -123,17 +128,21 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_pipeline(args: argparse.Namespace) -> BinaryLatentDiffusionPipeline:
     """The run's pipeline on the asked device."""
-    import torch
-
     from bld.pipeline import BinaryLatentDiffusionPipeline
+
+    return BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device_from(args))
+
+
+def device_from(args: argparse.Namespace) -> torch.device:
+    """The device asked for, a GPU if there is one, else the CPU."""
+    import torch
 
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise SettingError(f"The device '{name}' cannot be used here: try --device cpu.") from error
-    return BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device)
+    return torch.device(name)
 
 
 @contextlib.contextmanager
@@ -165,4 +174,6 @@ def refuse_other_settings(note: Path, settings: dict[str, Any]) -> None:
     from bld.checkpoint import read_json
 
     if note.is_file() and read_json(note) != settings:
-        raise SettingError(f"{note.parent} holds images made with other settings ({note}): choose another --out.")
+        raise SettingError(
+            f"{note.parent} holds images made with other settings or another model ({note}): choose another --out."
+        )

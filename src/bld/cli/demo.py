@@ -58,4 +58,7 @@ def _judge(recipe) -> None:  # type: ignore[no-untyped-def]
         f"Samples recognised as their class by an SVM trained on the real digits: {100 * accuracy:.1f}% "
         f"of {JUDGED} (τ = {TEMPERATURE}, {STEPS} steps, no guidance)."
     )
-    say(f"Held-out reconstructions: {score.psnr_mean:.1f} dB PSNR ({score.images} images, 64 bytes each).")
+    say(
+        f"Held-out reconstructions: {score.psnr_mean:.1f} dB PSNR ({score.images} images, "
+        f"{pipe.tokenizer.code_shape.packed_bytes} bytes each)."
+    )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import say
+from bld.errors import SettingError
 
 HELP = "sizes, parameters, FLOPs and cache of a preset or run"
 
@@ -13,24 +14,31 @@ HELP = "sizes, parameters, FLOPs and cache of a preset or run"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A run or preset, how many images, and key=value words."""
     parser.add_argument("what", metavar="RUN|PRESET", help="folder of a run, a preset's name, or a YAML file")
-    parser.add_argument("--images", type=int, default=100_000, help="images to state the cache for (default 100,000)")
-    parser.add_argument("--classes", type=int, default=0, help="classes of a preset's data (default 0)")
+    parser.add_argument("--images", type=int, help="images of the data (default: the run's, or 100,000)")
+    parser.add_argument("--classes", type=int, help="classes of the data (default: the run's, or 0)")
     parser.add_argument("--show-settings", action="store_true", help="print every setting as YAML")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example prior.dim=256")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print a table."""
+    from bld.code_cache import CodeCache
     from bld.training.cost import describe
     from bld.training.run_folder import RunFolder
     from bld.training.settings import load_settings, settings_tree
 
     folder = RunFolder(Path(args.what))
+    images, classes = args.images or 100_000, args.classes or 0
+    if images < 1 or classes < 0:
+        raise SettingError(f"--images is at least 1 and --classes at least 0, not {images} and {classes}.")
     if folder.has_settings():
         settings = load_settings(base=settings_tree(folder.settings()), words=args.settings)
+        if (folder.codes / "header.json").is_file():
+            cache = CodeCache(folder.codes)
+            images, classes = args.images or len(cache), args.classes or len(cache.classes)
     else:
         settings = load_settings(preset=args.what, words=args.settings)
-    for name, value in describe(settings, args.images, args.classes):
+    for name, value in describe(settings, images, classes):
         say(f"{name:<34}{value}")
     if args.show_settings:
         import yaml

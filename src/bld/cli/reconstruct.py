@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bld.cli.common import add_device_arguments, precision, say
+from bld.cli.common import add_device_arguments, device_from, precision, say
 
 HELP = "encode and decode images, and measure what is lost"
 SHOWN = 32
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
     folder = Path(args.run_folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
-    tokenizer.to(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer.to(device_from(args))
     run_folder = RunFolder(folder)
     preprocessing = (
         run_folder.settings().preprocessing()
@@ -41,10 +41,12 @@ def run(args: argparse.Namespace) -> None:
         else Preprocessing(tokenizer.config.image_size)
     )
     images = ImageSet.open(args.data, preprocessing, progress=True)
-    with precision(args, tokenizer.device):
+    with precision(args, tokenizer.device), torch.no_grad():
         score = score_reconstructions(tokenizer, images, limit=args.num)
-        shown = images.centre(list(range(min(SHOWN, len(images))))).to(tokenizer.device)
-        pairs = tokenizer.decode(tokenizer.encode(shown)).detach().clamp(-1, 1)
+        shown = images.centre(list(range(min(tokenizer.config.images_at_a_time(SHOWN), len(images))))).to(
+            tokenizer.device
+        )
+        pairs = tokenizer.decode(tokenizer.encode(shown)).clamp(-1, 1)
     say(
         f"{score.images:,} images as codes of {tokenizer.code_shape} ({tokenizer.code_shape.packed_bytes:,} bytes): "
         f"PSNR {score.psnr_mean:.2f} ± {score.psnr_std:.2f} dB."

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.images import save_png
 
     pipe = load_pipeline(args)
-    out = args.out or Path(args.run_folder) / "samples" / f"seed-{args.seed}"
+    out = args.out or _default_folder(args)
     labels = labels_from(args, pipe, args.num)
     note, settings = out / "settings.json", sampling_settings(args, pipe)
     refuse_other_settings(note, settings)
@@ -52,11 +52,17 @@ def run(args: argparse.Namespace) -> None:
     say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
 
 
+def _default_folder(args: argparse.Namespace) -> Path:
+    """RUN/samples/seed-S, or samples/NAME/seed-S for a model of the hub."""
+    run = Path(args.run_folder)
+    return (run / "samples" if run.is_dir() else Path("samples") / run.name) / f"seed-{args.seed}"
+
+
 def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     """Everything that decides what image i looks like."""
     defaults = pipe.index.sampling
     return {
-        "run": str(args.run_folder),
+        "model": pipe.fingerprint(),
         "seed": args.seed,
         "steps": args.steps or defaults.num_inference_steps or pipe.diffusion.steps,
         "temperature": defaults.temperature if args.temperature is None else args.temperature,

@@ -10,7 +10,7 @@ from bld.images.fidelity import SMALLEST_MSE, mean_squared_error, psnr
 from bld.images.grid import make_grid
 from bld.images.image_set import ImageSet
 from bld.images.opening import open_images
-from bld.images.preprocessing import Preprocessing, center_view, training_view
+from bld.images.preprocessing import Preprocessing, Resample, center_view, training_view
 from bld.images.rgb import to_rgb
 from bld.images.saving import save_png
 from bld.images.source import ImageSource
@@ -21,6 +21,7 @@ __all__ = [
     "ImageSet",
     "ImageSource",
     "Preprocessing",
+    "Resample",
     "center_view",
     "make_grid",
     "mean_squared_error",

@@ -18,7 +18,7 @@ from bld.codes import pack
 from bld.images import ImageSet
 from bld.seeding import keyed_generators
 
-BATCH = 128
+AT_A_TIME = 128  # at 256×256 and below: a few GB
 
 
 def cache_key(tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws: int, seed: int) -> CacheKey:
@@ -43,21 +43,26 @@ def encode_images(
     seed: int,
     accelerator: Accelerator,
     say: Callable[[str], None],
-) -> CodeCache:
-    """The code cache of the images, made only if the folder does not hold it already."""
+) -> tuple[CodeCache, int]:
+    """(the code cache of the images, how many of them had to be encoded): made only as far as it is not there."""
     key = cache_key(tokenizer, images, images.preprocessing.flip, draws, seed)
     cache = open_cache(folder, key, say)
     if cache is not None:
         say(f"The code cache in {folder} fits and is used as it is.")
-        return cache
+        return cache, 0
+    encoded = 0
 
     def encode(wanted: range) -> Iterator[np.ndarray]:
-        starts = range(wanted.start, wanted.stop, BATCH)
-        for start in tqdm(starts, desc="encode", unit=f"×{BATCH} images", disable=None):
-            rows = range(start, min(start + BATCH, wanted.stop))
+        nonlocal encoded
+        encoded = len(wanted)
+        batch = tokenizer.config.images_at_a_time(AT_A_TIME)
+        for start in tqdm(
+            range(wanted.start, wanted.stop, batch), desc="encode", unit=f"×{batch} images", disable=None
+        ):
+            rows = range(start, min(start + batch, wanted.stop))
             yield _packed_views(tokenizer, images.centre(list(rows)), rows, key, accelerator)
 
-    return write_cache(folder, key, encode, images.labels, images.classes)
+    return write_cache(folder, key, encode, images.labels, images.classes), encoded
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
 from bld.checkpoint import TrainingState, pack_optimizer, unpack_optimizer
-from bld.errors import UserError
+from bld.errors import CheckpointError, SettingError, UserError
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.run_folder import MetricsLog, RunFolder
@@ -105,9 +105,16 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     """Accelerate's view of the machine: device, processes, precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = autocast_dtype(mixed_precision, device)
+    if precision == "fp16" and device.type == "cpu":
+        raise SettingError("mixed_precision=fp16 needs a GPU: use bf16, float32 or auto here.")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # Accelerate allows one precision per process; two runs may want two
-    return Accelerator(mixed_precision=precision)
+    accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    if accelerator.num_processes > 1:
+        raise SettingError(
+            f"bld trains on one process so far, and was started on {accelerator.num_processes}: start it by itself."
+        )
+    return accelerator
 
 
 class StopSignals:
@@ -169,9 +176,14 @@ class StageRun:
             return 0, 0.0
         for name, network in self._saved_networks().items():
             prefix = f"{name}/"
-            network.load_state_dict(
-                {key[len(prefix) :]: t for key, t in state.tensors.items() if key.startswith(prefix)}
-            )
+            saved = {key[len(prefix) :]: t for key, t in state.tensors.items() if key.startswith(prefix)}
+            try:
+                network.load_state_dict(saved)
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"The checkpoints in {self.store.folder} hold another {name} (other settings, or other classes in "
+                    "the data): choose another --out, or delete them to begin this stage anew."
+                ) from error
         for name, optimizer in self.optimizers.items():
             unpack_optimizer(f"optimizer/{name}", optimizer, state.tensors)
         self.run.forget_metrics_after(self.stage.name, state.step)

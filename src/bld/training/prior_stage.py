@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from bld.checkpoint import PipelineIndex, SamplingDefaults, save_diffusion, save
 from bld.code_cache import CodeCache
 from bld.codes import to_grid
 from bld.diffusion import sample_codes
+from bld.diffusion.likelihood import prior_bits
 from bld.diffusion.objective import variational_terms
 from bld.images import make_grid, save_png
 from bld.priors import Denoiser
@@ -107,16 +109,21 @@ class PriorStage(Stage):
 
     @torch.no_grad()
     def measure(self, averaged: nn.Module) -> dict[str, float]:
-        """Bound on held-out codes in bits per code, with 16 evenly spread terms of the sum, each weighted for all."""
-        tokens, steps = self.held_out.tokens.to(self.accelerator.device), self.diffusion.steps
-        labels = None if self.held_out.labels is None else self.held_out.labels.to(tokens.device)
-        t = (torch.arange(len(tokens), device=tokens.device) * steps // len(tokens)) + 1
+        """Loss on held-out codes, and an unbiased estimate of their bound (eq. 7) in bits per bit of code.
+
+        Each code is noised to one of the T steps, all steps equally often; few codes are taken several times.
+        """
+        steps, device = self.diffusion.steps, self.accelerator.device
+        rows = torch.arange(math.ceil(max(len(self.held_out.tokens), steps) / steps) * steps)
+        chosen = rows % len(self.held_out.tokens)
+        tokens, t = self.held_out.tokens[chosen].to(device), (rows % steps + 1).to(device)
+        labels = None if self.held_out.labels is None else self.held_out.labels[chosen].to(device)
         z_t = self.diffusion.diffuse(tokens, t, keyed_generators(self.settings.seed, "held-out", range(len(t))))
         with self.accelerator.autocast():
             logits = averaged(z_t, t, labels)
         loss = self.diffusion.loss(logits, tokens, z_t, t, self.settings.prior.vlb_weight)
         terms = variational_terms(self.diffusion, logits, tokens, z_t, t, t - 1)
-        bits = float(terms.double().mean()) / torch.log(torch.tensor(2.0)).item() * steps
+        bits = float(terms.double().mean()) / math.log(2) * steps + prior_bits(self.diffusion)
         return {"held_out_loss": float(loss.total), "held_out_bits_per_bit": bits}
 
     def preview(self, averaged: nn.Module, path: Path) -> None:
@@ -135,8 +142,9 @@ class PriorStage(Stage):
                 generators=keyed_generators(self.settings.seed, "preview", range(PREVIEWED)),
                 device=device,
             )
+            batches = to_grid(codes, self.cache.shape).split(self.tokenizer.config.images_at_a_time(PREVIEWED))
             with torch.no_grad():
-                images = self.tokenizer.decode(to_grid(codes, self.cache.shape)).clamp(-1, 1)
+                images = torch.cat([self.tokenizer.decode(batch).clamp(-1, 1).cpu() for batch in batches])
         scale = max(1, 64 // images.shape[-1])
         save_png(make_grid(images, columns=min(10, max(6, len(self.cache.classes))), scale=scale), path)
 
@@ -145,7 +153,7 @@ class PriorStage(Stage):
         assert isinstance(averaged, Denoiser)
         save_model(self.run.prior, averaged)
         save_diffusion(self.run.diffusion, self.diffusion)
-        sampling = self.settings.sampling
+        sampling, data = self.settings.sampling, self.settings.data
         defaults = SamplingDefaults(sampling.steps or None, sampling.temperature, sampling.guidance_scale)
         classes = self.cache.classes if self.conditional else []
-        save_index(self.run.path, PipelineIndex(classes, self.settings.data.background, defaults))
+        save_index(self.run.path, PipelineIndex(classes, data.background, data.resample, defaults))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from bld.training.order import spread
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, TrainingSettings
-from bld.training.tokenizer_stage import MOST_MEASURED, TokenizerStage
+from bld.training.tokenizer_stage import AT_A_TIME, MOST_MEASURED, TokenizerStage
 
 TOKENIZER_SHARE = 0.4  # of a time budget
 RESERVED_SHARE = 0.06  # kept for samples and report
@@ -56,7 +57,9 @@ class Recipe:
                 report_to=self.run.path,
                 memory_limit_bytes=int(data.memory_limit_gb * 2**30),
                 progress=True,
+                threads=max(2, os.cpu_count() or 1),
             )
+            self._refuse_guidance_without_classes(everything.classes)
             held_out = data.held_out if data.held_out < 1 else int(data.held_out)
             train, rest = everything.split(held_out, self.settings.seed)
             if everything.skipped:
@@ -69,6 +72,14 @@ class Recipe:
             self.say(f"{len(train):,} images to train on, {len(rest):,} held out{classes}.")
             self._images = train, rest
         return self._images
+
+    def _refuse_guidance_without_classes(self, classes: list[str]) -> None:
+        scale = self.settings.sampling.guidance_scale
+        if scale != 1 and not (classes and self.settings.prior.class_conditional):
+            raise SettingError(
+                f"sampling.guidance_scale={scale:g} needs classes, and {self.settings.data.location} is used without: "
+                "set sampling.guidance_scale=1, or put the images into one folder per class."
+            )
 
     def _refuse_too_few(self, train: ImageSet) -> None:
         for name in ("tokenizer_training", "prior_training"):
@@ -92,20 +103,20 @@ class Recipe:
 
     def encode(self) -> CodeCache:
         """Stage one and a half; returns the code cache of the training images."""
-        tokenizer = self._trained_tokenizer()
+        tokenizer, train = self._trained_tokenizer(), self.images()[0]
         started = time.monotonic()
-        cache = encode_images(
+        cache, encoded = encode_images(
             self.run.codes,
             tokenizer,
-            self.images()[0],
+            train,
             draws=self.settings.codes.draws,
             seed=self.settings.seed,
             accelerator=self.accelerator,
             say=self.say,
         )
-        seconds = time.monotonic() - started
-        if seconds > 1 or "encode" not in self.run.progress():
-            rate = len(cache) * cache.views / max(seconds, 1e-9)
+        if encoded:
+            seconds = time.monotonic() - started
+            rate = encoded * cache.views / max(seconds, 1e-9)
             self.run.record("encode", seconds=round(seconds, 1), images_per_second=round(rate, 1))
         return cache
 
@@ -142,6 +153,7 @@ class Recipe:
         started = time.monotonic()
         StageRun(stage, self.run, self.accelerator, budget_seconds, self.say).train()
         self.run.record(stage.name, goal=self._goal(stage.training))
+        self.accelerator.free_memory()  # or it would keep this stage's optimizers through the next
         self._seconds_in_stages += time.monotonic() - started
 
     def _goal(self, training: TrainingSettings) -> dict[str, float | None]:
@@ -176,6 +188,9 @@ class Recipe:
         held_out = self.images()[1]
         chosen = torch.tensor(spread(len(held_out), MOST_MEASURED, self.settings.seed))
         with self.accelerator.autocast():
-            codes = [tokenizer.encode(held_out.centre(rows).to(self.accelerator.device)) for rows in chosen.split(64)]
+            codes = [
+                tokenizer.encode(held_out.centre(rows).to(self.accelerator.device))
+                for rows in chosen.split(tokenizer.config.images_at_a_time(AT_A_TIME))
+            ]
         labels = held_out.labels[chosen] if held_out.labels is not None else None
         return HeldOutCodes(to_tokens(torch.cat(codes)).cpu(), labels)

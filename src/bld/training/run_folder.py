@@ -13,17 +13,12 @@ from bld.checkpoint import CheckpointStore, read_json, write_json, written_aside
 from bld.errors import CheckpointError, SettingError
 from bld.training.settings import Settings, leaves, load_settings, settings_tree
 
-# A change of one of these makes another model: a run begun with one value cannot go on with another.
-SHAPE_SECTIONS = (
-    "tokenizer.",
-    "prior.",
-    "diffusion.",
-    "codes.",
-    "data.crop",
-    "data.background",
-    "data.resample",
-)
-FREE_PRIOR_KEYS = ("prior.label_dropout", "prior.vlb_weight")
+# What a stage that has begun holds fast: another value makes another model, or measures on what it was trained on.
+FIXED_BY = {
+    "tokenizer": ("tokenizer.", "data.crop", "data.background", "data.resample", "data.held_out", "seed"),
+    "prior": ("prior.", "diffusion."),
+}
+FREE_KEYS = ("prior.label_dropout", "prior.vlb_weight")
 
 
 class RunFolder:
@@ -71,8 +66,8 @@ class RunFolder:
     def adopt(self, preset: str | None, words: Sequence[str], data: str | None) -> Settings:
         """Settle the settings of a run that begins or goes on, and write them down.
 
-        A run that goes on keeps its settings where neither preset nor words say otherwise; what shapes its models
-        cannot change any more (`SettingError`).
+        A run that goes on keeps its settings where neither another preset nor words say otherwise; what shapes the
+        models it has begun to train cannot change any more (`SettingError`).
         """
         words = [*words] if data is None else [*words, f"data.location={json.dumps(data)}"]
         if not self.has_settings():
@@ -82,7 +77,8 @@ class RunFolder:
         else:
             before = self.settings()
             kept = [] if data else [f"data.location={json.dumps(before.data.location)}"]
-            settings = load_settings(preset, settings_tree(before), [*kept, *words] if preset else words)
+            other = preset if preset != before.preset else None  # its own preset says nothing new
+            settings = load_settings(other, settings_tree(before), [*kept, *words])
             self._refuse_other_shape(before, settings)
         self.path.mkdir(parents=True, exist_ok=True)
         with written_aside(self.config) as aside:
@@ -91,13 +87,17 @@ class RunFolder:
 
     def _refuse_other_shape(self, before: Settings, after: Settings) -> None:
         old = dict(leaves(settings_tree(before)))
+        fixed = tuple(key for stage, keys in FIXED_BY.items() if self._has_begun(stage) for key in keys)
         for key, value in leaves(settings_tree(after)):
-            shapes = key.startswith(SHAPE_SECTIONS) and key not in FREE_PRIOR_KEYS
-            if shapes and value != old[key]:
+            if key.startswith(fixed) and key not in FREE_KEYS and value != old[key]:
                 raise SettingError(
                     f"{self.path} holds a run with {key}={old[key]}, and this command says {value}: "
                     f"choose another --out, or leave {key} as it was."
                 )
+
+    def _has_begun(self, stage: str) -> bool:
+        """Whether there is a checkpoint or a model of the stage."""
+        return bool(self.checkpoints(stage).list()) or (self.path / stage).is_dir()
 
     # -- progress -----------------------------------------------------------------------------------------
 

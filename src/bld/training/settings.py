@@ -46,6 +46,12 @@ class DataSettings:
     workers: int = 2
     memory_limit_gb: float = 2.0
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise SettingError(f"data.workers is 0 or more, not {self.workers}.")
+        if not self.held_out > 0:
+            raise SettingError(f"data.held_out is a part below 1 or a number of images, above 0, not {self.held_out}.")
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -53,7 +59,7 @@ class TrainingSettings:
 
     Args:
         steps: optimizer steps; with a time budget the smaller of the two ends the stage
-        batch_size: images (or codes) per step, over all processes
+        batch_size: images (or codes) per step
         learning_rate: of Adam, after the warm-up
         warmup_steps: steps over which the learning rate rises from 0; at most 5% of a time budget
         decay: what the learning rate does after that; a time budget always anneals (cosine)
@@ -89,8 +95,12 @@ class TrainingSettings:
             raise SettingError(
                 f"learning_rate and clip_norm are above 0, not {self.learning_rate} and {self.clip_norm}."
             )
-        if not 0 <= self.ema_decay < 1:
-            raise SettingError(f"ema_decay is 0 or more and below 1, not {self.ema_decay}.")
+        for name in ("ema_decay", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SettingError(f"{name} of a training is 0 or more and below 1, not {getattr(self, name)}.")
+        for name in ("warmup_steps", "weight_decay", "previews", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise SettingError(f"{name} of a training is 0 or more, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -181,16 +191,22 @@ class SamplingSettings:
     temperature: float = 0.9
     guidance_scale: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise SettingError(f"sampling.temperature (τ) is above 0, not {self.temperature}.")
+
 
 @dataclass(frozen=True)
 class Settings:
     """A run, whole.
 
     Args:
+        preset: the name of the preset it began with, for the record
         seed: of every random draw
         mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
     """
 
+    preset: str = ""
     seed: int = 0
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     data: DataSettings = field(default_factory=DataSettings)
@@ -204,10 +220,15 @@ class Settings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
+        self.denoiser(self.tokenizer.code_shape, num_classes=1)  # refuses a prior that cannot be built, before any work
         steps = self.diffusion.build().steps
         if not 0 <= self.sampling.steps <= steps:
             raise SettingError(
                 f"sampling.steps is 1 to diffusion.steps ({steps}), or 0 for all, not {self.sampling.steps}."
+            )
+        if self.diffusion.target == "previous" and self.sampling.steps not in (0, steps):
+            raise SettingError(
+                "diffusion.target=previous cannot skip steps: set sampling.steps=0, or choose diffusion.target=flip."
             )
 
     def preprocessing(self) -> Preprocessing:
@@ -243,13 +264,13 @@ def preset_names() -> list[str]:
 
 
 def load_settings(preset: str | None = None, base: dict[str, Any] | None = None, words: Sequence[str] = ()) -> Settings:
-    """Settings from a preset's name (or a YAML file) or from a base tree, changed by `key=value` words.
+    """Settings from a base tree, changed by a preset (its name, or a YAML file), changed by `key=value` words.
 
     Raises `SettingError` naming the nearest known preset or key, or the value that does not fit.
     """
-    tree = base if base is not None else {}
+    tree = dict(base or {})
     if preset is not None:
-        tree = _read_preset(preset)
+        tree = {**_overlaid(tree, _read_preset(preset)), "preset": preset}
     _refuse_unknown(tree, "")
     for word in words:
         key, equals, value = word.partition("=")
@@ -295,6 +316,15 @@ def _read_preset(name: str) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise SettingError(f"{name} must hold settings as key: value lines, not a {type(tree).__name__}.")
     return tree
+
+
+def _overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """The base with the leaves of `over` in their places."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlaid(merged[key], value) if both else value
+    return merged
 
 
 def _refuse_unknown(tree: dict[str, Any], prefix: str) -> None:

@@ -21,6 +21,7 @@ from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
 
 MOST_MEASURED = 512
+AT_A_TIME = 32  # at 256×256, when nothing is trained
 
 
 class TokenizerStage(Stage):
@@ -107,11 +108,11 @@ class TokenizerStage(Stage):
         """(images, reconstructions of their thresholded codes) of some held-out images, always the same."""
         chosen = torch.tensor(spread(len(self.held_out), count, self.settings.seed))
         pairs = []
-        for rows in chosen.split(64):
+        for rows in chosen.split(self.settings.tokenizer.images_at_a_time(AT_A_TIME)):
             images = self.held_out.centre(rows).to(self.accelerator.device)
             with self.accelerator.autocast():
                 out = averaged(images)
-            pairs.append((images, out.reconstruction.clamp(-1, 1)))
+            pairs.append((images.cpu(), out.reconstruction.clamp(-1, 1).cpu()))
         images, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         return images, reconstructions
 
@@ -127,6 +128,7 @@ class TokenizerStage(Stage):
         save_png(make_grid(torch.cat(rows), columns=8, scale=max(1, 64 // images.shape[-1])), path)
 
     def save(self, averaged: nn.Module) -> None:
-        """Write the averaged tokenizer to RUN/tokenizer."""
+        """Write the averaged tokenizer to RUN/tokenizer; a prior of an older one makes no pipeline with it."""
         assert isinstance(averaged, BinaryAutoencoder)
+        self.run.index.unlink(missing_ok=True)
         save_model(self.run.tokenizer, averaged)

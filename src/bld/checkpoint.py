@@ -155,8 +155,8 @@ class PipelineIndex:
 
     classes: list[str]
     background: tuple[int, int, int] = (255, 255, 255)
-    resample: Resample = "lanczos"
     sampling: SamplingDefaults = SamplingDefaults()
+    resample: Resample = "lanczos"
 
 
 def save_index(folder: Path, index: PipelineIndex) -> None:
@@ -176,7 +176,7 @@ def load_index(folder: Path) -> PipelineIndex:
     try:
         red, green, blue = fields["background"]
         defaults = SamplingDefaults(**fields["sampling"])
-        return PipelineIndex(fields["classes"], (red, green, blue), fields["resample"], defaults)
+        return PipelineIndex(fields["classes"], (red, green, blue), defaults, fields["resample"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
 

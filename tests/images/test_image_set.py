@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -226,7 +227,10 @@ def test_digits_open_as_they_are():
     assert torch.equal(images.centre([5])[0], to_unit(values).expand(3, 8, 8))
 
 
-def test_progress_is_shown_only_when_asked_for(folder, capsys):
+def test_progress_is_shown_only_when_asked_for_and_on_a_terminal(folder, capsys, monkeypatch):
+    ImageSet.open(folder, PREP, progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     ImageSet.open(folder, PREP)
     assert capsys.readouterr().err == ""
     ImageSet.open(folder, PREP, progress=True)

@@ -156,4 +156,4 @@ class PriorStage(Stage):
         sampling, data = self.settings.sampling, self.settings.data
         defaults = SamplingDefaults(sampling.steps or None, sampling.temperature, sampling.guidance_scale)
         classes = self.cache.classes if self.conditional else []
-        save_index(self.run.path, PipelineIndex(classes, data.background, data.resample, defaults))
+        save_index(self.run.path, PipelineIndex(classes, data.background, defaults, data.resample))

@@ -87,6 +87,7 @@ def test_a_cache_with_the_same_key_is_used_in_silence(tmp_path: Path):
         ("flips", False),
         ("draws", 3),
         ("seed", 1),
+        ("preprocessing", {"image_size": 16}),
     ],
 )
 def test_a_stale_cache_is_not_used_and_says_what_changed(tmp_path: Path, field: str, value: object):

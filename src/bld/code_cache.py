@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +30,9 @@ HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
 class CacheKey:
     """All that decides the bits of a cache; two equal keys are two equal caches.
 
-    tokenizer: hash of encoder and config.  data: fingerprint of the images and their preprocessing.
+    tokenizer: hash of encoder and config.  data: fingerprint of the images, preprocessed.
     images: how many.  flips: whether each image is there mirrored too.  draws: Bernoulli samples per image and flip;
-    0 is one thresholded code.  seed: of the draws.
+    0 is one thresholded code.  seed: of the draws.  preprocessing: size, filter and background, for the reader.
     """
 
     tokenizer: str
@@ -42,6 +42,7 @@ class CacheKey:
     flips: bool
     draws: int
     seed: int
+    preprocessing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def views(self) -> int:

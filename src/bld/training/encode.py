@@ -31,6 +31,7 @@ def cache_key(tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws
         flips=flips,
         draws=draws,
         seed=seed,
+        preprocessing=images.preprocessing.key(),
     )
 
 

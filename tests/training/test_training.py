@@ -97,14 +97,14 @@ def test_the_same_command_again_trains_nothing(run_copy):
 
 
 def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_words):
-    whole = train(tmp_path / "whole", [*tiny_words, "tokenizer_training.steps=60"], stages=["tokenizer"])
+    whole = train(tmp_path / "whole", [*tiny_words, "tokenizer_training.steps=120"], stages=["tokenizer"])
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "bld", "train-tokenizer", "--data", "digits", "--preset", "digits"]
     command += [
         "--out",
         str(out),
         *tiny_words,
-        "tokenizer_training.steps=60",
+        "tokenizer_training.steps=120",
         "tokenizer_training.log_every_steps=1",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -237,7 +237,7 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
     words += ["tokenizer_training.log_every_steps=1", "prior_training.log_every_steps=1"]
     started = time.monotonic()
     Recipe(run.adopt("digits", words, "digits"), run, lambda _: None, budget_seconds=10).train()
-    assert time.monotonic() - started < 20  # twice the budget, on a noisy machine
+    assert time.monotonic() - started < 40  # four times the budget: this is about stopping at all, on a noisy machine
     heard: list[str] = []
     Recipe(run.adopt(None, [], None), run, heard.append, budget_seconds=10).train()
     assert sum("trained already" in line for line in heard) == 2

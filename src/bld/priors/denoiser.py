@@ -148,8 +148,8 @@ class Denoiser(nn.Module):
 
     By Bayes' rule the logit of a flip is a known part, from the noised bit itself at its noise level, plus what the
     *other* bits say.  With `evidence` the known part is added at the end, so that the transformer has only the other to
-    learn (`BernoulliDiffusion.evidence_logits`); without, it learns both, as in the paper, and in a short training hardly
-    begins (docs/results.md).
+    learn (`BernoulliDiffusion.evidence_logits`); without, it learns both, as in the paper, and a short training hardly
+    begins to (docs/results.md).
 
     evidence_logits: float (T,), the known part per step; kept with the weights, zero if not given.
     """

@@ -36,3 +36,18 @@ def test_gradients_of_the_written_out_route_are_those_of_the_exact_one():
     for x, y in zip(inputs, exact, strict=True):
         relative = (x.grad.double() - y.grad).norm() / y.grad.norm()
         assert relative < 3 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("queries", [1, 3, 7])
+def test_causal_queries_are_the_last_tokens_and_see_no_later_one(dtype, queries):
+    """With M queries of L tokens, query i sees tokens up to L - M + i: against the softmax written out."""
+    torch.manual_seed(0)
+    L, d = 7, 16
+    q, k, v = (torch.randn(2, 2, n, d).to(dtype) for n in (queries, L, L))
+    scores = (q.double() @ k.double().transpose(-1, -2)) / d**0.5
+    for i in range(queries):
+        scores[..., i, L - queries + i + 1 :] = -torch.inf
+    expected = scores.softmax(-1) @ v.double()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    assert torch.allclose(attention(q, k, v, causal=True).double(), expected, atol=tolerance)

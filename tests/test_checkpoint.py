@@ -18,14 +18,14 @@ from bld.checkpoint import (
     PipelineIndex,
     SamplingDefaults,
     TrainingState,
-    load_diffusion,
     load_index,
     load_prior,
+    load_process,
     load_tokenizer,
     pack_optimizer,
-    save_diffusion,
     save_index,
     save_model,
+    save_process,
     tokenizer_hash,
     unpack_optimizer,
 )
@@ -85,8 +85,8 @@ def test_a_prior_comes_back_with_identical_outputs_and_its_evidence(tmp_path: Pa
 )
 @pytest.mark.parametrize("target, posterior", [("flip", "exact"), ("z0", "plugin"), ("previous", "exact")])
 def test_a_diffusion_comes_back_to_the_last_bit(tmp_path: Path, schedule: NoiseSchedule, target: str, posterior: str):
-    save_diffusion(tmp_path, BernoulliDiffusion(schedule, target, posterior))
-    loaded = load_diffusion(tmp_path)
+    save_process(tmp_path, BernoulliDiffusion(schedule, target, posterior))
+    loaded = load_process(tmp_path)
     assert torch.equal(loaded.schedule.k, schedule.k)
     assert (loaded.schedule.kind, loaded.target, loaded.posterior) == (schedule.kind, target, posterior)
 
@@ -130,10 +130,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
     "short config": (lambda f: truncate(f / "config.json"), "config.json is damaged"),
     "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json is damaged"),
-    "list config": (lambda f: (f / "config.json").write_text("[1]"), "no known model.*Denoiser is expected"),
+    "list config": (lambda f: (f / "config.json").write_text("[1]"), "no known model, where a prior is expected"),
     "wrong class": (
         lambda f: edit(f / "config.json", lambda c: c.update(_class_name="BinaryAutoencoder")),
-        "holds BinaryAutoencoder, where Denoiser is expected",
+        "holds BinaryAutoencoder, where a prior is expected",
     ),
     "unknown field": (
         lambda f: edit(f / "config.json", lambda c: c.update(detph=3)),
@@ -180,10 +180,10 @@ def test_a_damaged_model_is_one_sentence(tmp_path: Path, damage: Callable[[Path]
     ],
 )
 def test_a_damaged_diffusion_is_one_sentence(tmp_path: Path, change: Callable[[dict], None]):
-    save_diffusion(tmp_path, BernoulliDiffusion(NoiseSchedule("linear", 8)))
+    save_process(tmp_path, BernoulliDiffusion(NoiseSchedule("linear", 8)))
     edit(tmp_path / "config.json", change)
     with pytest.raises(CheckpointError, match=str(tmp_path)):
-        load_diffusion(tmp_path)
+        load_process(tmp_path)
 
 
 @pytest.mark.parametrize(

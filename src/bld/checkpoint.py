@@ -27,9 +27,17 @@ from torch import Tensor, nn
 from bld._version import __version__
 from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
-from bld.errors import CheckpointError, did_you_mean
+from bld.errors import CheckpointError, MissingPackageError, did_you_mean
 from bld.images import Resample
-from bld.priors import Denoiser, DenoiserConfig
+from bld.priors import (
+    NETWORKS,
+    AbsorbingDiffusion,
+    Autoregression,
+    DenoiserConfig,
+    GaussianDiffusion,
+    Transformer,
+)
+from bld.process import Process
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -98,7 +106,7 @@ def file_sha256(path: Path) -> str:
 # -- models -----------------------------------------------------------------------------------------------
 
 
-def save_model(folder: Path, model: BinaryAutoencoder | Denoiser) -> None:
+def save_model(folder: Path, model: BinaryAutoencoder | Transformer) -> None:
     """Write `config.json` and `model.safetensors` into the folder."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_aside(folder / WEIGHTS) as aside:
@@ -112,28 +120,42 @@ def load_tokenizer(folder: Path) -> BinaryAutoencoder:
     return _with_weights(folder, lambda: BinaryAutoencoder(config)).eval()
 
 
-def load_prior(folder: Path) -> Denoiser:
-    """Read a prior saved by `save_model`, in eval mode on the CPU."""
-    config = _config(folder, Denoiser.__name__, DenoiserConfig)
-    return _with_weights(folder, lambda: Denoiser(config)).eval()
+def load_prior(folder: Path) -> Transformer:
+    """Read a prior of any kind saved by `save_model`, in eval mode on the CPU."""
+    network = _class_in(folder, {network.__name__: network for network in NETWORKS.values()}, "a prior")
+    config = _config(folder, network.__name__, DenoiserConfig)
+    return _with_weights(folder, lambda: network(config)).eval()
 
 
-def save_diffusion(folder: Path, diffusion: BernoulliDiffusion) -> None:
-    """Write the schedule, target and posterior as `config.json`; a table schedule carries its table."""
-    schedule = diffusion.schedule
-    fields: dict[str, object] = {"schedule": schedule.kind, "steps": schedule.steps}
-    if schedule.kind == "table":
-        fields["table"] = schedule.k.tolist()
-    fields |= {"target": diffusion.target, "posterior": diffusion.posterior}
-    write_json(folder / CONFIG, _described("BernoulliDiffusion", fields))
+ALTERNATIVES: dict[str, Callable[..., Process]] = {
+    process.__name__: process for process in (Autoregression, AbsorbingDiffusion, GaussianDiffusion)
+}
 
 
-def load_diffusion(folder: Path) -> BernoulliDiffusion:
-    """Read what `save_diffusion` wrote."""
-    fields = _fields(folder, "BernoulliDiffusion")
+def save_process(folder: Path, process: Process) -> None:
+    """Write how a prior noises and generates as `config.json`; of a Bernoulli diffusion schedule, target, posterior."""
+    if isinstance(process, BernoulliDiffusion):
+        schedule = process.schedule
+        fields: dict[str, object] = {"schedule": schedule.kind, "steps": schedule.steps}
+        if schedule.kind == "table":
+            fields["table"] = schedule.k.tolist()
+        fields |= {"target": process.target, "posterior": process.posterior}
+    else:
+        fields = process.settings()  # type: ignore[attr-defined]
+    write_json(folder / CONFIG, _described(type(process).__name__, fields))
+
+
+def load_process(folder: Path) -> Process:
+    """Read what `save_process` wrote."""
+    make = _class_in(folder, {"BernoulliDiffusion": BernoulliDiffusion, **ALTERNATIVES}, "a diffusion")
+    fields = _fields(folder, make.__name__)
     try:
+        if make is not BernoulliDiffusion:
+            return make(**fields)
         schedule = NoiseSchedule(fields["schedule"], steps=fields["steps"], table=fields.get("table"))
         return BernoulliDiffusion(schedule, fields["target"], fields["posterior"])
+    except MissingPackageError:
+        raise
     except KeyError as error:
         raise CheckpointError(f"{folder / CONFIG} lacks the entry {error}: restore it from a copy.") from error
     except (TypeError, ValueError) as error:
@@ -159,12 +181,17 @@ class PipelineIndex:
     resample: Resample = "lanczos"
 
 
-def save_index(folder: Path, index: PipelineIndex) -> None:
-    """Write `model_index.json`, which makes a folder with tokenizer, prior and diffusion a pipeline."""
+def save_index(
+    folder: Path, index: PipelineIndex, prior: str = "Denoiser", process: str = "BernoulliDiffusion"
+) -> None:
+    """Write `model_index.json`, which makes a folder with tokenizer, prior and diffusion a pipeline.
+
+    prior, process: class names of those two, for the reader.
+    """
     components = {
         "tokenizer": ["bld", "BinaryAutoencoder"],
-        "prior": ["bld", "Denoiser"],
-        "diffusion": ["bld", "BernoulliDiffusion"],
+        "prior": ["bld", prior],
+        "diffusion": ["bld", process],
     }
     fields = {**components, **dataclasses.asdict(index)}
     write_json(folder / INDEX, _described("BinaryLatentDiffusionPipeline", fields))
@@ -192,6 +219,17 @@ def tokenizer_hash(tokenizer: BinaryAutoencoder) -> str:
 
 def _described(class_name: str, fields: dict[str, Any]) -> dict[str, Any]:
     return {"_class_name": class_name, "_bld_version": __version__, **fields}
+
+
+def _class_in(folder: Path, known: dict[str, Any], what: str) -> Any:
+    """The one of the known classes that the folder's config names."""
+    fields = read_json(folder / CONFIG)
+    found = fields.get("_class_name") if isinstance(fields, dict) else None
+    if found not in known:
+        raise CheckpointError(
+            f"{folder} holds {found or 'no known model'}, where {what} is expected: one of {', '.join(known)}."
+        )
+    return known[found]
 
 
 def _fields(folder: Path, class_name: str) -> dict[str, Any]:

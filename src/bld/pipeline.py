@@ -18,19 +18,20 @@ from torch import Tensor
 from bld.autoencoder import BinaryAutoencoder
 from bld.checkpoint import (
     PipelineIndex,
-    load_diffusion,
     load_index,
     load_prior,
+    load_process,
     load_tokenizer,
-    save_diffusion,
     save_index,
     save_model,
+    save_process,
 )
 from bld.codes import to_grid, to_tokens
-from bld.diffusion import BernoulliDiffusion, SamplingStep, sample_codes, with_guidance
+from bld.diffusion import BernoulliDiffusion, with_guidance
 from bld.errors import CheckpointError, SettingError, did_you_mean
 from bld.images import Preprocessing, center_view, to_pil, to_rgb, to_unit
-from bld.priors import Denoiser
+from bld.priors import Transformer
+from bld.process import Process, SamplingStep
 from bld.seeding import keyed_generators
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -55,14 +56,15 @@ class PipelineOutput:
 class BinaryLatentDiffusionPipeline:
     """Generate, inpaint, reconstruct, encode and decode.
 
-    tokenizer, prior, diffusion: the trained parts.  index: class names and sampling defaults.
+    tokenizer, prior: the trained networks.  diffusion: how the prior generates; a Bernoulli diffusion unless the prior
+    is one of the alternatives.  index: class names and sampling defaults.
     """
 
     def __init__(
         self,
         tokenizer: BinaryAutoencoder,
-        prior: Denoiser,
-        diffusion: BernoulliDiffusion,
+        prior: Transformer,
+        diffusion: Process,
         index: PipelineIndex | None = None,
     ):
         if tokenizer.code_shape != prior.code_shape:
@@ -95,7 +97,7 @@ class BinaryLatentDiffusionPipeline:
         return cls(
             load_tokenizer(folder / "tokenizer"),
             load_prior(folder / "prior"),
-            load_diffusion(folder / "diffusion"),
+            load_process(folder / "diffusion"),
             load_index(folder),
         )
 
@@ -104,8 +106,8 @@ class BinaryLatentDiffusionPipeline:
         folder = Path(folder)
         save_model(folder / "tokenizer", self.tokenizer)
         save_model(folder / "prior", self.prior)
-        save_diffusion(folder / "diffusion", self.diffusion)
-        save_index(folder, self.index)
+        save_process(folder / "diffusion", self.diffusion)
+        save_index(folder, self.index, type(self.prior).__name__, type(self.diffusion).__name__)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any weight of the networks."""
@@ -126,6 +128,8 @@ class BinaryLatentDiffusionPipeline:
 
     def with_posterior(self, posterior: Literal["exact", "plugin"]) -> BinaryLatentDiffusionPipeline:
         """The same pipeline sampling with another posterior; the networks are shared."""
+        if not isinstance(self.diffusion, BernoulliDiffusion):
+            raise SettingError(f"Only the Bernoulli diffusion has posteriors to choose; this prior is {self._kind}.")
         other = copy.copy(self)
         other.diffusion = BernoulliDiffusion(self.diffusion.schedule, self.diffusion.target, posterior)
         return other
@@ -162,6 +166,7 @@ class BinaryLatentDiffusionPipeline:
         batch_size: int = 64,
         first_index: int = 0,
         corrector_steps: int = 0,
+        reveal: Literal["random", "confidence"] = "random",
     ) -> PipelineOutput:
         """Generate images.
 
@@ -170,13 +175,16 @@ class BinaryLatentDiffusionPipeline:
         less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i depends on it
         and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline, step, t,
         {"latents": codes}) is called after each step.  batch_size: images made at a time.  first_index: number of the
-        first image, to make images 100 … 199 of a seed.
+        first image, to make images 100 … 199 of a seed.  corrector_steps: Gibbs redraws per step (Bernoulli only).
+        reveal: which positions come next (absorbing only).
         """
         labels = self._labels(class_labels, num_images)
         generators = _generators(generator, len(labels), first_index)
         codes = self._sample(
             labels, generators, num_inference_steps, temperature, guidance_scale,
-            callback_on_step_end, batch_size, corrector_steps=corrector_steps,
+            callback_on_step_end, batch_size,
+            **self._only("bernoulli", corrector_steps=(corrector_steps, 0)),
+            **self._only("absorbing", reveal=(reveal, "random")),
         )  # fmt: skip
         return PipelineOutput(self.decode(codes, output_type, batch_size=batch_size), codes)
 
@@ -214,7 +222,8 @@ class BinaryLatentDiffusionPipeline:
         labels = self._labels(class_labels, num_images)
         codes = self._sample(
             labels, _generators(generator, len(labels), 0), num_inference_steps, temperature, guidance_scale,
-            callback_on_step_end, batch_size, known=bits, mask=positions, known_bits=known_bits, resample=resample,
+            callback_on_step_end, batch_size, known=bits, mask=positions,
+            **self._only("bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1)),
         )  # fmt: skip
         filled = torch.where(hole, self._decoded(codes, batch_size), picture)
         return PipelineOutput(codes if output_type == "latent" else _output(filled, output_type), codes)
@@ -234,6 +243,38 @@ class BinaryLatentDiffusionPipeline:
     def decode(self, codes: Tensor, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:
         """Codes (B, h, w, c) of 0 and 1 → images, in the form `output_type` names."""
         return codes if output_type == "latent" else _output(self._decoded(codes, batch_size), output_type)
+
+    @torch.no_grad()
+    def likelihood_bits(
+        self,
+        codes: Tensor,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        num_inference_steps: int | None = None,
+        draws: int = 1,
+        generator: Generators = None,
+        *,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Bits that the prior needs for each code (n, h, w, c), float64 (n,): the sharper its model, the fewer.
+
+        Bernoulli and absorbing diffusion: an unbiased estimate of an upper bound, visiting `num_inference_steps` steps
+        (all by default) `draws` times each.  Autoregressive: exact.  Gaussian: `SettingError`, it has no bits.
+        """
+        labels = self._labels(class_labels, len(codes)).to(self.device)
+        generators = _generators(generator, len(codes), 0, purpose="likelihood")
+        parts = []
+        for start in range(0, len(codes), batch_size):
+            rows = slice(start, start + batch_size)
+            own = labels[rows]
+            bits = self.diffusion.likelihood_bits(
+                with_guidance(self.prior, own, own, 1.0),
+                to_tokens(codes[rows]).to(self.device),
+                steps=num_inference_steps,
+                draws=draws,
+                generators=generators[rows],
+            )
+            parts.append(bits.cpu())
+        return torch.cat(parts)
 
     # -- pieces -------------------------------------------------------------------------------------------
 
@@ -267,19 +308,31 @@ class BinaryLatentDiffusionPipeline:
         for start in range(0, len(labels), batch_size):
             batch = labels[start : start + batch_size].to(self.device)
             null = torch.full_like(batch, self.prior.null_label)
-            tokens = sample_codes(
-                with_guidance(self.prior, batch, null, scale),
+            tokens = self.diffusion.sample(
+                with_guidance(self.prior.for_sampling(), batch, null, scale),
                 (len(batch), shape.positions, shape.c),
-                self.diffusion,
                 steps=steps,
                 temperature=defaults.temperature if temperature is None else temperature,
                 generators=generators[start : start + batch_size],
                 callback=observe,
                 device=self.device,
-                **options,
+                **{"known": None, "mask": None, **options},
             )
             parts.append(to_grid(tokens, shape).cpu())
         return torch.cat(parts)
+
+    @property
+    def _kind(self) -> str:
+        return self.diffusion.kind
+
+    def _only(self, kind: str, **options: tuple[Any, Any]) -> dict[str, Any]:
+        """The options (value, default) of one kind of prior; asking another kind for them is refused."""
+        if self._kind == kind:
+            return {name: value for name, (value, _) in options.items()}
+        for name, (value, default) in options.items():
+            if value != default:
+                raise SettingError(f"{name} belongs to the {kind} prior; this one is {self._kind}: leave it out.")
+        return {}
 
     def _observer(self, callback: StepCallback) -> Callable[[SamplingStep], None]:
         shape = self.prior.code_shape
@@ -381,7 +434,7 @@ def _output(images: Tensor, output_type: OutputType) -> Any:
     raise SettingError(f"Unknown output_type '{output_type}'.{did_you_mean(str(output_type), known)}")
 
 
-def _generators(generator: Generators, count: int, first_index: int) -> list[torch.Generator]:
+def _generators(generator: Generators, count: int, first_index: int, purpose: str = "sample") -> list[torch.Generator]:
     """One generator per image, keyed by (seed, index), unless the caller brought his own."""
     if isinstance(generator, Sequence):
         if len(generator) != count:
@@ -391,7 +444,7 @@ def _generators(generator: Generators, count: int, first_index: int) -> list[tor
         generator = int(torch.randint(2**62, ()))
     elif isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    return keyed_generators(generator, "sample", range(first_index, first_index + count))
+    return keyed_generators(generator, purpose, range(first_index, first_index + count))
 
 
 def _download(hub_id: str) -> Path:

@@ -57,3 +57,13 @@ def uniform(
     for row, own in zip(draws, generator, strict=True):
         torch.rand(row.shape, generator=own, out=row)
     return draws.to(device, non_blocking=True)
+
+
+def normal(
+    shape: Sequence[int],
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """float32 standard normal draws of shape (B, …); generators as for `uniform`."""
+    u = uniform(shape, generator, device)
+    return torch.special.ndtri(u.clamp(min=2**-25).double()).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,10 @@ from torch import Tensor
 
 from bld.diffusion.objective import variational_terms
 from bld.errors import SettingError
+from bld.process import Denoise
 
 if TYPE_CHECKING:
     from bld.diffusion.process import BernoulliDiffusion
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""A network as the mathematics sees it: (z_t (B, N, c) bits, t (B,) int64) → logits (B, N, c)."""
 
 
 @torch.no_grad()
@@ -47,6 +45,20 @@ def likelihood_bits(
             logits = denoise(z_t, torch.full((len(z0),), t, device=z0.device))
             nats += variational_terms(diffusion, logits, z0, z_t, t, s).double().sum((1, 2)) / draws
     return nats / math.log(2) + prior_bits(diffusion) * z0[0].numel()
+
+
+@torch.no_grad()
+def bound_at(
+    diffusion: BernoulliDiffusion,
+    denoise: Denoise,
+    z0: Tensor,
+    t: Tensor,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Tensor:
+    """T·L_t + L_T of each code at its own step t (B,), in bits, float64 (B,): its mean over t = 1 … T is the bound."""
+    z_t = diffusion.diffuse(z0, t, generators)
+    nats = variational_terms(diffusion, denoise(z_t, t), z0, z_t, t, t - 1).double().sum((1, 2))
+    return nats / math.log(2) * diffusion.steps + prior_bits(diffusion) * z0[0].numel()
 
 
 def prior_bits(diffusion: BernoulliDiffusion) -> float:

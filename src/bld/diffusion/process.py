@@ -11,7 +11,7 @@ for any s < t, so that skipping steps is the same formula. Sampler, loss and lik
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from bld.diffusion import likelihood, objective
 from bld.diffusion.precision import at_least_float32
 from bld.diffusion.schedule import NoiseSchedule
 from bld.errors import SettingError, did_you_mean
+from bld.process import Denoise, Generators
 from bld.seeding import uniform
 
 if TYPE_CHECKING:
-    from bld.diffusion.likelihood import Denoise
     from bld.diffusion.objective import DiffusionLoss
 
 Target = Literal["flip", "z0", "previous"]
@@ -38,6 +38,9 @@ class BernoulliDiffusion:
     posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of
         z_t twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
     """
+
+    kind = "bernoulli"
+    has_likelihood = True
 
     def __init__(self, schedule: NoiseSchedule, target: Target = "flip", posterior: Posterior = "exact"):
         if target not in ("flip", "z0", "previous"):
@@ -57,6 +60,11 @@ class BernoulliDiffusion:
     def steps(self) -> int:
         """T."""
         return self.schedule.steps
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether fewer than T steps can be taken: not with the target "previous"."""
+        return self.target != "previous"
 
     # -- forward: eq. (5) ---------------------------------------------------------------------------------
 
@@ -152,6 +160,23 @@ class BernoulliDiffusion:
         """BCE + λ·VLB of eq. (13), as means over samples and bits: see `bld.diffusion.objective`."""
         return objective.diffusion_loss(self, logits, z0, z_t, t, vlb_weight)
 
+    def training_loss(
+        self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.1
+    ) -> DiffusionLoss:
+        """Algorithm 1: noise the codes to step t, predict, compare (eq. 13)."""
+        z_t = self.diffuse(z0, t, generators)
+        return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight)
+
+    def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
+        """(B,) float64: with t uniform in 1 … T an unbiased estimate of the bound of eq. (7), in bits per code."""
+        return likelihood.bound_at(self, denoise, z0, t, generators)
+
+    def sample(self, denoise: Denoise, shape: tuple[int, int, int], **options: Any) -> Tensor:
+        """Codes (n, N, c), uint8: see `bld.diffusion.sample_codes`."""
+        from bld.diffusion.sampling import sample_codes
+
+        return sample_codes(denoise, shape, self, **options)
+
     def likelihood_bits(
         self,
         denoise: Denoise,
@@ -159,7 +184,7 @@ class BernoulliDiffusion:
         *,
         steps: int | None = None,
         draws: int = 1,
-        generators: Sequence[torch.Generator] | None = None,
+        generators: Generators = None,
     ) -> Tensor:
         """Upper bound on -log₂ p(z_0) in bits per code, (B,): see `bld.diffusion.likelihood`."""
         return likelihood.likelihood_bits(self, denoise, z0, steps=steps, draws=draws, generators=generators)

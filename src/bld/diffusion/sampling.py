@@ -5,8 +5,7 @@ The last step draws nothing: it returns the predicted z_0, thresholded at ½ (or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -14,28 +13,13 @@ import torch
 from torch import Tensor
 
 from bld.diffusion.corrector import gibbs_flip_probs
-from bld.diffusion.likelihood import Denoise
 from bld.diffusion.precision import at_least_float32
 from bld.diffusion.process import BernoulliDiffusion
 from bld.errors import SettingError
+from bld.process import Callback, Denoise, SamplingStep, check_sampling
 from bld.seeding import uniform
 
 KnownBits = Literal["noised", "clean"]
-
-
-@dataclass(frozen=True)
-class SamplingStep:
-    """What a callback sees after each step."""
-
-    index: int  # 0 … total - 1
-    total: int
-    t: int  # the step come from
-    s: int  # the step arrived at
-    codes: Tensor  # z_s, (n, N, c) uint8
-    probs: Tensor  # P(z_s = 1) it was drawn from, float
-
-
-Callback = Callable[[SamplingStep], None]
 
 
 @torch.no_grad()
@@ -68,7 +52,8 @@ def sample_codes(
     corrector_steps: Gibbs redraws at each visited step (an extra network call each).
     final: whether the predicted z_0 is thresholded at ½ or drawn.
     """
-    _validate(shape, temperature, known, mask, known_bits, resample, corrector_steps, final)
+    check_sampling(shape, temperature, known, mask)
+    _validate(known_bits, resample, corrector_steps, final)
     clamp = _Clamp.of(known, mask, shape, known_bits, diffusion, generators, device)
     visited = diffusion.schedule.timesteps(steps)
     z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
@@ -162,22 +147,7 @@ class _Clamp:
         return torch.where(self.keep, self.known, z_0)
 
 
-def _validate(
-    shape: tuple[int, int, int],
-    temperature: float,
-    known: Tensor | None,
-    mask: Tensor | None,
-    known_bits: str,
-    resample: int,
-    corrector_steps: int,
-    final: str,
-) -> None:
-    if len(shape) != 3 or min(shape) < 1:
-        raise SettingError(f"Codes are sampled in a shape (n, N, c) of positive numbers, not {tuple(shape)}.")
-    if not temperature > 0:
-        raise SettingError(f"The temperature is above 0 (0.9 by default), not {temperature}.")
-    if (known is None) != (mask is None):
-        raise SettingError("Inpainting needs both `known` bits and a `mask`; one of them was not given.")
+def _validate(known_bits: str, resample: int, corrector_steps: int, final: str) -> None:
     if resample < 1 or corrector_steps < 0:
         raise SettingError(
             f"resample is at least 1 and corrector_steps at least 0; got {resample} and {corrector_steps}."

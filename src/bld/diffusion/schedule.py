@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bld.errors import SettingError, did_you_mean
+from bld.process import spaced_steps
 
 LARGEST_FINAL_RETENTION = 0.05
 
@@ -78,10 +79,7 @@ class NoiseSchedule:
 
     def timesteps(self, n: int | None = None) -> list[int]:
         """The steps visited when sampling with `n` of the T: from T down to 0, evenly spread, n + 1 numbers."""
-        n = self.steps if n is None else n
-        if not 1 <= n <= self.steps:
-            raise SettingError(f"Sampling takes 1 to {self.steps} steps with this schedule, not {n}.")
-        return [round(self.steps * (n - i) / n) for i in range(n + 1)]
+        return spaced_steps(self.steps, n)
 
 
 def _validate(k: Tensor) -> None:

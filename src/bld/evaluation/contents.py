@@ -37,7 +37,7 @@ def plan_contents(opened: OpenedRun) -> Contents:
     budget = CPU_BUDGET_FLOPS if opened.device.type == "cpu" else ACCELERATOR_BUDGET_FLOPS
     decode, denoise = _decode_flops(opened), _denoise_flops(opened)
     steps = default_steps(opened)
-    may_skip = opened.settings.diffusion.target != "previous"
+    may_skip = opened.pipeline is None or opened.pipeline.diffusion.may_skip
     fewer = min(steps, 16) if may_skip else steps
     choices = [
         Contents(64, steps),

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bld.diffusion import BernoulliDiffusion
 from bld.evaluation.contents import MOST_CLASSES_SHOWN, Contents, default_steps
 from bld.evaluation.neighbours import nearest
 from bld.evaluation.opened_run import OpenedRun
 from bld.evaluation.pictures import Picture, picture
 from bld.images import ImageSet
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.process import Process, spaced_steps
 
 DECODED_AT_ONCE = 16
 TILE_PIXELS = 160  # the largest size of the many pictures of the grid, which else would make a huge page
@@ -171,8 +173,8 @@ def _python(opened: OpenedRun, labels: Sequence[int] | None, count: int, steps: 
 def strip_section(opened: OpenedRun, generated: Generated, contents: Contents) -> dict[str, Any]:
     """Rows of pictures, one sample each, and the columns' headings."""
     assert opened.pipeline is not None
-    schedule = opened.pipeline.diffusion.schedule
-    visited = schedule.timesteps(contents.steps)
+    process = opened.pipeline.diffusion
+    visited = spaced_steps(process.steps, contents.steps)
     images = [decoded(opened.pipeline, codes) for _, codes in generated.frames]
     rows = []
     for sample in range(len(images[0])):
@@ -182,9 +184,14 @@ def strip_section(opened: OpenedRun, generated: Generated, contents: Contents) -
             for (step, _), frame in zip(generated.frames, images, strict=True)
         ]
         rows.append((name, pictures))
-    headings = [(step + 1, f"{1 - float(schedule.k[visited[step + 1]]):.0%}") for step, _ in generated.frames]
+    headings = [(step + 1, f"{_noise(process, visited[step + 1]):.0%}") for step, _ in generated.frames]
     labelled = generated.labels is not None
     return {"rows": rows, "headings": headings, "steps": contents.steps, "labelled": labelled}
+
+
+def _noise(process: Process, s: int) -> float:
+    """0 … 1: how much of a code is still noise, or still to be made, at step s."""
+    return 1 - process.retention(s) if isinstance(process, BernoulliDiffusion) else s / process.steps
 
 
 # -- copies? ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator
-from bld.priors import Denoiser
+from bld.priors import NETWORKS
 from bld.training.settings import Settings
 
 
@@ -19,13 +19,17 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
     size = settings.tokenizer.image_size
     denoiser = settings.denoiser(shape, num_classes)
     with torch.device("meta"):
-        tokenizer = BinaryAutoencoder(settings.tokenizer)
-        prior = Denoiser(denoiser)
+        tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")  # vq's codebook was made on the CPU all the same
+        prior = NETWORKS[settings.prior.kind](denoiser)
         pixels = torch.empty(1, settings.tokenizer.in_channels, size, size)
         bits = torch.empty(1, *shape)
         tokens, t = torch.empty(1, shape.positions, shape.c), torch.ones(1, dtype=torch.long)
     yield "image", f"{size} × {size} pixels, {3 * size * size:,} bytes raw"
-    yield "code", f"{shape} = {shape.bits:,} bits, {shape.packed_bytes:,} bytes"
+    row_bytes = shape.packed_bytes if tokenizer.is_binary else 2 * shape.bits
+    unit = "bits" if tokenizer.is_binary else "real numbers"
+    yield "code", f"{shape} = {shape.bits:,} {unit}, {row_bytes:,} bytes{'' if tokenizer.is_binary else ' as float16'}"
+    if settings.tokenizer.bottleneck == "vq":
+        yield "codebook", f"{2**shape.c:,} vectors of width {settings.tokenizer.embed_dim}"
     yield "tokenizer parameters", f"{parameters(tokenizer):,}"
     if settings.objective.adversarial > 0:
         objective = settings.objective
@@ -34,15 +38,16 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
         yield "discriminator parameters", f"{parameters(critic):,}"
     yield "prior parameters", f"{parameters(prior):,}"
     forward = flops(lambda: prior(tokens, t))
-    yield "encode, per image", _flops(flops(lambda: tokenizer.encode_probs(pixels)))
+    yield "encode, per image", _flops(flops(lambda: tokenizer.features(pixels)))
     yield "decode, per image", _flops(flops(lambda: tokenizer.decode(bits)))
     yield "one denoising step, per image", _flops(forward)
     steps = settings.sampling.steps or settings.diffusion.build().steps
     yield f"one sample of {steps} steps", _flops(steps * forward + flops(lambda: tokenizer.decode(bits)))
-    views = (1 + settings.data.flip) * max(1, settings.codes.draws)
+    draws = settings.codes.draws if tokenizer.bottleneck.is_random else 0
+    views = (1 + settings.data.flip) * max(1, draws)
     yield (
         f"code cache of {images:,} images",
-        f"{images * views * shape.packed_bytes / 2**20:,.1f} MiB ({views} views)",
+        f"{images * views * row_bytes / 2**20:,.1f} MiB ({views} views)",
     )
     for name in ("tokenizer", "prior"):
         training = getattr(settings, f"{name}_training")

@@ -97,8 +97,21 @@ def autocast_dtype(setting: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+        return "bf16" if _cpu_is_faster_in_bf16() else "no"
     return "no"
+
+
+def _cpu_is_faster_in_bf16() -> bool:
+    """Whether matrix products run faster in bfloat16 than in float32: with AMX, or AVX-512 BF16 on AMD.
+
+    Intel's AVX-512 BF16 without AMX halves their speed (170 against 300 GFLOP/s measured on two cores), AMD's makes
+    them four times as fast.
+    """
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8", errors="replace")
+    return amd and torch.cpu._is_avx512_bf16_supported()
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:

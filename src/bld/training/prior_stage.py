@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bld.autoencoder import BinaryAutoencoder
-from bld.checkpoint import PipelineIndex, SamplingDefaults, save_diffusion, save_index, save_model
+from bld.checkpoint import PipelineIndex, SamplingDefaults, save_index, save_model, save_process
 from bld.code_cache import CodeCache
 from bld.codes import to_grid
-from bld.diffusion import sample_codes
-from bld.diffusion.likelihood import prior_bits
-from bld.diffusion.objective import variational_terms
+from bld.diffusion import BernoulliDiffusion
 from bld.images import make_grid, save_png
-from bld.priors import Denoiser
+from bld.priors import NETWORKS, Denoiser, DenoiserConfig, Transformer
+from bld.process import Process
 from bld.seeding import derive_seed, keyed_generator, keyed_generators
 from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder
@@ -28,6 +28,7 @@ from bld.training.settings import Settings
 
 PREVIEWED = 36
 PREVIEW_STEPS = 16
+SCALE_IMAGES = 4096
 
 
 class HeldOutCodes(NamedTuple):
@@ -54,10 +55,10 @@ class PriorStage(Stage):
         self.settings, self.training, self.run = settings, settings.prior_training, run
         self.cache, self.held_out, self.accelerator = cache, held_out, accelerator
         self.tokenizer = tokenizer.to(accelerator.device)
-        self.diffusion = settings.diffusion.build()
+        self.process = settings.process(cache.shape, _scale(cache) if settings.prior.kind == "gaussian" else 1.0)
         torch.manual_seed(derive_seed(settings.seed, "prior-weights"))
         config = settings.denoiser(cache.shape, len(cache.classes))
-        self.model: Denoiser = Denoiser(config, self.diffusion.evidence_logits()).to(accelerator.device)
+        self.model: Transformer = _network(self.process, config).to(accelerator.device)
         self.conditional = config.num_classes > 0
 
     def networks(self) -> dict[str, nn.Module]:
@@ -75,7 +76,7 @@ class PriorStage(Stage):
             # Drawn for the whole global batch, so that each process sees its share of the same draws.
             generator = keyed_generator(seed, "prior-batch", step)
             views = torch.randint(self.cache.views, (B,), generator=generator)[local]
-            t = torch.randint(1, self.diffusion.steps + 1, (B,), generator=generator)[local]
+            t = torch.randint(1, self.process.steps + 1, (B,), generator=generator)[local]
             dropped = (torch.rand(B, generator=generator) < self.settings.prior.label_dropout)[local]
             images = order.indices(mine)
             labels = None
@@ -91,55 +92,65 @@ class PriorStage(Stage):
         progress: float,
         update: Update,
     ) -> dict[str, Tensor]:
-        """Noise the codes to step t, predict the flips, update (eq. 13)."""
+        """Noise the codes to step t, predict, update (Algorithm 1)."""
         device = self.accelerator.device
         z0, t = batch[0].to(device), batch[1].to(device)
         labels = None if batch[2] is None else batch[2].to(device)
-        z_t = self.diffusion.diffuse(z0, t, keyed_generators(self.settings.seed, "prior-noise", batch[3]))
-        with self.accelerator.autocast():
-            logits = self.model(z_t, t, labels)
-        loss = self.diffusion.loss(logits, z0, z_t, t, self.settings.prior.vlb_weight)
+        generators = keyed_generators(self.settings.seed, "prior-noise", batch[3])
+        loss = self.process.training_loss(
+            self._denoise(self.model, labels), z0, t, generators, self.settings.prior.vlb_weight
+        )
         norm = update("prior", loss.total)
-        return {
-            "loss": loss.total.detach(),
-            "residual": loss.residual,
-            "vlb": loss.vlb,
-            "gradient_norm": norm,
-        }
+        terms = {name: value for name, value in loss._asdict().items() if name != "total"}
+        return {"loss": loss.total.detach(), **terms, "gradient_norm": norm}
+
+    def _denoise(self, network: nn.Module, labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network for these labels, in the run's precision."""
+
+        def denoise(z_t: Tensor, t: Tensor) -> Tensor:
+            with self.accelerator.autocast():
+                return network(z_t, t, labels)
+
+        return denoise
 
     @torch.no_grad()
     def measure(self, averaged: nn.Module) -> dict[str, float]:
-        """Loss on held-out codes, and an unbiased estimate of their bound (eq. 7) in bits per bit of code.
+        """Loss on held-out codes, and an unbiased estimate of their code length (eq. 7) in bits per bit of code.
 
         Each code is noised to one of the T steps, all steps equally often; few codes are taken several times.
         """
-        steps, device = self.diffusion.steps, self.accelerator.device
+        steps, device = self.process.steps, self.accelerator.device
         rows = torch.arange(math.ceil(max(len(self.held_out.tokens), steps) / steps) * steps)
         chosen = rows % len(self.held_out.tokens)
         tokens, t = self.held_out.tokens[chosen].to(device), (rows % steps + 1).to(device)
         labels = None if self.held_out.labels is None else self.held_out.labels[chosen].to(device)
-        z_t = self.diffusion.diffuse(tokens, t, keyed_generators(self.settings.seed, "held-out", range(len(t))))
-        with self.accelerator.autocast():
-            logits = averaged(z_t, t, labels)
-        loss = self.diffusion.loss(logits, tokens, z_t, t, self.settings.prior.vlb_weight)
-        terms = variational_terms(self.diffusion, logits, tokens, z_t, t, t - 1)
-        bits = float(terms.double().mean()) / math.log(2) * steps + prior_bits(self.diffusion)
-        return {"held_out_loss": float(loss.total), "held_out_bits_per_bit": bits}
+        denoise, seed = self._denoise(averaged, labels), self.settings.seed
+        noise = keyed_generators(seed, "held-out", range(len(t)))
+        loss = self.process.training_loss(denoise, tokens, t, noise, self.settings.prior.vlb_weight)
+        figures = {"held_out_loss": float(loss.total)}
+        if self.process.has_likelihood:
+            noise = keyed_generators(seed, "held-out", range(len(t)))
+            bits = self.process.bound_at(denoise, tokens, t, noise)
+            figures["held_out_bits_per_bit"] = float(bits.mean()) / self.cache.shape.bits
+        return figures
 
     def preview(self, averaged: nn.Module, path: Path) -> None:
         """A grid of samples, always of the same seeds; one class a column where there are classes."""
         device = self.accelerator.device
         labels = torch.arange(PREVIEWED, device=device) % max(1, len(self.cache.classes))
         shape = (PREVIEWED, self.cache.shape.positions, self.cache.shape.c)
-        all_steps = self.diffusion.target == "previous"
+        assert isinstance(averaged, Transformer)
+        network = averaged.for_sampling()
         with self.accelerator.autocast():
-            codes = sample_codes(
-                lambda z, t: averaged(z, t, labels if self.conditional else None),
+            codes = self.process.sample(
+                lambda z, t: network(z, t, labels if self.conditional else None),
                 shape,
-                self.diffusion,
-                steps=None if all_steps else min(PREVIEW_STEPS, self.diffusion.steps),
-                temperature=self.settings.sampling.temperature,
+                steps=min(PREVIEW_STEPS, self.process.steps) if self.process.may_skip else None,
+                temperature=self._temperature(),
                 generators=keyed_generators(self.settings.seed, "preview", range(PREVIEWED)),
+                known=None,
+                mask=None,
+                callback=None,
                 device=device,
             )
             batches = to_grid(codes, self.cache.shape).split(self.tokenizer.config.images_at_a_time(PREVIEWED))
@@ -150,10 +161,29 @@ class PriorStage(Stage):
 
     def save(self, averaged: nn.Module) -> None:
         """Write the averaged prior and its diffusion; with the tokenizer beside it, the run is now a pipeline."""
-        assert isinstance(averaged, Denoiser)
+        assert isinstance(averaged, Transformer)
         save_model(self.run.prior, averaged)
-        save_diffusion(self.run.diffusion, self.diffusion)
+        save_process(self.run.diffusion, self.process)
         sampling, data = self.settings.sampling, self.settings.data
-        defaults = SamplingDefaults(sampling.steps or None, sampling.temperature, sampling.guidance_scale)
+        steps = min(sampling.steps, self.process.steps) if self.process.may_skip else 0
+        defaults = SamplingDefaults(steps or None, self._temperature(), sampling.guidance_scale)
         classes = self.cache.classes if self.conditional else []
-        save_index(self.run.path, PipelineIndex(classes, data.background, defaults, data.resample))
+        index = PipelineIndex(classes, data.background, defaults, data.resample)
+        save_index(self.run.path, index, type(averaged).__name__, type(self.process).__name__)
+
+    def _temperature(self) -> float:
+        """τ of the run's own samples; a Gaussian prior starts from unscaled noise."""
+        return 1.0 if self.process.kind == "gaussian" else self.settings.sampling.temperature
+
+
+def _network(process: Process, config: DenoiserConfig) -> Transformer:
+    """The untrained network of a process."""
+    if isinstance(process, BernoulliDiffusion):
+        return Denoiser(config, process.evidence_logits())
+    return NETWORKS[process.kind](config)
+
+
+def _scale(cache: CodeCache) -> float:
+    """Standard deviation of the cached latents, over some of them, evenly spread."""
+    rows = np.linspace(0, len(cache) - 1, min(len(cache), SCALE_IMAGES)).astype(np.int64)
+    return float(cache.read(rows).double().std())

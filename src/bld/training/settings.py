@@ -19,7 +19,8 @@ from bld.codes import CodeShape
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.errors import SettingError, did_you_mean
 from bld.images import Preprocessing
-from bld.priors import DenoiserConfig
+from bld.priors import AbsorbingDiffusion, Autoregression, DenoiserConfig, GaussianDiffusion
+from bld.process import Process
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,8 @@ class PriorSettings:
     """The transformer; the shape of a code and the number of classes follow from tokenizer and data.
 
     Args:
+        kind: bernoulli (diffusion, the paper's), or what it is compared with: autoregressive or absorbing over the same
+            bits, gaussian over a real-valued latent
         dim: width
         depth: number of transformer blocks
         heads: attention heads per block
@@ -135,6 +138,7 @@ class PriorSettings:
         vlb_weight: λ of eq. (13)
     """
 
+    kind: Literal["bernoulli", "autoregressive", "absorbing", "gaussian"] = "bernoulli"
     dim: int = 512
     depth: int = 24
     heads: int = 8
@@ -155,11 +159,11 @@ class PriorSettings:
 
 @dataclass(frozen=True)
 class DiffusionSettings:
-    """The Bernoulli diffusion.
+    """The Bernoulli diffusion; schedule and steps are the Gaussian one's too.
 
     Args:
         schedule: linear (the paper's), cosine, sigmoid, or table
-        steps: T; with a table it follows from the table
+        steps: T; with a table it follows from the table; latent diffusion is trained with 1000
         table: T + 1 retentions from 1 down to 0, for the schedule 'table'
         target: what the network predicts; flip is the paper's best
     """
@@ -221,6 +225,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self.denoiser(self.tokenizer.code_shape, num_classes=1)  # refuses a prior that cannot be built, before any work
+        self._refuse_prior_of_other_codes()
         steps = self.diffusion.build().steps
         if not 0 <= self.sampling.steps <= steps:
             raise SettingError(
@@ -236,13 +241,39 @@ class Settings:
         data = self.data
         return Preprocessing(self.tokenizer.image_size, data.crop, data.flip, data.resample, data.background)
 
+    def _refuse_prior_of_other_codes(self) -> None:
+        real, gaussian = getattr(self.tokenizer, "bottleneck", "") == "gaussian", self.prior.kind == "gaussian"
+        if gaussian and not real:
+            raise SettingError(
+                "prior.kind=gaussian models real numbers and this tokenizer makes bits: "
+                "set tokenizer.bottleneck=gaussian, or another prior.kind."
+            )
+        if real and not gaussian:
+            raise SettingError(
+                f"prior.kind={self.prior.kind} models bits and tokenizer.bottleneck=gaussian makes real numbers: "
+                "set prior.kind=gaussian, or another bottleneck."
+            )
+
+    def process(self, shape: CodeShape, scale: float = 1.0) -> Process:
+        """How codes of this shape are noised and generated.  scale: standard deviation of real-valued ones."""
+        if self.prior.kind == "autoregressive":
+            return Autoregression(shape.positions)
+        if self.prior.kind == "absorbing":
+            return AbsorbingDiffusion(shape.positions)
+        if self.prior.kind == "gaussian":
+            return GaussianDiffusion(self.diffusion.steps, self.diffusion.schedule, scale)
+        return self.diffusion.build()
+
     def denoiser(self, shape: CodeShape, num_classes: int) -> DenoiserConfig:
         """The prior's network for codes of this shape and data of that many classes."""
         prior = self.prior
-        kind: Literal["flip", "value"] = "flip" if self.diffusion.target == "flip" else "value"
+        evidence: Literal["none", "flip", "value"] = "none"
+        if prior.evidence and prior.kind == "bernoulli":
+            evidence = "flip" if self.diffusion.target == "flip" else "value"
+        by_position = prior.kind in ("autoregressive", "absorbing")
         return DenoiserConfig(
             *shape,
-            steps=self.diffusion.build().steps,
+            steps=shape.positions if by_position else self.diffusion.build().steps,
             num_classes=num_classes if prior.class_conditional else 0,
             dim=prior.dim,
             depth=prior.depth,
@@ -250,7 +281,7 @@ class Settings:
             mlp_ratio=prior.mlp_ratio,
             step_embedding=prior.step_embedding,
             layer_scale=prior.layer_scale,
-            evidence=kind if prior.evidence else "none",
+            evidence=evidence,
         )
 
 

@@ -1,0 +1,154 @@
+"""Absorbing diffusion over positions (Table 5): whole positions are masked, and revealed a few at a time.
+
+At step t exactly t of the N positions are masked, each set of t as likely as any.  Going from t to s reveals t - s of
+them, their bits independent given the visible ones.  Over all N steps that is autoregression in random order, and the
+bound on the code length is Σ_t E[mean over masked positions of -log₂ p(position | visible)].
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bld.errors import SettingError, did_you_mean
+from bld.priors.transformer import DenoiserConfig, Transformer
+from bld.process import (
+    Callback,
+    Denoise,
+    Generators,
+    PriorLoss,
+    SamplingStep,
+    check_sampling,
+    kept_positions,
+    spaced_steps,
+)
+from bld.seeding import uniform
+
+MASKED = 2  # stands in the place of each bit of a masked position
+Reveal = Literal["random", "confidence"]
+
+
+class AbsorbingDenoiser(Transformer):
+    """Codes z_t (B, N, c) of 0, 1 and MASKED → logits (B, N, c), float32; t is the number of masked positions."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__(config)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(config.dim))
+
+    def forward(self, z_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z_t: uint8, whole positions masked; t (B,) int64 in 1 … N; labels (B,), null for all if not given."""
+        x = self.embed(2 * z_t.to(self.positions.dtype) - 1)
+        x = torch.where(z_t[..., :1] == MASKED, self.mask_token.to(x.dtype), x)
+        return self.see_all(x + self.positions, t, labels)
+
+
+class AbsorbingDiffusion:
+    """Masking and revealing.  positions: N, which is also the number of steps T."""
+
+    kind = "absorbing"
+    may_skip = True
+    has_likelihood = True
+
+    def __init__(self, positions: int):
+        self.positions = positions
+
+    @property
+    def steps(self) -> int:
+        """T = N."""
+        return self.positions
+
+    def settings(self) -> dict[str, Any]:
+        """What `AbsorbingDiffusion(**settings)` takes."""
+        return {"positions": self.positions}
+
+    def mask(self, z0: Tensor, t: int | Tensor, generators: Generators = None) -> Tensor:
+        """z_t: t positions of each code replaced by MASKED, chosen uniformly.  t: one for all, or (B,), 0 … N."""
+        order = uniform(z0.shape[:2], generators, z0.device).argsort(1).argsort(1)  # each position's rank
+        masked = order < torch.as_tensor(t, device=z0.device).view(-1, 1)
+        return z0.masked_fill(masked.unsqueeze(-1), MASKED)
+
+    def training_loss(
+        self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.0
+    ) -> PriorLoss:
+        """Cross-entropy of the masked bits, each code's mean: nats per bit, the bound itself with t uniform."""
+        return PriorLoss(self._masked_nats(denoise, z0, t, generators).mean() / z0.shape[2])
+
+    def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
+        """(B,) bits: N times the mean cost of a masked position at step t."""
+        return self._masked_nats(denoise, z0, t, generators).double() * self.positions / math.log(2)
+
+    @torch.no_grad()
+    def likelihood_bits(
+        self, denoise: Denoise, z0: Tensor, *, steps: int | None = None, draws: int = 1, generators: Generators = None
+    ) -> Tensor:
+        """Upper bound on -log₂ p(z_0) in bits per code, float64 (B,), for random reveal order.
+
+        Unbiased: at every visited step `draws` sets of masked positions are drawn.
+        """
+        if draws < 1:
+            raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")
+        nats = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
+        for t, s in pairwise(spaced_steps(self.steps, steps)):
+            for _ in range(draws):
+                at = torch.full((len(z0),), t, device=z0.device)
+                nats += (t - s) / draws * self._masked_nats(denoise, z0, at, generators).double()
+        return nats / math.log(2)
+
+    def _masked_nats(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators) -> Tensor:
+        """(B,) mean over the masked positions of -log p(its c bits)."""
+        z_t = self.mask(z0, t, generators)
+        masked = (z_t[..., 0] == MASKED).float()
+        nats = F.binary_cross_entropy_with_logits(denoise(z_t, t).float(), z0.float(), reduction="none").sum(2)
+        return (nats * masked).sum(1) / masked.sum(1).clamp(min=1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoise: Denoise,
+        shape: tuple[int, int, int],
+        *,
+        steps: int | None = None,
+        temperature: float = 0.9,
+        generators: Generators = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        callback: Callback | None = None,
+        device: torch.device | str = "cpu",
+        reveal: Reveal = "random",
+    ) -> Tensor:
+        """Codes (n, N, c), uint8; what is revealed stays.  Known positions are visible from the start.
+
+        reveal: which positions next: "random", as the bound assumes, or "confidence": those whose drawn bits are the
+        most probable.
+        """
+        check_sampling(shape, temperature, known, mask)
+        if reveal not in ("random", "confidence"):
+            raise SettingError(f"Unknown reveal '{reveal}'.{did_you_mean(reveal, ['random', 'confidence'])}")
+        if shape[1] != self.positions:
+            raise SettingError(f"This prior generates {self.positions} positions, not {shape[1]}.")
+        visited = spaced_steps(self.steps, steps)
+        z = torch.full(shape, MASKED, dtype=torch.uint8, device=device)
+        if known is not None and mask is not None:
+            codes, kept = kept_positions(known.to(z), mask.to(device), shape)
+            z = torch.where(kept.unsqueeze(-1), codes, z)
+        to_make = (z[..., 0] == MASKED).sum(1)  # (n,)
+        for index, (t, s) in enumerate(pairwise(visited)):
+            hidden = z[..., 0] == MASKED  # (n, N)
+            logits = denoise(z, hidden.sum(1).clamp(min=1)).float() / temperature
+            drawn = (uniform(shape, generators, device) < logits.sigmoid()).to(torch.uint8)
+            score = uniform(shape[:2], generators, device)
+            if reveal == "confidence":
+                score = -F.binary_cross_entropy_with_logits(logits, drawn.float(), reduction="none").sum(2)
+            rank = score.masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
+            remaining = (to_make * s + self.steps - 1) // self.steps  # ⌈M·s/N⌉ of the M to make
+            shown = hidden & (rank < (hidden.sum(1) - remaining).unsqueeze(1))
+            z = torch.where(shown.unsqueeze(-1), drawn, z)
+            if callback is not None:
+                guess = torch.where(z == MASKED, (logits > 0).to(torch.uint8), z)
+                callback(SamplingStep(index, len(visited) - 1, t, s, guess, logits.sigmoid()))
+        return z

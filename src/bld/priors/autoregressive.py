@@ -1,0 +1,142 @@
+"""The autoregressive prior (Table 5): one position after another in row-major order, its c bits given all before it.
+
+Its likelihood is exact: log p(z) = Σ_i Σ_j log Bern(z_ij; σ(logits_ij)), the logits at position i seeing z_<i only.
+The bits of one position are independent given those before it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bld.errors import SettingError
+from bld.priors.transformer import KeyValues, Transformer
+from bld.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
+from bld.seeding import uniform
+
+
+class AutoregressiveTransformer(Transformer):
+    """Codes z_0 (B, N, c) → logits (B, N, c): those at position i have seen positions before i, and the class.
+
+    The step token is the one it starts with, always the same.
+    """
+
+    def forward(self, z0: Tensor, t: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+        """All positions at once, as in training.  z0: bits of any dtype.  t: not used.  Returns float32."""
+        start = self.condition(torch.ones(len(z0), dtype=torch.long, device=z0.device), labels)
+        x = torch.cat([start, self._tokens(z0[:, :-1], 0).to(start.dtype)], 1)
+        for block in self.blocks:
+            x = block(x, causal=True)
+        return self.head(self.norm(x[:, start.shape[1] - 1 :])).float()
+
+    def for_sampling(self) -> OneByOne:
+        """A walk over the positions that computes each token once."""
+        return OneByOne(self)
+
+    def _tokens(self, z: Tensor, first: int) -> Tensor:
+        """Bits (B, n, c) of positions first … first + n - 1 → tokens (B, n, D)."""
+        return self.embed(2 * z.to(self.positions.dtype) - 1) + self.positions[first : first + z.shape[1]]
+
+
+class OneByOne:
+    """Called once per position in order: gives that position's logits, keeping keys and values of those before."""
+
+    def __init__(self, network: AutoregressiveTransformer):
+        self.network = network
+        self.position = 0
+        self.past = [KeyValues() for _ in network.blocks]
+
+    def __call__(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """z (B, N, c) with all positions before this one in place → logits (B, 1, c)."""
+        network, i = self.network, self.position
+        first = i == 0
+        x = network.condition(torch.ones_like(t), labels) if first else network._tokens(z[:, i - 1 : i], i - 1)
+        for block, past in zip(network.blocks, self.past, strict=True):
+            x = block(x, causal=True, past=past)
+        self.position += 1
+        return network.head(network.norm(x[:, -1:])).float()
+
+
+class Autoregression:
+    """Position after position.  positions: N; there are as many steps, and none can be skipped."""
+
+    kind = "autoregressive"
+    may_skip = False
+    has_likelihood = True
+
+    def __init__(self, positions: int):
+        self.positions = positions
+
+    @property
+    def steps(self) -> int:
+        """N."""
+        return self.positions
+
+    def settings(self) -> dict[str, Any]:
+        """What `Autoregression(**settings)` takes."""
+        return {"positions": self.positions}
+
+    def training_loss(
+        self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.0
+    ) -> PriorLoss:
+        """Cross-entropy in nats per bit; nothing is drawn."""
+        return PriorLoss(F.binary_cross_entropy_with_logits(denoise(z0, t).float(), z0.float()))
+
+    def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
+        """(B,) the exact code length in bits, whatever t."""
+        nats = F.binary_cross_entropy_with_logits(denoise(z0, t).float(), z0.float(), reduction="none")
+        return nats.double().sum((1, 2)) / math.log(2)
+
+    @torch.no_grad()
+    def likelihood_bits(
+        self, denoise: Denoise, z0: Tensor, *, steps: int | None = None, draws: int = 1, generators: Generators = None
+    ) -> Tensor:
+        """-log₂ p(z_0), exact, in bits per code, float64 (B,)."""
+        self._refuse_skipping(steps)
+        return self.bound_at(denoise, z0, torch.ones(len(z0), dtype=torch.long, device=z0.device))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoise: Denoise,
+        shape: tuple[int, int, int],
+        *,
+        steps: int | None = None,
+        temperature: float = 0.9,
+        generators: Generators = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        callback: Callback | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Codes (n, N, c), uint8.  Known positions are put in place as they come: only later ones see them.
+
+        denoise: called once per position in order; logits of that one (n, 1, c), or of all (n, N, c).
+        """
+        check_sampling(shape, temperature, known, mask)
+        self._refuse_skipping(steps)
+        n, N, c = shape
+        if self.positions != N:
+            raise SettingError(f"This prior generates {self.positions} positions, not {N}.")
+        z = torch.zeros(shape, dtype=torch.uint8, device=device)
+        kept = None if known is None or mask is None else kept_positions(known.to(z), mask.to(device), shape)
+        for i in range(N):
+            logits = denoise(z, torch.full((n,), i + 1, device=device))
+            probs = (logits[:, -1 if logits.shape[1] == 1 else i].float() / temperature).sigmoid()
+            z[:, i] = uniform((n, c), generators, device) < probs
+            if kept is not None:
+                z[:, i] = torch.where(kept[1][:, i, None], kept[0][:, i], z[:, i])
+            if callback is not None:
+                callback(SamplingStep(i, N, N - i, N - i - 1, z.clone(), probs))
+        return z
+
+    def _refuse_skipping(self, steps: int | None) -> None:
+        if steps not in (None, self.positions):
+            raise SettingError(
+                f"The autoregressive prior takes one step per position, {self.positions} in all, not {steps}: "
+                "leave the number of steps out."
+            )

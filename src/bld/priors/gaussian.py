@@ -1,0 +1,144 @@
+"""Gaussian diffusion over a real-valued latent: the latent diffusion model the paper compares with (Tables 1-3).
+
+The noise schedules and the DDIM steps are diffusers'; ours is the transformer that predicts the noise.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bld.errors import MissingPackageError, SettingError
+from bld.priors.transformer import Transformer
+from bld.process import (
+    Callback,
+    Denoise,
+    Generators,
+    PriorLoss,
+    SamplingStep,
+    check_sampling,
+    kept_positions,
+    spaced_steps,
+)
+from bld.seeding import normal
+
+LONGEST_SCHEDULE = 1000  # the number of steps diffusers' β are meant for
+
+
+class GaussianDenoiser(Transformer):
+    """Noised latents x_t (B, N, c), float → predicted noise (B, N, c), float32."""
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x_t: float; t (B,) int64 in 1 … T; labels (B,), null for all if not given."""
+        return self.see_all(self.embed(x_t.to(self.positions.dtype)) + self.positions, t, labels)
+
+
+class GaussianDiffusion:
+    """Noise prediction on latents divided by `scale`, their standard deviation (LDM, Appendix G).
+
+    steps: T.  schedule: "linear" (LDM's, scaled to T) or "cosine".  scale: above 0.
+    """
+
+    kind = "gaussian"
+    may_skip = True
+    has_likelihood = False
+
+    def __init__(self, steps: int = 1000, schedule: str = "linear", scale: float = 1.0):
+        if schedule not in ("linear", "cosine"):
+            raise SettingError(f"The Gaussian prior knows the schedules linear and cosine, not '{schedule}'.")
+        if steps < 1 or not scale > 0:
+            raise SettingError(f"The Gaussian prior needs steps ≥ 1 and a scale above 0, not {steps} and {scale}.")
+        self._steps, self.schedule, self.scale = steps, schedule, scale
+        self.scheduler = _scheduler(steps, schedule)
+
+    @property
+    def steps(self) -> int:
+        """T."""
+        return self._steps
+
+    def settings(self) -> dict[str, Any]:
+        """What `GaussianDiffusion(**settings)` takes."""
+        return {"steps": self._steps, "schedule": self.schedule, "scale": self.scale}
+
+    def training_loss(
+        self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.0
+    ) -> PriorLoss:
+        """Mean squared error of the predicted noise; z0: latents (B, N, c), float."""
+        noise = normal(z0.shape, generators, z0.device)
+        noised = self.scheduler.add_noise(z0.float() / self.scale, noise, t - 1)
+        return PriorLoss(F.mse_loss(denoise(noised, t).float(), noise))
+
+    def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
+        """Refused: real numbers have a density, not a code length."""
+        raise SettingError("The Gaussian prior gives densities of real numbers, not bits: it has no code length.")
+
+    def likelihood_bits(
+        self, denoise: Denoise, z0: Tensor, *, steps: int | None = None, draws: int = 1, generators: Generators = None
+    ) -> Tensor:
+        """Refused, as `bound_at`."""
+        return self.bound_at(denoise, z0, torch.ones(0))
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoise: Denoise,
+        shape: tuple[int, int, int],
+        *,
+        steps: int | None = None,
+        temperature: float = 1.0,
+        generators: Generators = None,
+        known: Tensor | None = None,
+        mask: Tensor | None = None,
+        callback: Callback | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """Latents (n, N, c), float32, by deterministic DDIM steps.
+
+        temperature: factor of the initial noise.  Known positions are replaced at every step by themselves, noised.
+        """
+        check_sampling(shape, temperature, known, mask)
+        x = temperature * normal(shape, generators, device)
+        kept = None
+        if known is not None and mask is not None:
+            codes, keep = kept_positions(known.to(device).float() / self.scale, mask.to(device), shape)
+            kept = codes, keep.unsqueeze(-1)
+        visited = spaced_steps(self.steps, steps)
+        for index, (t, s) in enumerate(pairwise(visited)):
+            noise = denoise(x, torch.full((shape[0],), t, device=device)).float()
+            clean, x = self._step(noise, x, t, s)
+            if kept is not None:
+                at = torch.full((shape[0],), s - 1, device=device)
+                fresh = normal(shape, generators, device)
+                known_s = self.scheduler.add_noise(kept[0], fresh, at) if s > 0 else kept[0]
+                x = torch.where(kept[1], known_s, x)
+            if callback is not None:
+                callback(SamplingStep(index, len(visited) - 1, t, s, x * self.scale, clean * self.scale))
+        return x * self.scale
+
+    def _step(self, noise: Tensor, x: Tensor, t: int, s: int) -> tuple[Tensor, Tensor]:
+        """(predicted clean latents, latents at step s) by DDIM with η = 0 (Song et al. 2021, eq. 12)."""
+        kept_t = self.scheduler.alphas_cumprod[t - 1]
+        kept_s = self.scheduler.alphas_cumprod[s - 1] if s > 0 else torch.ones(())
+        clean = (x - (1 - kept_t).sqrt() * noise) / kept_t.sqrt()
+        return clean, kept_s.sqrt() * clean + (1 - kept_s).sqrt() * noise
+
+
+def _scheduler(steps: int, schedule: str) -> Any:
+    try:
+        from diffusers import DDIMScheduler
+    except ImportError as error:
+        raise MissingPackageError(
+            "The Gaussian prior needs diffusers: pip install 'binary-latent-diffusion[gaussian]'."
+        ) from error
+    stretch = LONGEST_SCHEDULE / steps  # fewer steps, each noisier, to the same end
+    return DDIMScheduler(
+        num_train_timesteps=steps,
+        beta_schedule="scaled_linear" if schedule == "linear" else "squaredcos_cap_v2",
+        beta_start=min(0.0015 * stretch, 0.5),
+        beta_end=min(0.0195 * stretch, 0.999),
+        clip_sample=False,
+    )

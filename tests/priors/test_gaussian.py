@@ -1,0 +1,100 @@
+"""The Gaussian prior: diffusers' schedule, our transformer, deterministic DDIM."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from bld.errors import MissingPackageError, SettingError
+from bld.priors import DenoiserConfig, GaussianDenoiser, GaussianDiffusion
+from bld.seeding import keyed_generators, normal
+
+pytest.importorskip("diffusers")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_step_is_that_of_diffusers_own_sampler(schedule):
+    process = GaussianDiffusion(100, schedule)
+    process.scheduler.set_timesteps(10)
+    x, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    for t in (91, 51, 21):
+        theirs = process.scheduler.step(noise, t - 1, x, eta=0.0)
+        clean, ours = process._step(noise, x, t, t - 10)
+        assert torch.allclose(ours, theirs.prev_sample, atol=1e-5)
+        assert torch.allclose(clean, theirs.pred_original_sample, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("steps", [1, 7, 64, 1000])
+def test_the_perfect_predictor_of_one_point_returns_it(steps):
+    """All data at one point: the noise is known exactly, and any number of steps lands there."""
+    process = GaussianDiffusion(1000, "linear", scale=2.0)
+    point = torch.linspace(-1, 1, 12).view(1, 3, 4)
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        kept = process.scheduler.alphas_cumprod[t - 1].view(-1, 1, 1)
+        return (x - kept.sqrt() * point) / (1 - kept).sqrt()
+
+    drawn = process.sample(denoise, (5, 3, 4), steps=steps, generators=keyed_generators(0, "sample", range(5)))
+    assert torch.allclose(drawn, 2.0 * point.expand(5, 3, 4), atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_perfect_predictor_of_a_gaussian_recovers_it():
+    """Latents N(1, 0.5²) per number: mean and deviation of 8,000 draws (six standard errors: false alarm 2e-9)."""
+    process, mean, deviation = GaussianDiffusion(200, "cosine"), 1.0, 0.5
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        kept = process.scheduler.alphas_cumprod[t - 1].view(-1, 1, 1)
+        clean = mean + (kept.sqrt() * deviation**2 / (kept * deviation**2 + 1 - kept)) * (x - kept.sqrt() * mean)
+        return (x - kept.sqrt() * clean) / (1 - kept).sqrt()
+
+    drawn = process.sample(denoise, (2000, 2, 2), generators=torch.Generator().manual_seed(0))
+    assert abs(drawn.mean() - mean) < 6 * deviation / 8000**0.5 + 0.01
+    assert abs(drawn.std() - deviation) < 6 * deviation / 16000**0.5 + 0.01
+
+
+@torch.no_grad()
+def test_known_positions_are_returned():
+    torch.manual_seed(0)
+    network = GaussianDenoiser(DenoiserConfig(2, 2, 3, 20, dim=32, depth=1, heads=2, step_embedding="sinusoidal"))
+    known, mask = torch.randn(1, 4, 3), torch.tensor([True, True, False, True])
+    drawn = GaussianDiffusion(20).sample(network, (3, 4, 3), known=known, mask=mask)
+    assert torch.allclose(drawn[:, 2], known[:, 2].expand(3, 3), atol=1e-6)
+
+
+def test_real_numbers_have_no_code_length():
+    with pytest.raises(SettingError, match="no code length"):
+        GaussianDiffusion(8).likelihood_bits(lambda z, t: z, torch.zeros(1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"schedule": "sigmoid"}, "linear and cosine, not 'sigmoid'"),
+        ({"steps": 0}, "steps ≥ 1"),
+        ({"scale": 0.0}, "scale above 0"),
+    ],
+)
+def test_impossible_settings_are_refused(settings, message):
+    with pytest.raises(SettingError, match=message):
+        GaussianDiffusion(**settings)
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[gaussian\]"):
+        GaussianDiffusion(8)
+
+
+def test_normal_draws_are_keyed_and_normal():
+    """100,000 draws: mean, variance and kurtosis within six standard errors (false alarm 6e-9)."""
+    x = normal((100_000,), torch.Generator().manual_seed(0))
+    assert abs(x.mean()) < 6 / 100_000**0.5
+    assert abs(x.var() - 1) < 6 * (2 / 100_000) ** 0.5
+    assert abs((x**4).mean() - 3) < 6 * (96 / 100_000) ** 0.5
+    assert torch.isfinite(x).all()
+    both = normal((2, 3), keyed_generators(0, "x", range(2)))
+    assert torch.equal(both[1:], normal((1, 3), keyed_generators(0, "x", range(1, 2))))

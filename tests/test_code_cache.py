@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bld.code_cache import CacheKey, CodeCache, open_cache, write_cache
+from bld.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.codes import CodeShape, pack
 from bld.errors import CheckpointError, DataError
 
@@ -88,6 +88,7 @@ def test_a_cache_with_the_same_key_is_used_in_silence(tmp_path: Path):
         ("draws", 3),
         ("seed", 1),
         ("preprocessing", {"image_size": 16}),
+        ("values", "float16"),
     ],
 )
 def test_a_stale_cache_is_not_used_and_says_what_changed(tmp_path: Path, field: str, value: object):
@@ -188,3 +189,45 @@ def test_a_header_from_elsewhere_is_a_sentence(tmp_path: Path):
         (tmp_path / "header.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"not a code cache header.*delete"):
             CodeCache(tmp_path)
+
+
+# -- real-valued codes ------------------------------------------------------------------------------------
+
+REAL = dataclasses.replace(KEY, values="float16")
+NUMBERS = 3 * torch.randn(11, 4, 2, 3, 7, generator=torch.Generator().manual_seed(0))
+
+
+def test_real_values_come_back_as_float32_rounded_to_float16(tmp_path: Path):
+    cache = write(tmp_path, REAL, lambda images: [to_rows(NUMBERS[images.start :].flatten(0, 1), REAL)])
+    images, views = np.array([10, 0, 3]), np.array([0, 3, 1])
+    tokens = cache.read(images, views)
+    assert tokens.shape == (3, 6, 7) and tokens.dtype == torch.float32
+    assert torch.equal(tokens, NUMBERS[images, views].flatten(1, 2).half().float())
+    assert (tmp_path / "codes.bin").stat().st_size == 11 * 4 * 2 * 6 * 7
+    assert torch.equal(CodeCache(tmp_path).read(images, views), tokens)
+    assert torch.equal(open_cache(tmp_path, REAL, pytest.fail).read(images, views), tokens)
+
+
+def test_real_values_beyond_float16_stay_finite(tmp_path: Path):
+    numbers = torch.full((11 * 4, 2, 3, 7), 1e6)
+    tokens = write(tmp_path, REAL, lambda _: [to_rows(numbers, REAL)]).read(np.arange(11))
+    assert (tokens == 65504).all()
+
+
+def test_bits_and_real_values_are_different_caches(tmp_path: Path):
+    write(tmp_path, REAL, lambda images: [to_rows(NUMBERS.flatten(0, 1), REAL)])
+    said: list[str] = []
+    assert open_cache(tmp_path, KEY, said.append) is None
+    assert "values changed" in said[0]
+
+
+def test_a_cache_made_before_there_were_real_values_still_opens(tmp_path: Path):
+    write(tmp_path)
+    header = json.loads((tmp_path / "header.json").read_text())
+    del header["key"]["values"]
+    (tmp_path / "header.json").write_text(json.dumps(header))
+    assert torch.equal(open_cache(tmp_path, KEY, pytest.fail).read(np.arange(11)), BITS[:, 0])
+    header["key"]["values"] = "int4"
+    (tmp_path / "header.json").write_text(json.dumps(header))
+    with pytest.raises(CheckpointError, match="bits or float16, not 'int4'"):
+        CodeCache(tmp_path)

@@ -210,7 +210,10 @@ def load_index(folder: Path) -> PipelineIndex:
 
 def tokenizer_hash(tokenizer: BinaryAutoencoder) -> str:
     """16 hexadecimal digits that change with any weight or setting that changes the codes it makes."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(tokenizer.config), sort_keys=True).encode())
+    fields = dataclasses.asdict(tokenizer.config)
+    if fields["bottleneck"] == "bernoulli":
+        del fields["bottleneck"]  # so that hashes from before there was a choice still hold
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

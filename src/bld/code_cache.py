@@ -4,7 +4,9 @@
     labels.npy    int64 (images,), where there are labels
     header.json   shape, count, views, and the key of everything that made the bits
 
-A view is one (flip, draw): without draws the probabilities are thresholded, else each draw is its own Bernoulli sample.
+Real-valued codes (of a Gaussian bottleneck) are rows of float16 numbers, least byte first, in place of packed bits.
+
+A view is one (flip, draw): without draws the probabilities are thresholded, else each draw is its own sample.
 A cache whose key is not the one asked for is stale and never used.
 """
 
@@ -21,7 +23,7 @@ import torch
 from torch import Tensor
 
 from bld.checkpoint import read_json, write_json
-from bld.codes import CodeShape, unpack
+from bld.codes import CodeShape, pack, unpack
 from bld.errors import CheckpointError, DataError
 
 HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
@@ -32,8 +34,9 @@ class CacheKey:
     """All that decides the bits of a cache; two equal keys are two equal caches.
 
     tokenizer: hash of encoder and config.  data: fingerprint of the images, preprocessed.
-    images: how many.  flips: whether each image is there mirrored too.  draws: Bernoulli samples per image and flip;
-    0 is one thresholded code.  seed: of the draws.  preprocessing: size, filter and background, for the reader.
+    images: how many.  flips: whether each image is there mirrored too.  draws: samples per image and flip; 0 is one
+    most probable code.  seed: of the draws.  preprocessing: size, filter and background, for the reader.
+    values: what a code holds, "bits" or "float16" numbers.
     """
 
     tokenizer: str
@@ -44,6 +47,17 @@ class CacheKey:
     draws: int
     seed: int
     preprocessing: dict[str, Any] = field(default_factory=dict)
+    values: str = "bits"
+
+    def __post_init__(self) -> None:
+        if self.values not in ("bits", "float16"):
+            raise ValueError(f"values are bits or float16, not {self.values!r}")
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one code."""
+        shape = CodeShape(*self.shape)
+        return shape.packed_bytes if self.values == "bits" else 2 * shape.bits
 
     @property
     def views(self) -> int:
@@ -51,9 +65,26 @@ class CacheKey:
         return (1 + self.flips) * max(1, self.draws)
 
     def view(self, index: int) -> tuple[bool, int | None]:
-        """(flipped, draw) of a view; draw None is thresholded."""
+        """(flipped, draw) of a view; draw None is the most probable code."""
         per_flip = max(1, self.draws)
         return index >= per_flip, (index % per_flip if self.draws else None)
+
+
+def to_rows(codes: Tensor, key: CacheKey) -> np.ndarray:
+    """Codes (B, …), bits or real numbers → rows (B, bytes), uint8; numbers beyond float16's are cut off at its ends."""
+    if key.values == "bits":
+        return pack(codes)
+    most = np.finfo(np.float16).max
+    return codes.flatten(1).numpy(force=True).clip(-most, most).astype("<f2").view(np.uint8)
+
+
+def from_rows(rows: np.ndarray, key: CacheKey) -> Tensor:
+    """Rows (B, bytes), uint8 → tokens (B, N, c): bits, uint8, or real numbers, float32."""
+    shape = CodeShape(*key.shape)
+    if key.values == "bits":
+        return unpack(rows, shape)
+    numbers = np.ascontiguousarray(rows).view("<f2").astype(np.float32)
+    return torch.from_numpy(numbers).view(len(rows), shape.positions, shape.c)
 
 
 class CodeCache:
@@ -72,7 +103,7 @@ class CodeCache:
             ) from error
         self.folder = folder
         self.shape = CodeShape(*self.key.shape)
-        rows, width = self.key.images * self.key.views, self.shape.packed_bytes
+        rows, width = self.key.images * self.key.views, self.key.row_bytes
         size = (folder / CODES).stat().st_size if (folder / CODES).is_file() else 0
         if size != rows * width:
             raise CheckpointError(f"{folder / CODES} has {size} bytes, not {rows * width}: delete {folder}.")
@@ -88,8 +119,8 @@ class CodeCache:
         return self.key.views
 
     def read(self, images: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
-        """Tokens (B, N, c), uint8, of the given images and views."""
-        return unpack(self._rows[np.asarray(images) * self.views + views], self.shape)
+        """Tokens (B, N, c) of the given images and views: bits, uint8, or real numbers, float32."""
+        return from_rows(self._rows[np.asarray(images) * self.views + views], self.key)
 
 
 def open_cache(folder: Path, key: CacheKey, say: Callable[[str], None]) -> CodeCache | None:
@@ -117,12 +148,12 @@ def write_cache(
 ) -> CodeCache:
     """Make a cache, going on where an interrupted one with the same key stopped.
 
-    encode: given the images still to do, yields packed rows (n·views, bytes) for consecutive runs of images.
+    encode: given the images still to do, yields rows (n·views, bytes) of `to_rows` for consecutive runs of images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / HEADER).unlink(missing_ok=True)
     part, note = folder / f"{CODES}.part", folder / "part.json"
-    row_bytes = CodeShape(*key.shape).packed_bytes * key.views
+    row_bytes = key.row_bytes * key.views
     if not (part.is_file() and _noted(note, key)):
         part.unlink(missing_ok=True)
         write_json(note, asdict(key))
@@ -149,8 +180,8 @@ def _noted(note: Path, key: CacheKey) -> bool:
     """Whether the note beside an interrupted cache names this key; a note that cannot be read does not."""
     try:
         fields = read_json(note)
-        return {**fields, "shape": tuple(fields["shape"])} == asdict(key)
-    except (CheckpointError, KeyError, TypeError):
+        return CacheKey(**{**fields, "shape": tuple(fields["shape"])}) == key
+    except (CheckpointError, KeyError, TypeError, ValueError):
         return False
 
 

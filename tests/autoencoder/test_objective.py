@@ -95,6 +95,17 @@ def test_the_code_entropy_penalty_is_zero_for_uniform_use_and_one_for_dead_bits(
     assert (with_penalty.total - without.total).item() == pytest.approx(2 * (1 - 0.811278), abs=1e-5)
 
 
+def test_a_bottlenecks_penalties_are_weighed_and_logged_by_name():
+    made, images = two_batches()
+    config = ObjectiveConfig(perceptual=0, commitment=0.5, kl=1e-3)
+    penalties = {"commitment": torch.tensor(2.0), "kl": torch.tensor(300.0, requires_grad=True)}
+    loss = ReconstructionObjective(config)(made, images, None, penalties=penalties)
+    torch.testing.assert_close(loss.total, F.mse_loss(made, images) + 0.5 * 2 + 1e-3 * 300)
+    assert loss.terms["commitment"] == 2 and loss.terms["kl"] == 300  # unweighted, for the log
+    assert torch.autograd.grad(loss.total, penalties["kl"])[0] == pytest.approx(1e-3)
+    assert set(ReconstructionObjective(config)(made, images, PROBS).terms) == {"mse", "l1"}
+
+
 def test_without_the_package_the_perceptual_term_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
     real = builtins.__import__
 
@@ -142,6 +153,8 @@ def test_a_perceptual_loss_is_frozen_and_averaged(monkeypatch: pytest.MonkeyPatc
     [
         ({"mse": -1}, "objective.mse is a weight, 0 or more, not -1"),
         ({"code_entropy": -0.1}, "objective.code_entropy.*not -0.1"),
+        ({"commitment": -0.25}, "objective.commitment is a weight, 0 or more, not -0.25"),
+        ({"kl": -1e-6}, "objective.kl is a weight, 0 or more, not -1e-06"),
         ({"mse": 0, "perceptual": 0}, "no reconstruction term: set objective.mse or objective.l1"),
         ({"adversarial_start": 1.5}, "parts of the training, 0 to 1.*1.5"),
         ({"adversarial_ramp": -0.5}, "parts of the training, 0 to 1.*-0.5"),

@@ -29,7 +29,7 @@ def runs(tmp_path_factory, tiny_words) -> dict[str, Path]:
     """One finished run of each kind; the kinds over bits share a tokenizer."""
     made: dict[str, Path] = {}
     root = tmp_path_factory.mktemp("kinds")
-    for kind in BITS:
+    for kind in [*BITS, "gaussian"]:
         run = RunFolder(root / kind)
         settings = run.adopt("digits", [*tiny_words, *words_of(kind)], "digits")
         Recipe(settings, run, lambda _: None).train()
@@ -139,3 +139,15 @@ def test_options_of_another_kind_are_refused(runs):
         pipes["absorbing"].with_posterior("plugin")
     with pytest.raises(SettingError, match="no code length"):
         pipes["gaussian"].likelihood_bits(torch.zeros(1, *pipes["gaussian"].tokenizer.code_shape))
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "absorbing", "gaussian"])
+def test_each_kind_gets_its_report(runs, kind, tmp_path):
+    """The page is whole, and of bits only where there are bits."""
+    from bld.evaluation.report import write_report
+
+    shutil.copytree(runs[kind], tmp_path / kind)
+    page = write_report(RunFolder(tmp_path / kind), seed=0, say=lambda _: None).read_text(encoding="utf-8")
+    assert page.count("<img") > 60
+    assert (kind == "gaussian") == ('id="bits"' not in page)
+    assert ("real numbers" in page) == (kind == "gaussian")

@@ -1,15 +1,18 @@
-"""The binary autoencoder: encoder Ψ, Bernoulli bottleneck, decoder Φ (Section 3, Figure 2, Appendix B.1)."""
+"""The binary autoencoder: encoder Ψ, bottleneck, decoder Φ (Section 3, Figure 2, Appendix B.1).
+
+The bottleneck is Bernoulli, the paper's; the two it is compared with in Table 4 stand in the same place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from bld.autoencoder.bottleneck import straight_through
+from bld.autoencoder.bottleneck import Bernoulli, Bottleneck, Gaussian, Generators
+from bld.autoencoder.codebook import VectorQuantised
 from bld.autoencoder.layers import (
     Downsample,
     OutConv,
@@ -20,8 +23,10 @@ from bld.autoencoder.layers import (
     stage,
 )
 from bld.codes import CodeShape
-from bld.errors import SettingError
-from bld.seeding import uniform
+from bld.errors import SettingError, did_you_mean
+
+BottleneckKind = Literal["bernoulli", "vq", "gaussian"]
+MOST_VQ_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -30,15 +35,17 @@ class AutoencoderConfig:
 
     Args:
         image_size: height and width of an image, in pixels; a multiple of the downsampling factor
-        code_bits: c, bits per latent position
+        code_bits: c, bits per latent position; of a gaussian bottleneck the real numbers per position
         base_channels: width of the first resolution
         channel_multipliers: width of each resolution over base_channels; n of them downsample by 2^(n-1)
         res_blocks: residual blocks per resolution of the encoder
         decoder_res_blocks: the same for the decoder; 0 means as in the encoder
         attention_resolutions: feature-map sizes, in pixels, at which residual blocks are followed by attention
-        embed_dim: width to which the decoder embeds the c bits of a position
+        embed_dim: width to which the decoder embeds the c bits of a position; also that of vq's codebook vectors
         norm_first: whether the decoder normalises that embedding
         in_channels: colour channels of an image
+        bottleneck: bernoulli (the paper's bits), or what it is compared with: vq (the nearest of 2^code_bits vectors,
+            its index written as bits) or gaussian (real numbers)
     """
 
     image_size: int = 256
@@ -51,6 +58,7 @@ class AutoencoderConfig:
     embed_dim: int = 256
     norm_first: bool = False
     in_channels: int = 3
+    bottleneck: BottleneckKind = "bernoulli"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
@@ -72,6 +80,16 @@ class AutoencoderConfig:
             raise SettingError(
                 f"tokenizer.decoder_res_blocks is {self.decoder_res_blocks}, but must be at least 0 (as the encoder)."
             )
+        if self.bottleneck not in get_args(BottleneckKind):
+            raise SettingError(
+                f"Unknown tokenizer.bottleneck '{self.bottleneck}'."
+                f"{did_you_mean(str(self.bottleneck), get_args(BottleneckKind))}"
+            )
+        if self.bottleneck == "vq" and self.code_bits > MOST_VQ_BITS:
+            raise SettingError(
+                f"tokenizer.code_bits is {self.code_bits}, and a vq codebook has 2^code_bits vectors: "
+                f"choose at most {MOST_VQ_BITS}, for example 10."
+            )
         if self.image_size % self.factor:
             near = max(1, round(self.image_size / self.factor)) * self.factor
             raise SettingError(
@@ -90,13 +108,27 @@ class AutoencoderConfig:
         side = self.image_size // self.factor
         return CodeShape(side, side, self.code_bits)
 
+    def build_bottleneck(self) -> Bottleneck:
+        """The untrained bottleneck; vq's needs an optional package and raises `MissingPackageError` without."""
+        if self.bottleneck == "vq":
+            return VectorQuantised(self.code_bits, self.embed_dim)
+        return Gaussian(self.code_bits) if self.bottleneck == "gaussian" else Bernoulli(self.code_bits)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one stored code: packed bits, or float16 numbers."""
+        return 2 * self.code_shape.bits if self.bottleneck == "gaussian" else self.code_shape.packed_bytes
+
     def images_at_a_time(self, wanted: int) -> int:
         """How many images to encode or decode at once without training: `wanted` at 256×256, fewer of larger ones."""
         return max(1, min(wanted, wanted * 256**2 // self.image_size**2))
 
 
 class Encoder(nn.Module):
-    """Ψ: images (B, 3, H, W) → logits (B, c, h, w)."""
+    """Ψ: images (B, 3, H, W) → features (B, C, h, w): the logits of c bits, or what another bottleneck wants.
+
+    It holds the bottleneck, because a codebook decides codes as the weights do.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -113,10 +145,11 @@ class Encoder(nn.Module):
                 size //= 2
         self.middle = middle(width)
         self.out = OutConv(width, width)
-        self.to_logits = nn.Conv2d(width, config.code_bits, 1)
+        self.bottleneck = config.build_bottleneck()
+        self.to_logits = nn.Conv2d(width, self.bottleneck.feature_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) → (B, c, h, w)."""
+        """(B, 3, H, W) → (B, C, h, w)."""
         x = self.conv_in(preferred_layout(images))
         for level, blocks in enumerate(self.stages):
             x = blocks(x)
@@ -126,13 +159,13 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Φ: bits (B, c, h, w), 0 or 1, → images (B, 3, H, W), near [-1, 1]."""
+    """Φ: what the bottleneck makes of codes (B, C, h, w), for bits -1 and 1, → images (B, 3, H, W), near [-1, 1]."""
 
-    def __init__(self, config: AutoencoderConfig):
+    def __init__(self, config: AutoencoderConfig, latent_channels: int):
         super().__init__()
         widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
         blocks = config.decoder_res_blocks or config.res_blocks
-        self.embed = nn.Conv2d(config.code_bits, config.embed_dim, 1)
+        self.embed = nn.Conv2d(latent_channels, config.embed_dim, 1)
         self.norm_in = group_norm(config.embed_dim) if config.norm_first else nn.Identity()
         self.conv_in = nn.Conv2d(config.embed_dim, widths[0], 3, padding=1)
         self.middle = middle(widths[0])
@@ -147,9 +180,9 @@ class Decoder(nn.Module):
                 size *= 2
         self.out = OutConv(width, config.in_channels)
 
-    def forward(self, bits: Tensor) -> Tensor:
-        """(B, c, h, w) → (B, 3, H, W)."""
-        x = self.embed(preferred_layout(2 * bits - 1))
+    def forward(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, 3, H, W)."""
+        x = self.embed(preferred_layout(latent))
         x = self.middle(self.conv_in(self.norm_in(x)))
         for level, blocks in enumerate(self.stages):
             x = blocks(x)
@@ -167,18 +200,24 @@ class AutoencoderOutput(NamedTuple):
     """A training forward."""
 
     reconstruction: Tensor  # (B, 3, H, W), float32
-    probs: Tensor  # (B, h, w, c), float32
-    bits: Tensor  # (B, h, w, c), uint8
+    probs: Tensor | None  # (B, h, w, c), float32; only the Bernoulli bottleneck has them
+    bits: Tensor  # the codes (B, h, w, c): bits, uint8; of the Gaussian bottleneck float32
+    penalties: dict[str, Tensor] = {}  # noqa: RUF012 (never written to); unweighted: commitment of vq, kl of gaussian
 
 
 class BinaryAutoencoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c) of bits, uint8."""
+    """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c): bits, uint8; of a Gaussian bottleneck float32."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
-        self.decoder = Decoder(config)
+        self.decoder = Decoder(config, self.bottleneck.latent_channels)
+
+    @property
+    def bottleneck(self) -> Bottleneck:
+        """Between encoder and decoder; it belongs to the encoder."""
+        return self.encoder.bottleneck
 
     @property
     def code_shape(self) -> CodeShape:
@@ -186,43 +225,68 @@ class BinaryAutoencoder(nn.Module):
         return self.config.code_shape
 
     @property
+    def is_binary(self) -> bool:
+        """Whether codes are bits (bernoulli, vq), else real numbers (gaussian)."""
+        return self.bottleneck.is_binary
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.decoder.last_layer.device
 
-    def encode_probs(self, images: Tensor) -> Tensor:
-        """y = σ(Ψ(x)): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1)."""
+    def features(self, images: Tensor) -> Tensor:
+        """Ψ(x): images (B, 3, H, W) in [-1, 1] → what the bottleneck makes codes of, (B, h, w, C) float32."""
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (self.config.in_channels, size, size):
             raise SettingError(
                 f"This tokenizer takes images of shape (B, {self.config.in_channels}, {size}, {size}), "
                 f"not {tuple(images.shape)}: resize or crop them first."
             )
-        return self.encoder(images.to(self.decoder.last_layer.dtype)).float().sigmoid().permute(0, 2, 3, 1)
+        return self.encoder(images.to(self.decoder.last_layer.dtype)).float().permute(0, 2, 3, 1)
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
-        """Codes (B, h, w, c), uint8: thresholded at ½, or drawn from the probabilities if a generator is given.
+    def encode_probs(self, images: Tensor) -> Tensor:
+        """y = σ(Ψ(x)): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1).
+
+        Raises `SettingError` if the bottleneck is not Bernoulli.
+        """
+        if not isinstance(self.bottleneck, Bernoulli):
+            raise SettingError(
+                f"A tokenizer with tokenizer.bottleneck={self.config.bottleneck} has no bit probabilities: "
+                "use encode, or a tokenizer with tokenizer.bottleneck=bernoulli."
+            )
+        return self.features(images).sigmoid()
+
+    def draw_noise(self, images: int, generator: Generators) -> Tensor | None:
+        """What `forward` draws codes with, (B, h, w, c) on the weights' device; None for vq, which draws nothing.
 
         generator: one for the batch, or one per image.
         """
-        probs = self.encode_probs(images)
-        if generator is None:
-            return (probs > 0.5).to(torch.uint8)
-        return (uniform(probs.shape, generator, probs.device) < probs).to(torch.uint8)
+        return self.bottleneck.noise((images, *self.code_shape), generator, self.device)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: Generators = None) -> Tensor:
+        """Codes (B, h, w, c): bits, uint8, thresholded at ½, or drawn from the probabilities if a generator is given.
+
+        A Gaussian bottleneck gives means, or draws, float32; vq its vectors' indices as bits, never drawn.
+        generator: one for the batch, or one per image.
+        """
+        noise = None if generator is None else self.draw_noise(len(images), generator)
+        return self.bottleneck.codes(self.features(images), noise)
 
     def decode(self, bits: Tensor) -> Tensor:
-        """x̂ = Φ(z): codes (B, h, w, c) of any dtype, values in {0, 1} → images (B, 3, H, W), near [-1, 1]."""
+        """x̂ = Φ(z): codes (B, h, w, c) of any dtype, bits in {0, 1}, → images (B, 3, H, W), near [-1, 1]."""
         if bits.ndim != 4 or bits.shape[1:] != self.code_shape:
             raise SettingError(f"This tokenizer decodes codes (B, {self.code_shape}), not {tuple(bits.shape)}.")
-        return self.decoder(bits.to(self.decoder.last_layer.dtype).permute(0, 3, 1, 2)).float()
+        return self._decode(self.bottleneck.latent(bits))
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        return self.decoder(latent.to(self.decoder.last_layer.dtype).permute(0, 3, 1, 2)).float()
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
-        """Encode, draw bits with uniform noise (B, h, w, c), decode; differentiable through eq. (1).
+        """Encode, draw codes with the noise of `draw_noise`, decode; differentiable, for bits through eq. (1).
 
-        noise: uniform in [0, 1); None thresholds at ½ instead.
+        noise: (B, h, w, c), uniform in [0, 1) for bits, standard normal for a Gaussian bottleneck; None thresholds at
+        ½, or takes the means.  In training mode vq's codebook learns from the batch.
         """
-        probs = self.encode_probs(images)
-        bits = probs > (0.5 if noise is None else noise)
-        reconstruction = self.decode(straight_through(bits, probs))
-        return AutoencoderOutput(reconstruction, probs, bits.to(torch.uint8))
+        out = self.bottleneck(self.features(images), noise)
+        return AutoencoderOutput(self._decode(out.latent), out.probs, out.codes, out.penalties)

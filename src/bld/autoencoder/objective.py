@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -27,6 +28,9 @@ class ObjectiveConfig:
         adversarial_start: part of the training, 0 to 1, after which the adversarial term begins
         adversarial_ramp: part of the training over which it then rises to its full weight
         code_entropy: weight of a penalty on bits that are nearly always 0 or nearly always 1, in bits
+        commitment: weight of the mean squared distance between features and codebook vectors (vq)
+        kl: weight of the KL to the standard normal, in nats, summed over an image's latent (gaussian); latent diffusion
+            has 1e-6 too, against a sum over pixels where ours is a mean
         discriminator_channels: width of the discriminator's first layer
         discriminator_layers: its depth; 3 sees patches of 70 pixels
     """
@@ -39,11 +43,13 @@ class ObjectiveConfig:
     adversarial_start: float = 0.0
     adversarial_ramp: float = 0.1
     code_entropy: float = 0.0
+    commitment: float = 0.25
+    kl: float = 1e-6
     discriminator_channels: int = 64
     discriminator_layers: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("mse", "l1", "perceptual", "adversarial", "code_entropy"):
+        for name in ("mse", "l1", "perceptual", "adversarial", "code_entropy", "commitment", "kl"):
             if getattr(self, name) < 0:
                 raise SettingError(f"objective.{name} is a weight, 0 or more, not {getattr(self, name)}.")
         if self.mse + self.l1 + self.perceptual <= 0:
@@ -87,21 +93,29 @@ class ReconstructionObjective(nn.Module):
         self,
         reconstruction: Tensor,
         images: Tensor,
-        probs: Tensor,
+        probs: Tensor | None,
         fake_logits: Tensor | None = None,
         last_layer: nn.Parameter | None = None,
         adversarial_scale: float = 0.0,
+        penalties: Mapping[str, Tensor] | None = None,
     ) -> ReconstructionLoss:
-        """Weighted sum for reconstruction and images (B, 3, H, W) in [-1, 1], probs (B, h, w, c) in (0, 1).
+        """Weighted sum for reconstruction and images (B, 3, H, W) in [-1, 1], probs (B, h, w, c) in (0, 1), if any.
 
         fake_logits: the discriminator's on the reconstruction, given once the adversarial term has begun.
         last_layer: the decoder's last weight, needed for the adaptive weight.
+        penalties: the bottleneck's own, unweighted, by the name of their weight.
         """
         terms = {"mse": F.mse_loss(reconstruction, images), "l1": F.l1_loss(reconstruction, images)}
         if self.lpips is not None:
             terms["perceptual"] = self.lpips(reconstruction, images).mean()
         if self.config.code_entropy > 0:
+            if probs is None:
+                raise SettingError(
+                    f"objective.code_entropy={self.config.code_entropy} is about drawn bits: set it to 0, "
+                    "or set tokenizer.bottleneck=bernoulli."
+                )
             terms["code_entropy"] = missing_entropy_bits(probs)
+        terms |= penalties or {}
         total = sum((getattr(self.config, name) * term for name, term in terms.items()), torch.zeros(()))
         if fake_logits is not None and adversarial_scale > 0:
             terms["adversarial"] = generator_hinge(fake_logits)

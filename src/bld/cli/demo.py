@@ -60,5 +60,5 @@ def _judge(recipe) -> None:  # type: ignore[no-untyped-def]
     )
     say(
         f"Held-out reconstructions: {score.psnr_mean:.1f} dB PSNR ({score.images} images, "
-        f"{pipe.tokenizer.code_shape.packed_bytes} bytes each)."
+        f"{pipe.tokenizer.config.code_bytes} bytes each)."
     )

@@ -21,5 +21,5 @@ def run(args: argparse.Namespace) -> None:
     rows = len(cache) * cache.views
     say(
         f"{len(cache):,} images, {cache.views} views each, as codes of {cache.shape}: {rows:,} × "
-        f"{cache.shape.packed_bytes:,} bytes in {recipe.run.codes}; next: bld train-prior --out {recipe.run.path}"
+        f"{cache.key.row_bytes:,} bytes in {recipe.run.codes}; next: bld train-prior --out {recipe.run.path}"
     )

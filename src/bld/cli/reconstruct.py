@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         )
         pairs = tokenizer.decode(tokenizer.encode(shown)).clamp(-1, 1)
     say(
-        f"{score.images:,} images as codes of {tokenizer.code_shape} ({tokenizer.code_shape.packed_bytes:,} bytes): "
+        f"{score.images:,} images as codes of {tokenizer.code_shape} ({tokenizer.config.code_bytes:,} bytes): "
         f"PSNR {score.psnr_mean:.2f} ± {score.psnr_std:.2f} dB."
     )
     if args.out is not None:

@@ -69,7 +69,7 @@ def _sections(opened: OpenedRun, contents: Contents, seed: int) -> dict[str, Any
     return {
         **sections,
         "reconstructions": reconstruction_section(opened, contents),
-        "bits": None if opened.cache is None else bits_section(opened.cache),
+        "bits": bits_section(opened.cache) if opened.cache is not None and opened.tokenizer.is_binary else None,
         "curves": curve_section(opened),
     }
 
@@ -85,6 +85,7 @@ def _title(opened: OpenedRun) -> str:
 def _data(opened: OpenedRun) -> dict[str, Any]:
     shape, size = opened.tokenizer.code_shape, opened.tokenizer.config.image_size
     raw = size * size * opened.tokenizer.config.in_channels
+    code_bytes = opened.tokenizer.config.code_bytes
     return {
         "run": str(opened.run.path),
         "location": opened.settings.data.location,
@@ -94,9 +95,10 @@ def _data(opened: OpenedRun) -> dict[str, Any]:
         "conditional": opened.pipeline is not None and opened.pipeline.prior.config.num_classes > 0,
         "size": size,
         "shape": shape,
-        "code_bytes": shape.packed_bytes,
+        "contents": "bits" if opened.tokenizer.is_binary else "real numbers",
+        "code_bytes": code_bytes,
         "raw_bytes": raw,
-        "compression": raw / shape.packed_bytes,
+        "compression": raw / code_bytes,
         "missing": opened.missing,
         "changed": opened.changed,
         "has_prior": opened.pipeline is not None,

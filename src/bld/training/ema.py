@@ -10,7 +10,10 @@ from torch import nn
 
 
 class WeightAverage:
-    """Exponential moving average of a model's parameters; early on it forgets faster, so a short run is not lost."""
+    """Exponential moving average of a model's parameters; early on it forgets faster, so a short run is not lost.
+
+    Buffers, such as a codebook that is an average already, are copied.
+    """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
@@ -23,3 +26,5 @@ class WeightAverage:
         mine = cast("list[torch.Tensor]", list(self.model.parameters()))
         theirs = cast("list[torch.Tensor]", list(model.parameters()))
         torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for buffer, theirs_now in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(theirs_now)

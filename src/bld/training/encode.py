@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from bld.autoencoder import BinaryAutoencoder
 from bld.checkpoint import tokenizer_hash
-from bld.code_cache import CacheKey, CodeCache, open_cache, write_cache
-from bld.codes import pack
+from bld.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.images import ImageSet
 from bld.seeding import keyed_generators
 
@@ -29,9 +28,10 @@ def cache_key(tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws
         shape=(*tokenizer.code_shape,),
         images=len(images),
         flips=flips,
-        draws=draws,
+        draws=draws if tokenizer.bottleneck.is_random else 0,  # a vq image has one code only
         seed=seed,
         preprocessing=images.preprocessing.key(),
+        values="bits" if tokenizer.is_binary else "float16",
     )
 
 
@@ -61,31 +61,25 @@ def encode_images(
             range(wanted.start, wanted.stop, batch), desc="encode", unit=f"×{batch} images", disable=None
         ):
             rows = range(start, min(start + batch, wanted.stop))
-            yield _packed_views(tokenizer, images.centre(list(rows)), rows, key, accelerator)
+            yield _views(tokenizer, images.centre(list(rows)), rows, key, accelerator)
 
     return write_cache(folder, key, encode, images.labels, images.classes), encoded
 
 
 @torch.no_grad()
-def _packed_views(
+def _views(
     tokenizer: BinaryAutoencoder, batch: Tensor, rows: range, key: CacheKey, accelerator: Accelerator
 ) -> np.ndarray:
-    """All views of a batch, packed (n·views, bytes), view by view within each image."""
+    """All views of a batch as rows (n·views, bytes), view by view within each image."""
     batch = batch.to(accelerator.device)
     views: list[np.ndarray] = []
-    probs: dict[bool, Tensor] = {}
+    features: dict[bool, Tensor] = {}
     for index in range(key.views):
         flipped, draw = key.view(index)
-        if flipped not in probs:
+        if flipped not in features:
             with accelerator.autocast():
-                probs[flipped] = tokenizer.encode_probs(batch.flip(-1) if flipped else batch).cpu()
-        views.append(pack(draw_bits(probs[flipped], key, rows, index, draw)))
+                features[flipped] = tokenizer.features(batch.flip(-1) if flipped else batch)
+        generators = keyed_generators(key.seed, f"codes-{index}", rows)
+        noise = None if draw is None else tokenizer.draw_noise(len(batch), generators)
+        views.append(to_rows(tokenizer.bottleneck.codes(features[flipped], noise), key))
     return np.stack(views, 1).reshape(len(batch) * key.views, -1)
-
-
-def draw_bits(probs: Tensor, key: CacheKey, rows: range, view: int, draw: int | None) -> Tensor:
-    """Bits (B, h, w, c) of one view: thresholded at ½, or drawn with a generator per image."""
-    if draw is None:
-        return probs > 0.5
-    generators = keyed_generators(key.seed, f"codes-{view}", rows)
-    return torch.stack([torch.rand(p.shape, generator=g) < p for p, g in zip(probs, generators, strict=True)])

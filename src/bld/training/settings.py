@@ -109,7 +109,7 @@ class CodeSettings:
     """How images are encoded for the prior.
 
     Args:
-        draws: Bernoulli samples per image (Algorithm 1); 0 stores one code thresholded at ½
+        draws: samples per image (Algorithm 1); 0 stores one code, thresholded at ½ or of the means; vq draws nothing
     """
 
     draws: int = 1
@@ -242,7 +242,7 @@ class Settings:
         return Preprocessing(self.tokenizer.image_size, data.crop, data.flip, data.resample, data.background)
 
     def _refuse_prior_of_other_codes(self) -> None:
-        real, gaussian = getattr(self.tokenizer, "bottleneck", "") == "gaussian", self.prior.kind == "gaussian"
+        real, gaussian = self.tokenizer.bottleneck == "gaussian", self.prior.kind == "gaussian"
         if gaussian and not real:
             raise SettingError(
                 "prior.kind=gaussian models real numbers and this tokenizer makes bits: "

@@ -1,4 +1,4 @@
-"""Training of the tokenizer: eq. (1) and (2), with an optional discriminator."""
+"""Training of the tokenizer: eq. (1) and (2), with any bottleneck and an optional discriminator."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator, Reconstructio
 from bld.autoencoder.discriminator import discriminator_hinge
 from bld.checkpoint import save_model
 from bld.images import ImageSet, make_grid, psnr, save_png
-from bld.seeding import derive_seed, keyed_generators, uniform
+from bld.seeding import derive_seed, keyed_generators
 from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder, spread
 from bld.training.run_folder import RunFolder
@@ -79,8 +79,7 @@ class TokenizerStage(Stage):
     def train_step(self, batch: tuple[Tensor, range], step: int, progress: float, update: Update) -> dict[str, Tensor]:
         """Reconstruct, compare, update; then the discriminator, once its time has come."""
         images = batch[0].to(self.accelerator.device, non_blocking=True)
-        shape = (len(images), *self.model.code_shape)
-        noise = uniform(shape, keyed_generators(self.settings.seed, "tokenizer-bits", batch[1]), images.device)
+        noise = self.model.draw_noise(len(images), keyed_generators(self.settings.seed, "tokenizer-bits", batch[1]))
         scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
         fake_logits = None
         with self.accelerator.autocast():
@@ -88,8 +87,11 @@ class TokenizerStage(Stage):
             if scale > 0 and self.discriminator is not None:
                 self.discriminator.requires_grad_(False)  # the tokenizer's step is not the discriminator's
                 fake_logits = self.discriminator(out.reconstruction)
-        loss = self.objective(out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale)
-        values = {"loss": loss.total.detach(), **loss.terms, "gradient_norm": update("tokenizer", loss.total)}
+        loss = self.objective(
+            out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale, out.penalties
+        )
+        values = {"loss": loss.total.detach(), **loss.terms, **self.model.bottleneck.figures(out.bits)}
+        values["gradient_norm"] = update("tokenizer", loss.total)
         if scale > 0 and self.discriminator is not None:
             self.discriminator.requires_grad_(True)
             values["discriminator"] = self._train_discriminator(images, out.reconstruction.detach(), update)
@@ -105,7 +107,7 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def reconstruct(self, averaged: nn.Module, count: int) -> tuple[Tensor, Tensor]:
-        """(images, reconstructions of their thresholded codes) of some held-out images, always the same."""
+        """(images, reconstructions of their most probable codes) of some held-out images, always the same."""
         chosen = torch.tensor(spread(len(self.held_out), count, self.settings.seed))
         pairs = []
         for rows in chosen.split(self.settings.tokenizer.images_at_a_time(AT_A_TIME)):

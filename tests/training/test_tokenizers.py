@@ -1,0 +1,174 @@
+"""Tokenizers of every bottleneck, trained and encoded on the embedded digits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from bld.checkpoint import load_tokenizer, tokenizer_hash
+from bld.code_cache import CodeCache
+from bld.training.cost import describe
+from bld.training.ema import WeightAverage
+from bld.training.recipe import Recipe
+from bld.training.run_folder import RunFolder
+from bld.training.settings import load_settings
+
+BOTTLENECK = {
+    "bernoulli": [],
+    "vq": ["tokenizer.bottleneck=vq", "tokenizer.code_bits=5"],
+    "gaussian": ["tokenizer.bottleneck=gaussian", "tokenizer.code_bits=6", "prior.kind=gaussian"],
+}
+PENALTIES = {"bernoulli": set(), "vq": {"commitment", "perplexity"}, "gaussian": {"kl"}}
+
+
+def words_of(kind: str, tiny_words: list[str]) -> list[str]:
+    if kind == "vq":
+        pytest.importorskip("vector_quantize_pytorch")
+    return [*tiny_words, *BOTTLENECK[kind], "tokenizer_training.decay=constant"]
+
+
+def recipe(path: Path, words: list[str]) -> Recipe:
+    run = RunFolder(path)
+    return Recipe(run.adopt(None if run.has_settings() else "digits", words, "digits"), run, lambda _: None)
+
+
+def saved(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load_file(run.tokenizer / "model.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["vq", "gaussian"])
+def test_interrupting_and_resuming_gives_the_same_numbers_as_never_stopping(
+    kind: str, tmp_path: Path, tiny_words: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    words = words_of(kind, tiny_words)
+    if kind == "vq":  # every vector that a batch does not use starts anew, so that draws matter from the first step on
+        monkeypatch.setattr("bld.autoencoder.codebook.DEAD_BELOW", 1.0)
+    whole = recipe(tmp_path / "whole", words)
+    whole.train_tokenizer()
+    parts = recipe(tmp_path / "parts", [*words, "tokenizer_training.steps=3"])
+    parts.train_tokenizer()
+    torch.manual_seed(77)
+    recipe(tmp_path / "parts", ["tokenizer_training.steps=6"]).train_tokenizer()
+    a, b = saved(whole.run), saved(parts.run)
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    def logged(run: RunFolder) -> list[dict]:
+        lines = [{k: v for k, v in line.items() if k != "seconds"} for line in run.read_metrics()]
+        return [line for line in lines if line["step"] == 6]
+
+    assert logged(whole.run) and logged(whole.run) == logged(parts.run)
+
+
+@pytest.mark.parametrize("kind", BOTTLENECK)
+def test_every_bottleneck_trains_logs_and_fills_the_cache(kind: str, tmp_path: Path, tiny_words: list[str]):
+    words = [*words_of(kind, tiny_words), "data.flip=true", "tokenizer_training.log_every_steps=3"]
+    made = recipe(tmp_path / "run", words)
+    model = made.train_tokenizer()
+    lines = [line for line in made.run.read_metrics() if "loss" in line]
+    assert lines and all(set(line) & {"commitment", "perplexity", "kl"} == PENALTIES[kind] for line in lines)
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert list(made.run.samples.glob("tokenizer-*.png"))
+
+    cache = made.encode()
+    assert cache.key.tokenizer == tokenizer_hash(load_tokenizer(made.run.tokenizer))
+    assert cache.views == (2 if kind == "vq" else 4)  # two flips, of two draws where codes are drawn
+    train = made.images()[0]
+    rows = np.array([0, 5, 1000])
+    images = train.centre(list(rows))
+    for index in range(cache.views):
+        flipped, draw = cache.key.view(index)
+        features = model.features(images.flip(-1) if flipped else images)
+        if kind == "bernoulli":
+            assert draw is not None and cache.read(rows, index).max() <= 1
+        elif kind == "vq":
+            assert draw is None
+            assert torch.equal(cache.read(rows, index), model.bottleneck.codes(features).flatten(1, 2))
+        else:
+            mean, log_variance = features.chunk(2, -1)
+            noise = (cache.read(rows, index).view_as(mean) - mean) / (0.5 * log_variance).exp()
+            # 3·16·6 normal draws: |noise| above 6 has a chance below 1e-6; a mean square outside 1 ± 0.5 (6 standard
+            # deviations of it) below 1e-7.
+            assert noise.abs().max() < 6 and abs(noise.square().mean() - 1) < 0.5
+    assert not torch.equal(cache.read(rows, 0), cache.read(rows, 1))
+
+
+def test_gaussian_draws_are_keyed_by_image_and_means_are_what_no_draws_store(tmp_path: Path, tiny_words: list[str]):
+    words = words_of("gaussian", tiny_words)
+    made = recipe(tmp_path / "run", words)
+    model = made.train_tokenizer()
+    cache, rows = made.encode(), np.arange(7)
+    drawn = cache.read(rows)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:  # other batches, the same draws
+        patch.setattr("bld.training.encode.AT_A_TIME", 50)
+        (made.run.codes / "header.json").unlink()
+        torch.testing.assert_close(made.encode().read(rows), drawn, rtol=2e-3, atol=1e-3)
+    means = recipe(tmp_path / "run", ["codes.draws=0"]).encode()
+    expected = model.encode(made.images()[0].centre(list(rows))).flatten(1, 2)
+    torch.testing.assert_close(means.read(rows), expected, rtol=2e-3, atol=1e-3)
+    assert (drawn - expected).abs().mean() > 0.05
+    assert isinstance(means, CodeCache) and means.key.values == "float16"
+
+
+@pytest.mark.parametrize("kind", BOTTLENECK)
+def test_the_hash_of_a_tokenizer_changes_with_whatever_changes_codes(kind: str, tmp_path: Path, tiny_words: list[str]):
+    made = recipe(tmp_path / "run", words_of(kind, tiny_words))
+    model = made.train_tokenizer()
+    before = tokenizer_hash(model)
+    with torch.no_grad():
+        model.decoder.conv_in.weight += 1
+        assert tokenizer_hash(model) == before
+        if kind == "vq":
+            next(b for name, b in model.named_buffers() if name.endswith("embed"))[0, 0] += 1
+        else:
+            model.encoder.to_logits.bias += 1
+    assert tokenizer_hash(model) != before
+
+
+def test_the_average_copies_buffers_and_averages_parameters():
+    model = nn.BatchNorm1d(2)
+    average = WeightAverage(model, decay=0.9)
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+        model.running_mean.fill_(5.0)
+        model.num_batches_tracked += 4
+    average.update(model, 10_000)
+    assert torch.allclose(average.model.weight, torch.tensor(1.2))
+    assert torch.equal(average.model.running_mean, torch.full((2,), 5.0)) and average.model.num_batches_tracked == 4
+
+
+TABLE_4 = {
+    "bedrooms256-vq": ("vq", (16, 16, 10), "16×16×10 = 2,560 bits, 320 bytes"),
+    "bedrooms256-real": ("gaussian", (16, 16, 16), "16×16×16 = 4,096 real numbers, 8,192 bytes as float16"),
+    "bedrooms256": ("bernoulli", (16, 16, 32), "16×16×32 = 8,192 bits, 1,024 bytes"),
+    "bedrooms256-8x8-vq": ("vq", (8, 8, 11), "8×8×11 = 704 bits, 88 bytes"),
+    "bedrooms256-8x8-real": ("gaussian", (8, 8, 64), "8×8×64 = 4,096 real numbers, 8,192 bytes as float16"),
+    "bedrooms256-8x8": ("bernoulli", (8, 8, 128), "8×8×128 = 8,192 bits, 1,024 bytes"),
+}
+
+
+@pytest.mark.parametrize("preset", TABLE_4)
+def test_table_4s_six_settings_are_presets_with_one_encoder_and_decoder_per_grid(preset: str):
+    kind, shape, code = TABLE_4[preset]
+    if kind == "vq":
+        pytest.importorskip("vector_quantize_pytorch")
+    settings = load_settings(preset=preset)
+    tokenizer = settings.tokenizer
+    assert tokenizer.bottleneck == kind and tokenizer.code_shape == shape
+    assert tokenizer.factor == 256 // shape[0]
+    binary = load_settings(preset="bedrooms256-8x8" if shape[0] == 8 else "bedrooms256")
+    assert dataclasses.replace(tokenizer, bottleneck="bernoulli", code_bits=binary.tokenizer.code_bits) == (
+        binary.tokenizer
+    )
+    assert settings.tokenizer_training == binary.tokenizer_training and settings.objective == binary.objective
+    costs = dict(describe(settings, images=1000, num_classes=0))
+    assert costs["code"] == code
+    assert ("codebook" in costs) == (kind == "vq")
+    size = int(code.split(", ")[1].split()[0].replace(",", "")) * 1000 * 2 / 2**20  # two flips, one draw
+    assert costs["code cache of 1,000 images"] == f"{size:,.1f} MiB (2 views)"

@@ -25,6 +25,7 @@ VERBS = {
     "inpaint": "bld.cli.inpaint",
     "reconstruct": "bld.cli.reconstruct",
     "report": "bld.cli.report",
+    "reproduce": "bld.cli.reproduce",
     "info": "bld.cli.info",
     "demo": "bld.cli.demo",
 }

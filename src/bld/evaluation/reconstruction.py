@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bld.errors import SettingError
+from bld.errors import MissingPackageError, SettingError
 from bld.images import SMALLEST_MSE, ImageSet, mean_squared_error
 from bld.pipeline import BinaryLatentDiffusionPipeline
 
@@ -59,3 +59,28 @@ def score_reconstructions(
         psnr_std=float(decibels.std()) if count > 1 else 0.0,
         psnr_of_mean_mse=-10 * math.log10(float(mse.mean())),
     )
+
+
+def structural_similarity(images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
+    """SSIM of each image, float32 (B,), by torchmetrics: both (B, C, H, W) in [-1, 1]; Gaussian window of at most 11.
+
+    Images smaller than the window take the largest odd window that fits.
+    Raises MissingPackageError without torchmetrics, SettingError for unequal shapes.
+    """
+    if images.shape != reconstructions.shape or images.ndim != 4:
+        raise SettingError(
+            f"SSIM compares images of one shape (B, C, H, W), not {tuple(images.shape)} and "
+            f"{tuple(reconstructions.shape)}."
+        )
+    try:
+        from torchmetrics.functional.image import structural_similarity_index_measure
+    except ImportError as error:
+        raise MissingPackageError("SSIM needs torchmetrics: pip install 'binary-latent-diffusion[metrics]'.") from error
+    side = min(11, *images.shape[-2:])
+    window = side if side % 2 else side - 1
+    found = structural_similarity_index_measure(
+        (reconstructions + 1) / 2, (images + 1) / 2, gaussian_kernel=False, kernel_size=window, reduction="none",
+        data_range=1.0,
+    )  # fmt: skip
+    assert isinstance(found, torch.Tensor)
+    return found

@@ -1,0 +1,61 @@
+"""Repeat an experiment of the paper: train what it needs, measure, and write a page with the paper's numbers beside."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bld.cli.common import say
+from bld.errors import SettingError, did_you_mean
+
+HELP = "repeat a table or figure of the paper at a scale of your choice"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What, at which scale, from which images, where to."""
+    parser.add_argument(
+        "name", metavar="NAME", help="table1 … table7, figure4, 5, 7, A, M, N, O, posterior; or list, to see them all"
+    )
+    parser.add_argument("--scale", default="digits", help="digits (default), cifar10, or paper")
+    parser.add_argument("--seeds", type=int, default=3, help="trained networks per row (default 3)")
+    parser.add_argument("--data", default="", metavar="WHERE", help="the images, for scales other than digits")
+    parser.add_argument("--test-data", default="", metavar="WHERE", help="images nobody is trained on, for table 4")
+    parser.add_argument(
+        "--features", default="", metavar="WHICH", help="another judge: inception, dinov2, a file or folder"
+    )
+    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="trained runs and figures")
+    parser.add_argument("--pages", type=Path, metavar="DIR", help="folder of the pages (default DIR/pages)")
+    parser.add_argument("--yes", action="store_true", help="begin a paper-scale experiment without asking")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run it and say where the page is."""
+    from bld.experiments import reproduce
+    from bld.experiments.scales import scale_named
+    from bld.experiments.workshop import Workshop
+
+    if args.name == "list":
+        for name, title in reproduce.titles().items():
+            say(f"{name:<12}{title}")
+        return
+    if args.name not in reproduce.titles():
+        raise SettingError(f"There is no experiment '{args.name}'.{did_you_mean(args.name, reproduce.titles())}")
+    if args.seeds < 1:
+        raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
+    scale = scale_named(args.scale)
+    workshop = Workshop(scale, args.out, say, args.data, args.test_data, args.features)
+    if scale.name == "paper":
+        for line in reproduce.cost(workshop, args.name, args.seeds):
+            say(line)
+        if not args.yes:
+            raise SettingError("This is a paper-scale experiment: repeat the command with --yes to begin.")
+    page = reproduce.reproduce(workshop, args.name, args.seeds, args.pages or args.out / "pages", _command(args))
+    say(f"Written: {page}")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The command as the page shows it, without the folders of this machine."""
+    words = ["bld", "reproduce", args.name, "--scale", args.scale, "--seeds", str(args.seeds)]
+    for option, value in (("--data", args.data), ("--test-data", args.test_data), ("--features", args.features)):
+        words += [option, Path(value).name] if value else []
+    return " ".join(words)

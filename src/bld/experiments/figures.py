@@ -1,0 +1,420 @@
+"""The experiments that are not rows of samples: Table 4 (reconstruction), Table 6 (seconds), Figures 5, N and O."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bld.checkpoint import load_tokenizer
+from bld.evaluation.neighbours import nearest
+from bld.evaluation.reconstruction import structural_similarity
+from bld.experiments.page import Findings, Table
+from bld.experiments.verdict import Comparison, mean_and_spread
+from bld.experiments.workshop import Sampling, Workshop
+from bld.images import make_grid, psnr
+from bld.seeding import keyed_generators
+
+RECONSTRUCTED = 2000
+TIMED = 5
+FILLINGS = 4
+
+# -- Table 4 ----------------------------------------------------------------------------------------------
+
+PAPER_TABLE_4 = {
+    "vq": ("16×16×1024", "20.08 ± 1.84", "0.62 ± 0.09"),
+    "real": ("16×16×16", "24.08 ± 4.22", "0.70 ± 0.12"),
+    "binary": ("16×16×32", "24.02 ± 2.11", "0.75 ± 0.06"),
+    "vq-small": ("8×8×2048", "17.20 ± 1.45", "0.53 ± 0.09"),
+    "real-small": ("8×8×64", "22.74 ± 1.87", "0.62 ± 0.15"),
+    "binary-small": ("8×8×128", "22.82 ± 1.84", "0.64 ± 0.07"),
+}
+
+
+def table4(workshop: Workshop, seeds: int) -> Findings:
+    """PSNR and SSIM of reconstructions of unseen images, by the format of the code."""
+    rows, values = [], {}
+    for name in workshop.scale.formats:
+        found = [_reconstruction(workshop, name, seed) for seed in range(seeds)]
+        values[name] = {figure: [one[figure] for one in found] for figure in found[0] if figure != "size"}
+        first = found[0]
+        paper = PAPER_TABLE_4[name]
+        spread = [f"{v['psnr']:.2f} ± {v['psnr_std']:.2f}" for v in found]
+        similar = [f"{v['ssim']:.3f} ± {v['ssim_std']:.3f}" for v in found]
+        rows.append(
+            [
+                _format_name(name),
+                *paper,
+                first["size"],
+                f"{first['bytes']:.0f}",
+                f"{first['parameters'] / 1e6:.2f} M",
+                "; ".join(spread),
+                "; ".join(similar),
+                mean_and_spread(values[name]["psnr_likely"], 4),
+            ]
+        )
+    headings = [
+        "format",
+        "paper: size",
+        "paper: PSNR",
+        "paper: SSIM",
+        "size",
+        "bytes per image",
+        "parameters",
+        "PSNR, dB ↑ (seeds)",
+        "SSIM ↑ (seeds)",
+        "PSNR of the most probable code",
+    ]
+    findings = Findings(
+        "Table 4: reconstruction by format of the code",
+        "bits reconstruct better than a vector-quantised code, and as well as real numbers; more so on a smaller grid.",
+    )
+    images = len(workshop.unseen(0))
+    findings.tables.append(
+        (
+            f"Mean ± standard deviation over {min(images, RECONSTRUCTED):,} unseen images, for each training "
+            f"seed; codes are "
+            "drawn as in training (eq. 1). The last column decodes the most probable code instead (bits "
+            "thresholded, means).",
+            Table(headings, rows),
+        )
+    )
+    for side in ("", "-small"):
+        binary, vq, real = (values[f"{kind}{side}"] for kind in ("binary", "vq", "real"))
+        where = "half the latent side" if side else "the usual latent side"
+        findings.comparisons.append(_over_seeds(f"bits above vq at {where}", vq["psnr"], binary["psnr"]))
+        allowed = [x + 0.5 for x in binary["psnr"]]
+        findings.comparisons.append(
+            _over_seeds(f"bits within 0.5 dB of real numbers at {where}", real["psnr"], allowed)
+        )
+    findings.pictures.append(_reconstruction_picture(workshop))
+    findings.notes += [
+        "Same encoder and decoder, data, steps, batch and learning rate in every row; MSE alone (no "
+        "LPIPS, no adversary).",
+        "Bits are drawn, so a short training leaves many undecided; then the most probable code is not "
+        "what the decoder "
+        "was trained on, and reconstructs worse than a draw. Long training closes the gap.",
+        f"Steps of training: {_steps(workshop)}. The paper trains its tokenizers until they converge.",
+    ]
+    return findings
+
+
+def _steps(workshop: Workshop) -> str:
+    run = workshop.tokenizer(workshop.scale.formats[0], 0)
+    settings = run.settings().tokenizer_training
+    return f"{settings.steps:,} of {settings.batch_size} images, learning rate {settings.learning_rate:g}"
+
+
+def _over_seeds(words: str, low: list[float], high: list[float]) -> Comparison:
+    return Comparison(f"{words} (PSNR)", low, high)
+
+
+def _format_name(name: str) -> str:
+    return {"vq": "vector-quantised", "real": "real numbers", "binary": "binary (ours)"}[name.removesuffix("-small")]
+
+
+def _reconstruction(workshop: Workshop, name: str, seed: int) -> dict[str, Any]:
+    key = {
+        "tokenizer": name,
+        "seed": seed,
+        "words": workshop.words(name, "bernoulli", seed),
+        "test": workshop.test != "",
+    }
+
+    @torch.no_grad()
+    def compute() -> dict[str, Any]:
+        workshop.say(f"Reconstructing with {name}, seed {seed}.")
+        model = load_tokenizer(workshop.tokenizer(name, seed).tokenizer)
+        images = workshop.unseen(seed)
+        rows = torch.linspace(0, len(images) - 1, min(len(images), RECONSTRUCTED)).long()
+        drawn, likely, similar = [], [], []
+        for part in rows.split(250):
+            x = images.centre(part)
+            again = model.decode(model.encode(x, keyed_generators(0, "reconstruct", part.tolist()))).clamp(-1, 1)
+            drawn.append(psnr(x, again))
+            similar.append(structural_similarity(x, again))
+            likely.append(psnr(x, model.decode(model.encode(x)).clamp(-1, 1)))
+        decibels, ssim = torch.cat(drawn), torch.cat(similar)
+        config = model.config
+        size = f"{config.code_shape.h}×{config.code_shape.w}×"
+        return {
+            "size": size + (str(2**config.code_bits) if config.bottleneck == "vq" else str(config.code_bits)),
+            "bytes": config.code_bytes,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "psnr": float(decibels.mean()),
+            "psnr_std": float(decibels.std()),
+            "ssim": float(ssim.mean()),
+            "ssim_std": float(ssim.std()),
+            "psnr_likely": float(torch.cat(likely).mean()),
+        }
+
+    return workshop.kept("reconstruction", key, compute)
+
+
+@torch.no_grad()
+def _reconstruction_picture(workshop: Workshop) -> tuple[str, str, Any]:
+    images = workshop.unseen(0)
+    rows = torch.linspace(0, len(images) - 1, 12).long()
+    x = images.centre(rows)
+    shown = [x]
+    for name in workshop.scale.formats:
+        model = load_tokenizer(workshop.tokenizer(name, 0).tokenizer)
+        shown.append(model.decode(model.encode(x, keyed_generators(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
+    grid = make_grid(torch.cat(shown), columns=12, scale=workshop.scale.enlarged)
+    return (
+        f"table4-{workshop.scale.name}.png",
+        "Unseen images on top, below them the formats in the order of the table",
+        grid,
+    )
+
+
+# -- Table 6 ----------------------------------------------------------------------------------------------
+
+
+def table6(workshop: Workshop, seeds: int) -> Findings:
+    """Seconds per image, one at a time."""
+    positions = workshop.pipeline("bernoulli", 0).prior.code_shape.positions
+    rows = [
+        ("ours, 16 steps", "bernoulli", Sampling(16)),
+        ("ours, 64 steps", "bernoulli", Sampling(64)),
+        (f"absorbing, {positions} steps", "absorbing", Sampling()),
+        (f"autoregressive, {positions} steps", "autoregressive", Sampling()),
+        ("LDM (Gaussian), 200 DDIM steps", "gaussian", Sampling(200, 1.0)),
+    ]
+    pipelines = {prior: workshop.pipeline(prior, 0) for _, prior, _ in rows}
+    seconds: dict[str, list[float]] = {label: [] for label, _, _ in rows}
+    for turn in range(TIMED + 1):  # in turns, so that a busy moment of the machine does not fall on one row alone
+        for label, prior, sampling in rows:
+            started = time.perf_counter()
+            pipelines[prior](1, None, sampling.steps, sampling.temperature, generator=turn)
+            if turn:
+                seconds[label].append(time.perf_counter() - started)
+    base = median(seconds["ours, 16 steps"])
+    table = Table(
+        ["", "seconds per image (median)", "lowest to highest", "times ours at 16 steps"],
+        [
+            [label, f"{median(t):.4f}", f"{min(t):.4f} to {max(t):.4f}", f"{median(t) / base:.2f}"]
+            for label, t in seconds.items()
+        ],
+    )
+    ldm = seconds["LDM (Gaussian), 200 DDIM steps"]
+    return Findings(
+        "Table 6: seconds per image",
+        "sampling one image is faster than with other diffusion models, in 64 and even more in 16 steps (the paper's "
+        "figures are not in its text).",
+        [(f"Batch 1, decoding included, {TIMED} runs in turns after one to warm up.", table)],
+        comparisons=[
+            Comparison("ours at 64 steps faster than latent diffusion at 200", seconds["ours, 64 steps"], ldm),
+            Comparison("ours at 16 steps faster than at 64", seconds["ours, 16 steps"], seconds["ours, 64 steps"]),
+        ],
+        notes=[
+            "Times are of this machine and moment; ratios hold better. A step costs the same forward pass "
+            "in every row but "
+            "the autoregressive one, which computes one position a step from its cache.",
+        ],
+    )
+
+
+# -- Figure 5 ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def figure5(workshop: Workshop, seeds: int) -> Findings:
+    """What single bits draw: one bit of one position flipped in the codes of unseen images."""
+    pipeline = workshop.pipeline("bernoulli", 0)
+    images = workshop.unseen(0).centre(range(64))
+    codes, shape = pipeline.encode(images), pipeline.tokenizer.code_shape
+    before = pipeline.decode(codes, "pt")
+    middle = (shape.h // 2, shape.w // 2)
+    change, consistent, pictures = [], [], []
+    for bit in range(shape.c):
+        flipped = codes.clone()
+        flipped[:, middle[0], middle[1], bit] ^= 1
+        difference = pipeline.decode(flipped, "pt") - before
+        sign = 1 - 2 * codes[:, middle[0], middle[1], bit].float().view(-1, 1, 1, 1)  # as if switched on
+        switched = difference * sign
+        change.append(float(difference.square().mean((1, 2, 3)).sqrt().mean()))
+        mean = switched.mean(0)
+        consistent.append(float(mean.norm() / switched.flatten(1).norm(dim=1).mean().clamp(min=1e-9)))
+        pictures.append(mean / mean.abs().max().clamp(min=1e-6))
+    local = _share_near(pipeline, codes, before, middle)
+    order = torch.tensor(change).argsort(descending=True)
+    grid = make_grid(torch.stack(pictures)[order], columns=min(16, shape.c), scale=2 * workshop.scale.enlarged)
+    rows = [[str(int(bit)), f"{change[bit]:.4f}", f"{consistent[bit]:.2f}"] for bit in order.tolist()]
+    return Findings(
+        "Figure 5: the codebook view, what single bits draw",
+        "a binary code composes features: each bit adds or leaves out its own.",
+        [
+            (
+                "Each bit of the middle position, strongest first; RMS change over the whole image, pixels in [0, 1].",
+                Table(["bit", "RMS change", "alike from image to image (1: the same)"], rows),
+            )
+        ],
+        [
+            (
+                f"figure5-{workshop.scale.name}.png",
+                "What switching each bit on adds, mean over 64 unseen images, scaled to "
+                "its strongest pixel; grey is nothing; strongest bit first",
+                grid,
+            )
+        ],
+        notes=[
+            f"{100 * local:.0f}% of the change (squared) falls into the position's own pixels and those one position "
+            "around it: bits act locally."
+        ],
+        looked_at="The paper's figure is a drawing without numbers: the picture shows what bits draw here.",
+    )
+
+
+def _share_near(pipeline: Any, codes: Tensor, before: Tensor, middle: tuple[int, int]) -> float:
+    """Part of the squared change that lies within one position around the changed one."""
+    flipped = codes.clone()
+    flipped[:, middle[0], middle[1]] ^= 1
+    energy = (pipeline.decode(flipped, "pt") - before).square().sum((0, 1))
+    f = pipeline.tokenizer.config.factor
+    rows = slice(max(0, (middle[0] - 1) * f), (middle[0] + 2) * f)
+    columns = slice(max(0, (middle[1] - 1) * f), (middle[1] + 2) * f)
+    return float(energy[rows, columns].sum() / energy.sum().clamp(min=1e-12))
+
+
+# -- Figure N ---------------------------------------------------------------------------------------------
+
+Mask = Callable[[int], Tensor]
+
+
+def _masks(size: int) -> dict[str, Tensor]:
+    """True where pixels are to be made, (S, S): the paper's kinds of pattern."""
+    q = size // 4
+    whole = torch.zeros(size, size, dtype=torch.bool)
+    lower, right, centre, border = (whole.clone() for _ in range(4))
+    lower[size // 2 :] = True
+    right[:, size // 2 :] = True
+    centre[q : size - q, q : size - q] = True
+    border[:] = True
+    border[q : size - q, q : size - q] = False
+    return {"lower half": lower, "right half": right, "centre": centre, "all but the centre": border}
+
+
+def figure_n(workshop: Workshop, seeds: int) -> Findings:
+    """Inpainting: what is made inside a mask, against the truth, against a fill that ignores the image."""
+    images = workshop.unseen(0)
+    count = min(24, len(images))
+    originals = images.centre(torch.linspace(0, len(images) - 1, count).long())
+    train = workshop.split(0)[0].centre(range(min(512, len(workshop.split(0)[0]))))
+    pipeline = workshop.pipeline("bernoulli", 0)
+    rows, shown, comparisons = [], [], []
+    for name, hole in _masks(images.preprocessing.image_size).items():
+        own, mean_fill, spread = [], [], []
+        for i, image in enumerate(originals):
+            out = pipeline.inpaint(image[None], hole, FILLINGS, None, 16, generator=i, output_type="pt", resample=2)
+            filled = out.images * 2 - 1
+            own.append(_error(filled, image, hole))
+            mean_fill.append(_error(train.mean(0)[None], image, hole))
+            spread.append(float(filled[:, :, hole].std(0).mean()))
+            if i < 3:
+                masked = image.clone()
+                masked[:, hole] = 0.0
+                shown += [image, masked, *filled]
+        comparisons.append(Comparison(f"{name}: nearer to the truth than the mean training image", own, mean_fill))
+        rows.append([name, f"{_mean(own):.4f}", f"{_mean(mean_fill):.4f}", f"{_mean(spread):.3f}"])
+    grid = make_grid(torch.stack(shown), columns=3 * (2 + FILLINGS), scale=workshop.scale.enlarged)
+    return Findings(
+        "Figure N: inpainting with different masks",
+        "given part of an image, the prior fills the rest in diverse ways that fit what is given.",
+        [
+            (
+                f"{count} unseen images, {FILLINGS} fillings each, 16 steps walked twice: squared "
+                f"error inside the mask, pixels in "
+                "[-1, 1]; diversity is the standard deviation between fillings.",
+                Table(["mask", "error of our fillings ↓", "error of the mean training image", "diversity"], rows),
+            )
+        ],
+        [
+            (
+                f"figureN-{workshop.scale.name}.png",
+                "Three images a row, each whole, masked, and filled four times; one mask a row",
+                grid,
+            )
+        ],
+        comparisons=comparisons,
+        notes=[
+            "The paper shows pictures alone. A sample is not the mean, so an error below that of the mean image is a "
+            "demanding test: a perfect sampler that ignored the given part would have about twice its error.",
+            "The comparisons are over images, not seeds.",
+        ],
+    )
+
+
+def _error(filled: Tensor, image: Tensor, hole: Tensor) -> float:
+    return float((filled[:, :, hole] - image[:, hole]).square().mean())
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+# -- Figure O ---------------------------------------------------------------------------------------------
+
+
+def figure_o(workshop: Workshop, seeds: int) -> Findings:
+    """Ten nearest training images of samples, and whether samples are nearer to them than unseen images are."""
+    pipeline, (train, _) = workshop.pipeline("bernoulli", 0), workshop.split(0)
+    samples = pipeline(128, None, 64, 0.9, generator=0, output_type="pt", batch_size=128).images * 2 - 1
+    unseen = workshop.unseen(0)
+    others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
+    rebuilt = pipeline.reconstruct(others, "pt") * 2 - 1
+    found = nearest(samples, train, 10)
+    ours = found.distances[:, 0].tolist()
+    usual = nearest(rebuilt, train, 1).distances[:, 0].tolist()
+    shown = [part for i in range(6) for part in (samples[i : i + 1], train.centre(found.indices[i]))]
+    grid = make_grid(torch.cat(shown), columns=11, scale=workshop.scale.enlarged)
+    table = Table(
+        ["", "median distance to the nearest training image", "lowest"],
+        [
+            ["samples", f"{median(ours):.4f}", f"{min(ours):.4f}"],
+            ["unseen images, rebuilt from their codes", f"{median(usual):.4f}", f"{min(usual):.4f}"],
+        ],
+    )
+    return Findings(
+        "Figure O: nearest training images",
+        "samples are new: the model does not repeat its training images.",
+        [
+            (
+                f"Root mean squared difference of pixels in [0, 1]; {len(ours)} samples, "
+                f"{len(train):,} training images.",
+                table,
+            )
+        ],
+        [
+            (
+                f"figureO-{workshop.scale.name}.png",
+                "Samples on the left, their ten nearest training images in the row",
+                grid,
+            )
+        ],
+        comparisons=[
+            Comparison(
+                "samples are no nearer to training images than 0.8 times what unseen images are",
+                [0.8 * x for x in usual],
+                ours,
+            )
+        ],
+        notes=[
+            "The paper compares by LPIPS, this page by pixels. Unseen images are rebuilt first, so "
+            "that both sides carry "
+            "the tokenizer's loss. The comparison is over images, not seeds."
+        ],
+    )
+
+
+FIGURES: dict[str, tuple[str, Callable[[Workshop, int], Findings]]] = {
+    "table4": ("reconstruction by format of the code", table4),
+    "table6": ("seconds per image", table6),
+    "figure5": ("what single bits draw", figure5),
+    "figureN": ("inpainting", figure_n),
+    "figureO": ("nearest training images", figure_o),
+}

@@ -1,0 +1,472 @@
+"""The experiments whose rows are priors, sampled and measured: Tables 1-3, 5 and 7, Figures 4, 7, A and "
+"M, `posterior`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from PIL import Image
+
+from bld.experiments.page import Findings, Table
+from bld.experiments.pictures import chart, sample_rows, schedule_curves
+from bld.experiments.scales import Scale
+from bld.experiments.verdict import Comparison, mean_and_spread
+from bld.experiments.workshop import Sampling, Workshop
+
+SAMPLING_SEEDS = 3  # with one training seed the spread is over these
+Picture = tuple[str, str, Image.Image]
+Values = dict[str, dict[str, list[float]]]
+"""row label → figure → its values over seeds."""
+
+HEADINGS = {
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "diversity": "diversity",
+    "accuracy": "recognised ↑",
+    "is_mean": "inception score ↑",
+    "kid_mean": "KID ↓",
+    "bits_per_code": "bits per code ↓",
+}
+BITS = ("bits_per_code",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a prior, how it is sampled, and the paper's figures for it (as text, by heading)."""
+
+    label: str
+    prior: str
+    sampling: Sampling
+    paper: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure.
+
+    rows: of a scale's number of positions N.  figures: which are shown.  claims: comparisons that the verdict rests on.
+    pictures: drawn from workshop, rows, values and number of seeds.
+    """
+
+    name: str
+    title: str
+    claim: str
+    rows: Callable[[Scale, int], list[Row]]
+    claims: Callable[[Values], list[Comparison]]
+    figures: tuple[str, ...] = ("fd", "precision", "recall")
+    pictures: Callable[[Workshop, list[Row], Values], list[Picture]] = lambda *_: []
+    notes: tuple[str, ...] = ()
+
+    def run(self, workshop: Workshop, seeds: int) -> Findings:
+        """Train what is missing, measure every row, and judge."""
+        rows = self.rows(workshop.scale, workshop.pipeline("bernoulli", 0).prior.code_shape.positions)
+        values = {row.label: measure(workshop, row, seeds, self.figures) for row in rows}
+        findings = Findings(self.title, self.claim, comparisons=self.claims(values))
+        findings.tables.append((_caption(workshop, seeds), _table(workshop, rows, values, self.figures)))
+        findings.pictures += self.pictures(workshop, rows, values)
+        findings.notes += [_what_differs(workshop), *self.notes]
+        return findings
+
+
+def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:
+    """Each figure over training seeds; with one of those, over sampling seeds."""
+    runs = [(seed, row.sampling) for seed in range(seeds)]
+    if seeds == 1:
+        runs = [(0, replace(row.sampling, seed=sampling)) for sampling in range(SAMPLING_SEEDS)]
+    found: dict[str, list[float]] = {name: [] for name in figures}
+    for seed, sampling in runs:
+        quality = workshop.quality(row.prior, seed, sampling)
+        for name in figures:
+            if name in quality:
+                found[name].append(quality[name])
+    if set(BITS) & set(figures) and row.prior != "gaussian":
+        for seed in range(seeds):
+            bits = workshop.likelihood(row.prior, seed)
+            for name in BITS:
+                found[name].append(bits[name])
+    return found
+
+
+def _caption(workshop: Workshop, seeds: int) -> str:
+    spread = f"{seeds} training seeds" if seeds > 1 else f"{SAMPLING_SEEDS} sampling seeds of one training"
+    return (
+        f"Mean ± standard deviation over {spread}; {workshop.scale.samples} samples a figure, against "
+        f"{len(workshop.reference):,} real images, features of {workshop.extractor.name} "
+        f"({workshop.extractor.sha256}); k = 3 for precision and recall."
+    )
+
+
+def _table(workshop: Workshop, rows: list[Row], values: Values, figures: Sequence[str]) -> Table:
+    papers = list(dict.fromkeys(heading for row in rows for heading in row.paper))
+    shown = [name for name in figures if any(values[row.label][name] for row in rows)]
+    distance = f"{workshop.extractor.distance_name()} ↓"
+    headings = ["", *(f"paper: {heading}" for heading in papers), *(HEADINGS.get(name, distance) for name in shown)]
+    cells = [
+        [
+            row.label,
+            *(row.paper.get(heading, "–") for heading in papers),
+            *(mean_and_spread(values[row.label][name]) for name in shown),
+        ]
+        for row in rows
+    ]
+    return Table(headings, cells)
+
+
+def _what_differs(workshop: Workshop) -> str:
+    if workshop.scale.name == "paper":
+        return "Data, networks and budgets are the preset's; the judge is named above."
+    return (
+        f"The paper trains for days on images of 256×256 and judges 50,000 samples by Inception (FID); "
+        f"this is the scale "
+        f"`{workshop.scale.name}`, minutes a row, judged by a classifier of the data's own labels: its "
+        f"distances compare "
+        "rows of this page, and nothing else."
+    )
+
+
+def below(values: Values, figure: str, low: str, high: str, words: str) -> Comparison:
+    """The claim that one row's figure lies below another's."""
+    return Comparison(words, values[low][figure], values[high][figure])
+
+
+# -- Table 1, 2, 3 ----------------------------------------------------------------------------------------
+
+
+def _table1(scale: Scale, positions: int) -> list[Row]:
+    ddim = 200 if scale.name == "paper" else 100
+    return [
+        Row(
+            "LDM (Gaussian)",
+            "gaussian",
+            Sampling(ddim, 1.0),
+            {"steps": "1,000 (200 DDIM)", "FID": "4.02", "P": "0.64", "R": "0.52"},
+        ),
+        Row("absorbing", "absorbing", Sampling(), {"steps": "256", "FID": "4.07", "P": "0.71", "R": "0.45"}),
+        Row("ours, 16 steps", "bernoulli", Sampling(16), {"steps": "16", "FID": "4.96", "P": "0.66", "R": "0.48"}),
+        Row("ours, 64 steps", "bernoulli", Sampling(64), {"steps": "64", "FID": "4.36", "P": "0.68", "R": "0.50"}),
+    ]
+
+
+def _table1_claims(values: Values) -> list[Comparison]:
+    ratio = [
+        x / min(fmean(values["absorbing"]["fd"]), fmean(values["LDM (Gaussian)"]["fd"]))
+        for x in values["ours, 64 steps"]["fd"]
+    ]
+    bound = [1.25] * max(2, len(ratio))
+    return [
+        Comparison("comparable: our distance at 64 steps is at most 1.25 times the best of the others'", ratio, bound)
+    ]
+
+
+def _table2(scale: Scale, positions: int) -> list[Row]:
+    paper = {"FID": "8.21", "IS": "162.32", "P": "0.72", "R": "0.64"}
+    return [
+        Row("ours, without guidance", "conditional", Sampling(16, labelled=True)),
+        Row("ours, ω = 1", "conditional", Sampling(16, guidance_scale=2.0, labelled=True)),
+        Row("ours, ω = 2", "conditional", Sampling(16, guidance_scale=3.0, labelled=True), paper),
+    ]
+
+
+def _table3(scale: Scale, positions: int) -> list[Row]:
+    return [
+        Row("usual latent side, 16 steps", "bernoulli", Sampling(16)),
+        Row("usual latent side, 64 steps", "bernoulli", Sampling(64)),
+        Row("half the latent side, 16 steps", "bernoulli-small", Sampling(16)),
+        Row("half the latent side, 64 steps", "bernoulli-small", Sampling(64), {"FID at 1024×1024, FFHQ": "6.75"}),
+    ]
+
+
+def _table3_claims(values: Values) -> list[Comparison]:
+    usual = fmean(values["usual latent side, 64 steps"]["fd"])
+    ratio = [x / usual for x in values["half the latent side, 64 steps"]["fd"]]
+    return [
+        Comparison(
+            "little compromise: the distance grows by no more than a quarter", ratio, [1.25] * max(2, len(ratio))
+        )
+    ]
+
+
+# -- Table 5 and 7 ----------------------------------------------------------------------------------------
+
+
+def _table5(scale: Scale, positions: int) -> list[Row]:
+    ours = {"steps": "64", "FID Churches": "4.36", "FID FFHQ": "5.85"}
+    return [
+        Row(
+            f"autoregressive, {positions} steps",
+            "autoregressive",
+            Sampling(),
+            {"steps": "256", "FID Churches": "7.25", "FID FFHQ": "8.23"},
+        ),
+        Row(
+            f"absorbing, {positions} steps",
+            "absorbing",
+            Sampling(),
+            {"steps": "256", "FID Churches": "5.44", "FID FFHQ": "7.64"},
+        ),
+        Row(f"absorbing, {positions} steps, by confidence", "absorbing", Sampling(reveal="confidence")),
+        Row("binary diffusion, 16 steps", "bernoulli", Sampling(16)),
+        Row("binary diffusion, 64 steps", "bernoulli", Sampling(64), ours),
+    ]
+
+
+def _table5_claims(values: Values) -> list[Comparison]:
+    ours = "binary diffusion, 64 steps"
+    others = [label for label in values if label.endswith(" steps") and not label.startswith("binary")]
+    return [below(values, "fd", ours, label, f"binary diffusion's distance below that of {label}") for label in others]
+
+
+def _table7(scale: Scale, positions: int) -> list[Row]:
+    s = Sampling(64)
+    return [
+        Row("λ = 0", "lambda-0", s, {"FID / recall": "5.07 / 0.42"}),
+        Row("λ = 0.01", "lambda-0.01", s, {"FID / recall": "4.68 / 0.46"}),
+        Row("λ = 0.1, target z_t ⊕ z_0", "bernoulli", s, {"FID / recall": "4.36 / 0.50"}),
+        Row("λ = 1", "lambda-1", s, {"FID / recall": "5.12 / 0.48"}),
+        Row("target z_{t-1}", "target-previous", s, {"FID / recall": "5.09 / 0.48"}),
+        Row("target z_0", "target-z0", s, {"FID / recall": "4.72 / 0.50"}),
+    ]
+
+
+def _table7_claims(values: Values) -> list[Comparison]:
+    ours = "λ = 0.1, target z_t ⊕ z_0"
+    return [below(values, "fd", ours, label, f"{ours} below {label}") for label in values if label != ours]
+
+
+# -- figures ----------------------------------------------------------------------------------------------
+
+
+def _figure4(scale: Scale, positions: int) -> list[Row]:
+    return [Row(f"τ = {t:g}", "bernoulli", Sampling(16, t)) for t in (0.2, 0.5, 0.7, 0.9, 1.0, 1.2)]
+
+
+def _figure4_claims(values: Values) -> list[Comparison]:
+    return [
+        below(values, "diversity", "τ = 0.2", "τ = 0.9", "τ = 0.9 is more diverse than τ = 0.2"),
+        below(values, "recall", "τ = 0.2", "τ = 0.9", "and covers more of the data"),
+        below(values, "fd", "τ = 0.9", "τ = 0.2", "a very low temperature is farther from the data"),
+    ]
+
+
+def _steps(scale: Scale) -> tuple[int, ...]:
+    return (4, 8, 16, 64) if scale.name == "cifar10" else (1, 2, 4, 8, 16, 32, 64)
+
+
+def _figure7(scale: Scale, positions: int) -> list[Row]:
+    rows = [Row(f"binary diffusion, {n}", "bernoulli", Sampling(n, 1.0)) for n in _steps(scale)]
+    return rows + [Row(f"absorbing, {n}", "absorbing", Sampling(n, 1.0)) for n in _steps(scale) if n <= positions]
+
+
+def _figure7_claims(values: Values) -> list[Comparison]:
+    most = fmean(values["binary diffusion, 64"]["fd"])
+    fair = [x / most for x in values["binary diffusion, 8"]["fd"]]
+    most_absorbing = [label for label in values if label.startswith("absorbing")][-1]
+    loss = [x / fmean(values[most_absorbing]["fd"]) for x in values["absorbing, 4"]["fd"]]
+    ours = [x / most for x in values["binary diffusion, 4"]["fd"]]
+    return [
+        Comparison("fair with 8 steps: at most 1.5 times the distance at 64", fair, [1.5] * max(2, len(fair))),
+        Comparison("more robust: at 4 steps we lose a smaller factor than absorbing diffusion does", ours, loss),
+    ]
+
+
+def _figure7_pictures(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
+    curves = {
+        kind: (
+            [r.sampling.steps for r in rows if r.prior == prior],
+            [values[r.label]["fd"] for r in rows if r.prior == prior],
+        )
+        for kind, prior in (("binary diffusion", "bernoulli"), ("absorbing", "absorbing"))
+    }
+    image = chart(curves, "denoising steps", workshop.extractor.distance_name(), log=True)
+    return [(f"figure7-{workshop.scale.name}.png", "Distance against steps, τ = 1; the bands are the spread", image)]
+
+
+def _figure_a(scale: Scale, positions: int) -> list[Row]:
+    return [
+        Row("linear", "bernoulli", Sampling(64)),
+        Row("cosine", "schedule-cosine", Sampling(64)),
+        Row("sigmoid", "schedule-sigmoid", Sampling(64)),
+    ]
+
+
+def _figure_a_claims(values: Values) -> list[Comparison]:
+    return [below(values, "fd", "linear", other, f"linear below {other}") for other in ("cosine", "sigmoid")]
+
+
+def _figure_m(scale: Scale, positions: int) -> list[Row]:
+    return [
+        Row(f"ω = {w:g}", "conditional", Sampling(16, guidance_scale=1 + w, labelled=True))
+        for w in (0.0, 1.0, 2.0, 4.0)
+    ]
+
+
+def _figure_m_claims(values: Values) -> list[Comparison]:
+    return [
+        below(values, "accuracy", "ω = 0", "ω = 4", "larger ω: more samples recognised as their class"),
+        below(values, "diversity", "ω = 4", "ω = 0", "larger ω: less diversity"),
+    ]
+
+
+def _posterior(scale: Scale, positions: int) -> list[Row]:
+    steps = tuple(n for n in _steps(scale) if n >= 4)
+    rows = [Row(f"exact, {n} steps", "bernoulli", Sampling(n, 1.0)) for n in steps]
+    return rows + [Row(f"plugin, {n} steps", "bernoulli", Sampling(n, 1.0, posterior="plugin")) for n in steps]
+
+
+def _posterior_claims(values: Values) -> list[Comparison]:
+    return [
+        below(
+            values,
+            "fd",
+            "exact, 64 steps",
+            "plugin, 64 steps",
+            "at 64 steps eq. (8) is nearer to the data than eq. (10)",
+        ),
+        below(
+            values,
+            "diversity",
+            "plugin, 64 steps",
+            "exact, 64 steps",
+            "eq. (10) counts evidence twice and is less diverse",
+        ),
+    ]
+
+
+def _posterior_pictures(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
+    curves = {
+        kind: (
+            [r.sampling.steps for r in rows if r.label.startswith(kind)],
+            [values[r.label]["fd"] for r in rows if r.label.startswith(kind)],
+        )
+        for kind in ("exact", "plugin")
+    }
+    image = chart(curves, "denoising steps", workshop.extractor.distance_name(), log=True)
+    grid = sample_rows(workshop, [row for row in rows if row.sampling.steps == 64])
+    name = workshop.scale.name
+    return [
+        (f"posterior-{name}.png", "Distance against steps, τ = 1; the bands are the spread", image),
+        (f"posterior-samples-{name}.png", "64 steps: upper row exact, lower row plugin, the same seeds", grid),
+    ]
+
+
+def _grids(name: str, caption: str) -> Callable[[Workshop, list[Row], Values], list[Picture]]:
+    """A picture with one row of samples per row of the table, the same seeds in each."""
+
+    def draw(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
+        return [(f"{name}-{workshop.scale.name}.png", caption, sample_rows(workshop, rows))]
+
+    return draw
+
+
+EQUAL = "Every row: the same codes, the same transformer (parameters within 1%), steps, batch and learning rate."
+
+ITEMS = [
+    Item(
+        "table1",
+        "Table 1: unconditional generation",
+        "comparable quality to latent and absorbing diffusion with desirable diversity, in far fewer steps.",
+        _table1,
+        _table1_claims,
+        pictures=_grids("table1", "Rows as in the table, the first samples of a seed"),
+        notes=(
+            EQUAL,
+            "The Gaussian prior works on its own, real-valued codes of half as many numbers as there are bits.",
+        ),
+    ),
+    Item(
+        "table2",
+        "Table 2: class-conditional generation",
+        "with guidance ω = 2, quality comparable to the state of the art, and samples that teach a classifier.",
+        _table2,
+        lambda v: [below(v, "accuracy", "ours, without guidance", "ours, ω = 2", "guidance makes the class clearer")],
+        ("fd", "is_mean", "precision", "recall", "accuracy"),
+        _grids("table2", "Rows as in the table, one sample of each class"),
+        ("“Recognised” is the share of samples the judge takes for the class they were asked to be.",),
+    ),
+    Item(
+        "table3",
+        "Table 3: a smaller latent grid for larger images",
+        "doubling the downsampling, with more bits per position, compromises quality little: so 1024×1024 in one shot.",
+        _table3,
+        _table3_claims,
+        pictures=_grids("table3", "Rows as in the table"),
+        notes=(
+            "1024×1024 itself is the scale `paper` alone; here the same step, half the latent side, is taken small.",
+        ),
+    ),
+    Item(
+        "table5",
+        "Table 5: samplers over the same bits",
+        "binary diffusion is nearer to the data than an autoregressive prior and absorbing diffusion over "
+        "the same codes.",
+        _table5,
+        _table5_claims,
+        ("fd", "precision", "recall", "diversity", "bits_per_code"),
+        _grids("table5", "Rows as in the table, the first samples of a seed"),
+        (EQUAL, "Bits per code: exact for the autoregressive prior, upper bounds for the two diffusions."),
+    ),
+    Item(
+        "table7",
+        "Table 7: λ and prediction targets",
+        "λ = 0.1 and the target z_t ⊕ z_0 give the smallest distance.",
+        _table7,
+        _table7_claims,
+        ("fd", "precision", "recall", "bits_per_code"),
+        notes=(
+            EQUAL,
+            "The known evidence of a noised bit is added to the logits in every row (`prior.evidence`), which "
+            "the paper does not do.",
+        ),
+    ),
+    Item(
+        "figure4",
+        "Figure 4: temperature",
+        "temperature decides diversity; too low loses rare patterns, too high breaks samples.",
+        _figure4,
+        _figure4_claims,
+        ("fd", "precision", "recall", "diversity"),
+        _grids("figure4", "Temperatures as in the table, from top to bottom, the same seeds"),
+    ),
+    Item(
+        "figure7",
+        "Figure 7: number of denoising steps",
+        "binary diffusion is more robust to few steps than absorbing diffusion, and fair with 8.",
+        _figure7,
+        _figure7_claims,
+        ("fd",),
+        _figure7_pictures,
+        ("One training serves all numbers of steps; the paper trains one network for each number.",),
+    ),
+    Item(
+        "figureA",
+        "Figure A: noise schedules",
+        "the linear schedule is used throughout, having the smallest FID.",
+        _figure_a,
+        _figure_a_claims,
+        ("fd", "precision", "recall", "bits_per_code"),
+        schedule_curves,
+    ),
+    Item(
+        "figureM",
+        "Figure M: classifier-free guidance",
+        "larger ω improves sample quality at the cost of diversity.",
+        _figure_m,
+        _figure_m_claims,
+        ("fd", "accuracy", "diversity", "recall"),
+        _grids("figureM", "ω as in the table, from top to bottom, the same seeds, one sample of each class"),
+    ),
+    Item(
+        "posterior",
+        "Exact posterior against the printed one",
+        "(ours, not the paper's) eq. (8) as one affine map converges; eq. (10), as printed and as the "
+        "public code samples, "
+        "counts the evidence of z_t twice.",
+        _posterior,
+        _posterior_claims,
+        ("fd", "precision", "recall", "diversity"),
+        _posterior_pictures,
+        ("With a perfect predictor the difference is enumerated in tests/diffusion/test_perfect_predictor.py.",),
+    ),
+]

@@ -1,0 +1,129 @@
+"""The Markdown page of an experiment: claim, command, machine, budget, figures beside the paper's, rule and verdict."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from bld.checkpoint import written_aside
+from bld.experiments.verdict import Comparison, judge
+from bld.images.saving import write_whole
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column headings, and rows of as many cells."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def __str__(self) -> str:
+        lines = [self.headings, ["---"] * len(self.headings), *self.rows]
+        return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+@dataclass
+class Findings:
+    """What an experiment hands to the page.
+
+    claim: the paper's, in a sentence.  tables: (caption, table).  pictures: (file name, caption, image).  comparisons:
+    what the verdict rests on.  notes: what differs from the paper, what to think of it.
+    """
+
+    title: str
+    claim: str
+    tables: list[tuple[str, Table]] = field(default_factory=list)
+    pictures: list[tuple[str, str, Image.Image]] = field(default_factory=list)
+    comparisons: list[Comparison] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    looked_at: str = ""
+    """For an experiment that only shows: what the picture shows, in place of a verdict."""
+
+
+RULE = (
+    "Fixed beforehand: each comparison holds when the difference of the means exceeds twice its standard "
+    "error over the "
+    "seeds, fails when it does so the other way, and is undecided between. The claim is *reproduced* if all hold, *not "
+    "reproduced* if any fails, else *undecided at this scale*."
+)
+
+
+def verdict(findings: Findings) -> str:
+    """One sentence."""
+    if not findings.comparisons:
+        return findings.looked_at or "Nothing was compared."
+    return f"**{judge(findings.comparisons).capitalize()}.**"
+
+
+def machine() -> str:
+    """Processor, cores in use, versions."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line for line in cpuinfo.read_text(errors="replace").splitlines() if line.startswith("model name")]
+        name = models[0].split(":", 1)[1].strip() if models else name
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{name}, {torch.get_num_threads()} threads"
+    return f"{device}; torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
+
+
+def write_page(folder: Path, name: str, findings: Findings, command: str, setting: Sequence[str]) -> Path:
+    """Write NAME.md and its pictures into the folder; returns the page's path."""
+    lines = [
+        f"# {findings.title}",
+        "",
+        f"*The paper:* {findings.claim}",
+        "",
+        verdict(findings),
+        "",
+        f"    {command}",
+        "",
+    ]
+    lines += [f"- {line}" for line in [f"Machine: {machine()}.", *setting]] + [""]
+    for caption, table in findings.tables:
+        lines += [caption, "", str(table), ""]
+    for file, caption, image in findings.pictures:
+        save_small(image, folder / file)
+        lines += [f"![{caption}]({file})", "", f"*{caption}*", ""]
+    if findings.comparisons:
+        lines += ["## How it was judged", "", RULE, ""]
+        lines += [f"- {comparison}" for comparison in findings.comparisons] + [""]
+    if findings.notes:
+        lines += ["## What differs, and what to think of it", ""] + [f"- {note}" for note in findings.notes] + [""]
+    path = folder / f"{name}.md"
+    with written_aside(path) as aside:
+        aside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def save_small(image: Image.Image, path: Path) -> None:
+    """A PNG of few colours where that is smaller: pages are committed."""
+    import io
+
+    best = b""
+    for candidate in (image, image.convert("RGB").quantize(128)):
+        buffer = io.BytesIO()
+        candidate.save(buffer, format="PNG", optimize=True)
+        best = buffer.getvalue() if not best or len(buffer.getvalue()) < len(best) else best
+    write_whole(path, best)
+
+
+def write_index(folder: Path) -> None:
+    """README.md: every page of the folder with its title and verdict."""
+    rows = []
+    for path in sorted(folder.glob("*-*.md")):
+        text = path.read_text(encoding="utf-8").splitlines()
+        said = next((line for line in text[3:] if line and not line.startswith("*The paper")), "")
+        rows.append([f"[{path.stem}]({path.name})", text[0].removeprefix("# "), said])
+    table = Table(["page", "what", "verdict"], rows)
+    head = (
+        "# The paper's experiments, repeated\n\nMade by `bld reproduce NAME --scale SCALE`; how they are "
+        "done and judged: "
+        "[../reproduce.md](../reproduce.md).\n\n"
+    )
+    with written_aside(folder / "README.md") as aside:
+        aside.write_text(head + str(table) + "\n", encoding="utf-8")

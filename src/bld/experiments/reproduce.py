@@ -1,0 +1,62 @@
+"""From the name of an experiment to its page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from bld.errors import SettingError
+from bld.experiments.figures import FIGURES
+from bld.experiments.items import ITEMS, Item
+from bld.experiments.page import write_index, write_page
+from bld.experiments.workshop import Workshop
+from bld.training.cost import describe
+from bld.training.settings import load_settings
+
+NAMES = {item.name: item for item in ITEMS}
+
+
+def titles() -> dict[str, str]:
+    """Every experiment's name and title, in the paper's order."""
+    found = {**{item.name: item.title for item in ITEMS}, **{name: title for name, (title, _) in FIGURES.items()}}
+    return dict(sorted(found.items(), key=lambda pair: (pair[0][0] != "t", pair[0] == "posterior", pair[0])))
+
+
+def reproduce(workshop: Workshop, name: str, seeds: int, pages: Path, command: str) -> Path:
+    """Train what is missing, measure what is not measured yet, write the page; returns its path."""
+    if name not in titles():
+        raise SettingError(f"There is no experiment '{name}'.")
+    findings = NAMES[name].run(workshop, seeds) if name in NAMES else FIGURES[name][1](workshop, seeds)
+    path = write_page(pages, f"{name}-{workshop.scale.name}", findings, command, list(_setting(workshop, name, seeds)))
+    write_index(pages)
+    return path
+
+
+def _setting(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
+    """Lines on data, seeds and budget."""
+    yield f"Images: {Path(workshop.data).name}; training seeds: {', '.join(map(str, range(seeds)))}."
+    base = workshop.tokenizer(workshop.scale.base, 0).settings().tokenizer_training
+    if name != "table4":
+        yield f"Tokenizer: {base.steps:,} steps of {base.batch_size}, shared by all rows that use its codes."
+        prior = workshop.prior("bernoulli", 0).settings()
+        training = prior.prior_training
+        yield (
+            f"Prior: {training.steps:,} steps of {training.batch_size}, width {prior.prior.dim}, depth "
+            f"{prior.prior.depth}, the same for every row."
+        )
+    if name in NAMES:
+        kinds = {row.prior for row in NAMES[name].rows(workshop.scale, 1)}
+        yield "Parameters: " + ", ".join(f"{kind} {workshop.parameters(kind):,}" for kind in sorted(kinds)) + "."
+
+
+def cost(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
+    """What an experiment would train at this scale, before anything is."""
+    item = NAMES.get(name)
+    priors = sorted({row.prior for row in item.rows(workshop.scale, 256)}) if isinstance(item, Item) else ["bernoulli"]
+    tokenizers = workshop.scale.formats if name == "table4" else sorted({workshop.tokenizer_of(p) for p in priors})
+    yield f"{name} trains {len(tokenizers)} tokenizers and {len(priors)} priors, {seeds} times each; one of them:"
+    settings = load_settings(workshop.scale.preset, words=workshop.words(workshop.scale.base, "bernoulli", 0))
+    for what, much in describe(settings, images=126_227, num_classes=0):
+        yield f"  {what:<34}{much}"
+    rows = len(item.rows(workshop.scale, 256)) if isinstance(item, Item) else 1
+    yield f"and samples {rows} × {seeds} × {workshop.scale.samples:,} images."

@@ -1,0 +1,189 @@
+"""What is trained at which scale: every row of a table gets the same data, steps, batch and network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bld.errors import SettingError, did_you_mean
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size at which the experiments are run.
+
+    preset: the settings to start from.  words: settings on top of it, for every run.  data: where the images are; empty
+    means that the user says it.  base: the tokenizer whose codes the priors share.  tokenizers: settings of each format
+    of Table 4, by name.  samples: images per measured row.  reference: real images they are held against, at most.
+    classifier_steps: training of the judge.  enlarged: pixels per pixel in pictures.
+    """
+
+    name: str
+    preset: str
+    words: Words
+    data: str
+    base: str
+    tokenizers: dict[str, Words]
+    samples: int
+    reference: int
+    classifier_steps: int
+    enlarged: int
+    formats: tuple[str, ...] = ("vq", "real", "binary", "vq-small", "real-small", "binary-small")
+    priors: dict[str, Words] = field(default_factory=dict)
+
+
+GAUSSIAN: Words = ("prior.kind=gaussian", "codes.draws=0", "diffusion.steps=1000", "prior.step_embedding=sinusoidal")
+
+PRIORS: dict[str, Words] = {
+    "bernoulli": (),
+    "autoregressive": ("prior.kind=autoregressive",),
+    "absorbing": ("prior.kind=absorbing",),
+    "gaussian": GAUSSIAN,
+    "lambda-0": ("prior.vlb_weight=0",),
+    "lambda-0.01": ("prior.vlb_weight=0.01",),
+    "lambda-1": ("prior.vlb_weight=1",),
+    "target-z0": ("diffusion.target=z0",),
+    "target-previous": ("diffusion.target=previous", "sampling.steps=0"),
+    "schedule-cosine": ("diffusion.schedule=cosine",),
+    "schedule-sigmoid": ("diffusion.schedule=sigmoid",),
+    "conditional": ("prior.class_conditional=true",),
+    "bernoulli-small": (),
+}
+"""Settings of each prior on top of the scale's; the first is the paper's own: flip, λ = 0.1, linear."""
+
+
+def _formats(bits: int, small: Words, small_bits: int) -> dict[str, Words]:
+    """The six of Table 4: real numbers are half as many as bits, as in the paper."""
+
+    def real(channels: int) -> Words:
+        return ("tokenizer.bottleneck=gaussian", f"tokenizer.code_bits={channels}", *GAUSSIAN)
+
+    def vq(code_bits: int) -> Words:
+        return ("tokenizer.bottleneck=vq", f"tokenizer.code_bits={code_bits}")
+
+    return {
+        "binary": (f"tokenizer.code_bits={bits}",),
+        "vq": vq(10),
+        "real": real(bits // 2),
+        "binary-small": (*small, f"tokenizer.code_bits={small_bits}"),
+        "vq-small": (*small, *vq(11)),
+        "real-small": (*small, *real(small_bits // 2)),
+    }
+
+
+DIGITS = Scale(
+    name="digits",
+    preset="digits",
+    words=(
+        "mixed_precision=float32",
+        "codes.draws=2",
+        "tokenizer.base_channels=32",
+        "tokenizer.code_bits=16",
+        "tokenizer_training.steps=800",
+        "tokenizer_training.batch_size=64",
+        "tokenizer_training.previews=2",
+        "tokenizer_training.ema_decay=0.99",
+        "prior.dim=192",
+        "prior.depth=4",
+        "prior.heads=4",
+        "prior.class_conditional=false",
+        "prior_training.steps=1000",
+        "prior_training.batch_size=64",
+        "prior_training.learning_rate=2.0e-3",
+        "prior_training.ema_decay=0.99",
+        "prior_training.previews=2",
+    ),
+    data="digits",
+    base="binary",
+    tokenizers=_formats(
+        16, ("tokenizer.channel_multipliers=[1,2,2]", "tokenizer.attention_resolutions=[2]"), small_bits=64
+    ),
+    samples=500,
+    reference=5000,
+    classifier_steps=300,
+    enlarged=5,
+)
+
+CIFAR10 = Scale(
+    name="cifar10",
+    preset="cifar10",
+    words=(
+        "mixed_precision=float32",
+        "data.flip=false",
+        "codes.draws=1",
+        "tokenizer.base_channels=32",
+        "tokenizer.code_bits=16",
+        "tokenizer_training.batch_size=64",
+        "tokenizer_training.steps=1000",
+        "tokenizer_training.learning_rate=2.0e-3",
+        "tokenizer_training.warmup_steps=50",
+        "tokenizer_training.ema_decay=0.99",
+        "tokenizer_training.previews=2",
+        "prior.dim=192",
+        "prior.depth=4",
+        "prior.heads=4",
+        "prior.class_conditional=false",
+        "prior_training.steps=800",
+        "prior_training.batch_size=32",
+        "prior_training.learning_rate=2.0e-3",
+        "prior_training.warmup_steps=50",
+        "prior_training.ema_decay=0.99",
+        "prior_training.previews=2",
+    ),
+    data="",
+    base="binary16",
+    tokenizers={
+        "binary16": (),  # trained longer than the formats of Table 4, which are six
+        **{
+            name: ("tokenizer_training.steps=400", "tokenizer_training.learning_rate=1.0e-3", *words)
+            for name, words in _formats(
+                32,
+                ("tokenizer.channel_multipliers=[1,2,2,2]", "tokenizer.attention_resolutions=[4]"),
+                small_bits=128,
+            ).items()
+        },
+    },
+    samples=400,
+    reference=5000,
+    classifier_steps=1500,
+    enlarged=2,
+)
+
+PAPER = Scale(
+    name="paper",
+    preset="churches256",
+    words=(),
+    data="",
+    base="binary",
+    tokenizers={
+        "binary": (),
+        "vq": ("tokenizer.bottleneck=vq", "tokenizer.code_bits=10"),
+        "real": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=16", *GAUSSIAN),
+        **{
+            f"{name}-small": (
+                "tokenizer.channel_multipliers=[1,1,2,2,4,4]",
+                "tokenizer.attention_resolutions=[8]",
+                *words,
+            )
+            for name, words in {
+                "binary": ("tokenizer.code_bits=128",),
+                "vq": ("tokenizer.bottleneck=vq", "tokenizer.code_bits=11"),
+                "real": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=64", *GAUSSIAN),
+            }.items()
+        },
+    },
+    samples=50_000,
+    reference=50_000,
+    classifier_steps=0,  # the paper's judge is Inception
+    enlarged=1,
+)
+
+SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, PAPER)}
+
+
+def scale_named(name: str) -> Scale:
+    """One of the three; SettingError naming the nearest for another."""
+    if name not in SCALES:
+        raise SettingError(f"Unknown scale '{name}'.{did_you_mean(name, SCALES)}")
+    return SCALES[name]

@@ -1,0 +1,152 @@
+"""`bld reproduce` through its command line, at a scale of seconds: pages, sharing, resuming, refusals."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bld.cli import main
+from bld.experiments import scales
+from bld.experiments.items import ITEMS
+from bld.experiments.reproduce import titles
+from bld.experiments.scales import DIGITS, PRIORS
+from bld.experiments.workshop import Sampling, Workshop
+from bld.training.settings import load_settings
+
+pytest.importorskip("torch_fidelity")
+
+TINY = replace(
+    DIGITS,
+    name="tiny",
+    words=(
+        *DIGITS.words,
+        "tokenizer.base_channels=8",
+        "tokenizer.embed_dim=8",
+        "tokenizer_training.steps=4",
+        "tokenizer_training.previews=1",
+        "prior.dim=32",
+        "prior.depth=1",
+        "prior.heads=2",
+        "prior_training.steps=4",
+        "prior_training.previews=1",
+    ),
+    samples=24,
+    classifier_steps=3,
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("reproduce")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(scales.SCALES, "tiny", TINY)
+
+
+def run(root: Path, name: str, *more: str) -> str:
+    """The page that the command wrote."""
+    assert main(["reproduce", name, "--scale", "tiny", "--seeds", "2", "--out", str(root), *more]) == 0
+    return (root / "pages" / f"{name}-tiny.md").read_text(encoding="utf-8")
+
+
+def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
+    page = run(root, "table5")
+    assert "bld reproduce table5 --scale tiny --seeds 2" in page and str(root) not in page
+    assert "Machine:" in page and "1,000" not in page.split("Prior:")[1].split(".")[0]
+    for label in ("autoregressive, 16 steps", "absorbing, 16 steps", "binary diffusion, 64 steps"):
+        assert f"| {label} |" in page
+    assert "| 256 | 7.25 | 8.23 |" in page  # the paper's own
+    assert any(word in page for word in ("**Reproduced.**", "**Not reproduced.**", "**Undecided at this scale.**"))
+    assert "FD (classifier digits)" in page and "FID" not in page.replace("paper: FID", "").split("What differs")[0]
+    with Image.open(root / "pages" / "table5-tiny.png") as picture:
+        assert picture.width > 100
+    assert "table5-tiny" in (root / "pages" / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_same_command_again_trains_and_measures_nothing(root, capsys):
+    run(root, "table5")
+    capsys.readouterr()
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*.safetensors")}
+    page = run(root, "table5")
+    said = capsys.readouterr().out
+    assert "Sampling" not in said and "Counting" not in said
+    assert {p: p.stat().st_mtime_ns for p in root.rglob("*.safetensors")} == before
+    assert page == run(root, "table5")
+
+
+def test_experiments_share_what_they_train(root):
+    run(root, "table5")
+    run(root, "figure5")
+    priors = {path.name for path in (root / "tiny" / "priors").iterdir()}
+    assert priors == {f"{kind}-seed{s}" for kind in ("bernoulli", "autoregressive", "absorbing") for s in (0, 1)}
+    assert {path.name for path in (root / "tiny" / "tokenizers").iterdir()} == {"binary-seed0", "binary-seed1"}
+
+
+def test_a_lost_figure_is_measured_again_the_same(root):
+    page = run(root, "table5")
+    shutil.rmtree(root / "tiny" / "results")
+    assert run(root, "table5") == page
+
+
+@pytest.mark.parametrize("name", ["figureN", "figureO", "table6"])
+def test_what_is_looked_at_gets_its_page_and_picture(root, name):
+    page = run(root, name)
+    assert page.startswith("# ") and "## How it was judged" in page
+    if name != "table6":
+        assert (root / "pages" / f"{name}-tiny.png").is_file()
+
+
+def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
+    wanted = {f"table{i}" for i in range(1, 8)} | {f"figure{x}" for x in "457AMNO"} | {"posterior"}
+    assert set(titles()) == wanted
+    for item in ITEMS:
+        rows = item.rows(DIGITS, 16)
+        assert item.claim and len({row.label for row in rows}) == len(rows) >= 2
+        assert all(row.prior in PRIORS for row in rows)
+        values = {row.label: {f: [1.0, 1.0] for f in (*item.figures, "diversity", "recall")} for row in rows}
+        assert item.claims(values), item.name
+
+
+@pytest.mark.parametrize("scale", list(scales.SCALES.values()), ids=lambda scale: scale.name)
+def test_the_settings_of_every_run_fit_together(scale, tmp_path):
+    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    for name in PRIORS:
+        load_settings(scale.preset, words=shop.words(shop.tokenizer_of(name), name, 0))
+    for name in scale.formats:
+        load_settings(scale.preset, words=shop.words(name, "gaussian" if name.startswith("real") else "bernoulli", 0))
+
+
+def test_a_sample_does_not_depend_on_how_many_are_drawn(root):
+    shop = Workshop(TINY, root, lambda _: None)
+    pipeline = shop.pipeline("bernoulli", 0)
+    few, many = ([b for b, _ in shop.batches(pipeline, Sampling(4), n)][0] for n in (3, 9))
+    assert (few == many[:3]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tabel5"], "no experiment 'tabel5'. Did you mean 'table5'?"),
+        (["table5", "--scale", "digit"], "Unknown scale 'digit'. Did you mean 'digits'?"),
+        (["table5", "--scale", "cifar10"], "The scale cifar10 brings no images: add --data"),
+        (["table5", "--seeds", "0"], "--seeds is at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_done_is_one_sentence(words, message, tmp_path, capsys):
+    assert main(["reproduce", *words, "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+
+
+def test_the_paper_scale_says_what_it_costs_and_waits(tmp_path, capsys, image_folder):
+    folder = image_folder(4, size=16)
+    assert main(["reproduce", "table7", "--scale", "paper", "--data", str(folder), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    assert "trains 1 tokenizers and 6 priors, 3 times each" in said.out and "GFLOP" in said.out
+    assert "repeat the command with --yes" in said.err

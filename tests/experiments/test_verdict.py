@@ -44,7 +44,13 @@ def test_a_claim_stands_when_all_of_it_does_and_falls_with_any(comparisons, outc
 
 @pytest.mark.parametrize(
     ("values", "text"),
-    [([], "–"), ([1.234567], "1.23"), ([10.0, 12.0], "11.0 ± 1.4"), ([0.5, 0.52], "0.510 ± 0.014"), ([0.0, 0.0], "0.000 ± 0.000")],
-)  # fmt: skip
+    [
+        ([], "–"),
+        ([1.234567], "1.23"),
+        ([10.0, 12.0], "11.0 ± 1.4"),
+        ([0.5, 0.52], "0.510 ± 0.014"),
+        ([0.0, 0.0], "0.000 ± 0.000"),
+    ],
+)
 def test_means_are_written_with_their_spread(values, text):
     assert mean_and_spread(values) == text

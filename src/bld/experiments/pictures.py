@@ -37,6 +37,8 @@ def chart(
         axes.set_yscale("log")
         ticks = sorted({n for at, _ in curves.values() for n in at})
         axes.set_xticks(ticks, [str(n) for n in ticks])
+        for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            place("{x:g}")
     axes.legend(frameon=False)
     return _image(figure)
 

@@ -24,7 +24,7 @@ MOST_IN_GRID = 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, how many, where to, and the sampling options."""
     parser.add_argument("run_folder", metavar="RUN", help="a run, a saved pipeline, or a hub name")
-    parser.add_argument("--num", type=int, default=64, help="number of images (default 64)")
+    parser.add_argument("--num", "--num-images", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--out", type=Path, help="folder for the images (default RUN/samples/seed-SEED)")
     add_sampling_arguments(parser)
 

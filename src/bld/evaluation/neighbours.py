@@ -1,7 +1,7 @@
 """The training images nearest to samples, so that a prior which copies its data gives itself away.
 
-Distance is Euclidean, pixel by pixel: it finds copies, but two pictures of one motif, shifted by a few
-pixels, are far apart. A perceptual extractor comes with the metrics.
+Distance is Euclidean, pixel by pixel: it finds copies, but two pictures of one motif, shifted by a few pixels, are far
+apart. `nearest_by` measures by LPIPS or by any extractor's features instead.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bld.errors import SettingError
-from bld.images import ImageSet
+from bld.images import ImageSet, to_uint8
 
 SPARE = 8  # candidates beyond k, so that rounding in the fast search cannot cost a neighbour its place
 
@@ -47,6 +47,27 @@ def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) 
         indices.append(own[order])
         distances.append(exact[order])
     return Neighbours(torch.stack(indices), torch.stack(distances))
+
+
+@torch.no_grad()
+def nearest_by(measure: str, samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 64) -> Neighbours:
+    """As `nearest`, by "lpips" or by the Euclidean distance of an extractor's features (its name, file or folder)."""
+    if not 1 <= k <= len(image_set):
+        raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
+    rows = torch.arange(len(image_set)).split(batch)
+    if measure == "lpips":
+        from bld.autoencoder.objective import load_lpips
+
+        lpips = load_lpips()
+        far = [torch.stack([lpips(s[None], image_set.centre(part)).flatten() for s in samples.cpu()]) for part in rows]
+    else:
+        from bld.evaluation.features import load_extractor
+
+        extractor = load_extractor(measure)
+        mine = extractor(to_uint8(samples)).features
+        far = [torch.cdist(mine, extractor(image_set.uint8_centre(part)).features) for part in rows]
+    distances, indices = torch.cat(far, 1).sort(dim=1, stable=True)
+    return Neighbours(indices[:, :k], distances[:, :k].float())
 
 
 def _candidates(queries: Tensor, image_set: ImageSet, keep: int, batch: int) -> Tensor:

@@ -46,7 +46,7 @@ def chart(
 def sample_rows(workshop: Workshop, rows: Sequence[Row]) -> Image.Image:
     """One row of pictures per row of the table, the same seeds in each."""
     pictures = []
-    for row in rows:
+    for row in (row for row in rows if row.prior):
         pipeline = workshop.pipeline(row.prior, 0)
         images, _ = next(iter(workshop.batches(pipeline, row.sampling, SHOWN)))
         pictures.append(images)

@@ -45,18 +45,21 @@ def _setting(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
             f"{prior.prior.depth}, the same for every row."
         )
     if name in NAMES:
-        kinds = {row.prior for row in NAMES[name].rows(workshop.scale, 1)}
+        kinds = {row.prior for row in NAMES[name].rows(workshop.scale, 1) if row.prior}
         yield "Parameters: " + ", ".join(f"{kind} {workshop.parameters(kind):,}" for kind in sorted(kinds)) + "."
 
 
 def cost(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
     """What an experiment would train at this scale, before anything is."""
     item = NAMES.get(name)
-    priors = sorted({row.prior for row in item.rows(workshop.scale, 256)}) if isinstance(item, Item) else ["bernoulli"]
+    priors = (
+        sorted({row.prior for row in item.rows(workshop.scale, 256) if row.prior})
+        if isinstance(item, Item)
+        else ["bernoulli"]
+    )
     tokenizers = workshop.scale.formats if name == "table4" else sorted({workshop.tokenizer_of(p) for p in priors})
     yield f"{name} trains {len(tokenizers)} tokenizers and {len(priors)} priors, {seeds} times each; one of them:"
     settings = load_settings(workshop.scale.preset, words=workshop.words(workshop.scale.base, "bernoulli", 0))
     for what, much in describe(settings, images=126_227, num_classes=0):
         yield f"  {what:<34}{much}"
-    rows = len(item.rows(workshop.scale, 256)) if isinstance(item, Item) else 1
-    yield f"and samples {rows} × {seeds} × {workshop.scale.samples:,} images."
+    yield f"and samples {max(1, len(rows))} × {seeds} × {workshop.scale.samples:,} images."

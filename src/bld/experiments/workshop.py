@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bld.checkpoint import read_json, write_json
 from bld.errors import SettingError
+from bld.evaluation.accuracy_score import accuracy, train_classifier_on
 from bld.evaluation.classifier import train_classifier
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.scores import extract, reference_features, score
@@ -229,6 +230,40 @@ class Workshop:
             return figures
 
         return self.kept("quality", key, compute)
+
+    def lesson(self, prior: str | None, seed: int, sampling: Sampling) -> dict[str, float]:
+        """Classification accuracy score: cas_top1 and cas_top5 of a small network taught by samples of a prior.
+
+        prior None: by as many real training images, the most that samples can be hoped to teach.
+        """
+        words = self.words(self.tokenizer_of(prior), prior, seed) if prior else []
+        key = {
+            "prior": prior,
+            "seed": seed,
+            "words": words,
+            "samples": self.scale.samples,
+            "sampling": dataclasses.asdict(sampling),
+            "test": self.test != "",
+        }
+
+        def compute() -> dict[str, float]:
+            self.say(f"Teaching a classifier by {prior or 'real images'}, seed {seed}.")
+            train, count = self.split(seed)[0], self.scale.samples
+            if prior is None:
+                rows = torch.from_numpy(keyed_permutation(seed, "lesson", 0, len(train))[:count].copy())
+                assert train.labels is not None
+                images, labels = train.uint8_centre(rows), train.labels[rows]
+            else:
+                made = list(self.batches(self.pipeline(prior, seed), sampling, count))
+                images = torch.cat([batch for batch, _ in made])
+                labels = torch.tensor([label for _, asked in made for label in asked or []])
+            model = train_classifier_on(
+                images, labels, len(train.classes), steps=self.scale.classifier_steps, network="small", seed=seed,
+                say=lambda _: None,
+            )  # fmt: skip
+            return accuracy(model, self.unseen(seed))
+
+        return self.kept("lesson", key, compute)
 
     def likelihood(self, prior: str, seed: int) -> dict[str, float]:
         """Bits per code and per stored bit that the prior needs for codes of unseen images, with the standard error.

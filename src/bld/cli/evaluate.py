@@ -1,0 +1,185 @@
+"""Judge a run (or images that another program made) and write every figure with all that moves it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bld.cli.common import add_device_arguments, device_from, precision, say
+from bld.errors import SettingError
+
+if TYPE_CHECKING:
+    from bld.evaluation.evaluate import Processes
+    from bld.images import ImageSet
+
+HELP = "Fréchet distance, precision, recall, likelihood, reconstruction …, with everything that moves them"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run or the samples, the reference, the metrics, and how samples are made."""
+    parser.add_argument("run_folder", metavar="RUN", nargs="?", help="a run; may be left out with --samples")
+    parser.add_argument("--samples", metavar="WHERE", help="judge these images (folder, zip, tar) in place of a run's")
+    parser.add_argument(
+        "--data",
+        metavar="WHERE",
+        help="real images (default: the run's own, the training part for samples, the held-out part for the rest)",
+    )
+    parser.add_argument(
+        "--metrics",
+        default="fd,kid,precision,recall",
+        metavar="A,B,…",
+        help="fd, kid, is, precision, recall, diversity, cas, psnr, ssim, lpips, rfd, bits",
+    )
+    parser.add_argument(
+        "--features",
+        default="inception",
+        metavar="WHICH",
+        help="inception (default), dinov2, a TorchScript file.pt, or a folder of bld train-features",
+    )
+    parser.add_argument(
+        "--num",
+        "--num-images",
+        type=int,
+        default=10_000,
+        help="samples (default 10,000; the paper takes 50,000); "
+        "torchrun mistakes --num for an option of its own: give it --num-images",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default 0)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
+    parser.add_argument("--temperature", type=float, help="τ (default: the run's)")
+    parser.add_argument("--guidance-scale", type=float, help="1 + ω (default: the run's)")
+    parser.add_argument(
+        "--classes", default="", metavar="A,B,…", help="classes of the samples in turn; 'all' for every one"
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no figure")
+    parser.add_argument("--cas-network", default="resnet50", help="resnet50 (default) or small")
+    parser.add_argument("--cas-steps", type=int, default=2000, help="training steps of cas's classifier")
+    parser.add_argument("--image-size", type=int, help="pixels at which images are judged (default: the run's)")
+    parser.add_argument("--resize", action="store_true", help="resize images of --samples that have another size")
+    parser.add_argument("--out", type=Path, help="where the figures go (default RUN/evaluation.json)")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Judge, print, write."""
+    from bld.checkpoint import write_json
+    from bld.evaluation import evaluate
+    from bld.evaluation.features import load_extractor
+
+    if not args.run_folder and not args.samples:
+        raise SettingError("Nothing to judge: name a RUN, or images with --samples.")
+    request = evaluate.Request(
+        metrics=tuple(word for word in args.metrics.split(",") if word), num=args.num, seed=args.seed, steps=args.steps,
+        temperature=args.temperature, guidance_scale=args.guidance_scale, classes=args.classes,
+        batch_size=args.batch_size, cas_steps=args.cas_steps, cas_network=args.cas_network,
+    )  # fmt: skip
+    device = device_from(args)
+    featured = {*evaluate.METRICS, "rfd"} & set(request.metrics)
+    extractor = load_extractor(args.features, device) if featured else None
+    processes = _processes()
+    with precision(args, device):
+        given = args.samples is not None
+        record = _given(args, request, extractor) if given else _run(args, request, extractor, device, processes)
+    if processes.rank == 0:
+        for line in evaluate.lines(record["figures"], extractor):
+            say(line)
+        out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / "evaluation.json"
+        write_json(out, record)
+        say(f"Written: {out}")
+    processes.wait()
+
+
+def _run(args: argparse.Namespace, request: Any, extractor: Any, device: Any, processes: Processes) -> dict[str, Any]:
+    from bld.evaluation import evaluate
+    from bld.pipeline import BinaryLatentDiffusionPipeline
+
+    folder = Path(args.run_folder)
+    pipeline = BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device)
+    reference, unseen = _images(args, folder)
+    warning = evaluate.need_enough(reference, request.metrics, extractor, request.num)
+    if warning and processes.rank == 0:
+        say(warning)
+    where = folder / "evaluation" if folder.is_dir() else Path("evaluation") / folder.name
+    quiet = say if processes.rank == 0 else (lambda _: None)
+    figures = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes)
+    defaults = pipeline.index.sampling
+    made = {
+        "model": pipeline.fingerprint(),
+        "prior": pipeline.diffusion.kind,
+        "steps": request.steps or defaults.num_inference_steps or pipeline.diffusion.steps,
+        "temperature": defaults.temperature if request.temperature is None else request.temperature,
+        "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        "precision": args.precision,
+        "format": "uint8 straight from the model, no file",
+    }
+    return evaluate.record(figures, request, extractor, reference, unseen, made)
+
+
+def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, Any]:
+    from bld.evaluation import evaluate
+    from bld.images import ImageSet, Preprocessing
+
+    if not args.data and not args.run_folder:
+        raise SettingError("Samples are judged against real images: name them with --data.")
+    reference = _images(args, Path(args.run_folder) if args.run_folder else None)[0]
+    size = reference.preprocessing.image_size
+    given = ImageSet.open(args.samples, Preprocessing(size))
+    if not args.resize:
+        evaluate.refuse_other_size(given, size)
+    warning = evaluate.need_enough(reference, request.metrics, extractor, len(given))
+    if warning:
+        say(warning)
+    folder = (args.out.parent if args.out else Path()) / "evaluation"
+    figures = evaluate.evaluate_samples(given, reference, request, extractor, folder)
+    return evaluate.record(figures, request, extractor, reference, None, evaluate.describe_images(given))
+
+
+def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, ImageSet]:
+    """(reference, unseen): of --data all for both; of a run's own images its training and its held-out part."""
+    from bld.evaluation.opened_run import open_run
+    from bld.images import ImageSet, Preprocessing
+    from bld.training.run_folder import RunFolder
+
+    settings = RunFolder(folder).settings() if folder is not None and (folder / "config.yaml").is_file() else None
+    if args.data:
+        prep = settings.preprocessing() if settings is not None else None
+        size = args.image_size or (prep.image_size if prep is not None else _size_of(args.data))
+        plain = (
+            Preprocessing(size)
+            if prep is None
+            else Preprocessing(size, resample=prep.resample, background=prep.background)
+        )
+        images = ImageSet.open(args.data, plain)
+        return images, images
+    if settings is None or folder is None:
+        raise SettingError(f"{folder} does not know its images: name real ones with --data.")
+    import torch
+
+    opened = open_run(RunFolder(folder), torch.device("cpu"))
+    if opened.train is None or opened.held_out is None:
+        raise SettingError(
+            f"The run's images cannot be opened ({opened.missing.rstrip('.')}): name others with --data."
+        )
+    return opened.train, opened.held_out
+
+
+def _size_of(data: str) -> int:
+    """The shorter side of the first image."""
+    from bld.images import open_images
+
+    return min(open_images(data).read(0).size)
+
+
+def _processes() -> Processes:
+    """One, unless a launcher has started several."""
+    from bld.evaluation.evaluate import Processes
+
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return Processes()
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)

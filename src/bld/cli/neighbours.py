@@ -1,0 +1,59 @@
+"""Draw samples with their nearest training images, so that a prior which copies its data gives itself away."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bld.cli.common import add_sampling_arguments, labels_from, load_pipeline, precision, say
+from bld.errors import SettingError
+
+HELP = "samples and their nearest training images, as a picture"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, how many, by which distance, where to."""
+    parser.add_argument("run_folder", metavar="RUN", help="a run whose images are at hand")
+    parser.add_argument("--num", type=int, default=8, help="samples (default 8)")
+    parser.add_argument("--k", type=int, default=10, help="neighbours of each (default 10)")
+    parser.add_argument(
+        "--by",
+        default="pixels",
+        metavar="WHAT",
+        help="pixels (default), lpips, or features: inception, dinov2, a file.pt or a folder",
+    )
+    parser.add_argument("--out", type=Path, help="the picture (default RUN/neighbours.png)")
+    add_sampling_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Sample, search, draw."""
+    import torch
+
+    from bld.evaluation.neighbours import nearest, nearest_by
+    from bld.evaluation.opened_run import open_run
+    from bld.images import make_grid, save_png
+    from bld.training.run_folder import RunFolder
+
+    if args.num < 1:
+        raise SettingError(f"--num is at least 1, not {args.num}.")
+    pipe = load_pipeline(args)
+    opened = open_run(RunFolder(args.run_folder), torch.device("cpu"))
+    if opened.train is None:
+        raise SettingError(f"The run's images cannot be opened: {opened.missing}")
+    with precision(args, pipe.device):
+        made = pipe(
+            args.num, labels_from(args, pipe, args.num), args.steps, args.temperature, args.guidance_scale,
+            generator=args.seed, output_type="pt", batch_size=args.batch_size,
+        )  # fmt: skip
+        samples = made.images * 2 - 1
+        found = nearest(samples, opened.train, args.k) if args.by == "pixels" else nearest_by(
+            args.by, samples, opened.train, args.k, args.batch_size
+        )  # fmt: skip
+    rows = [part for i in range(args.num) for part in (samples[i : i + 1], opened.train.centre(found.indices[i]))]
+    out = args.out or Path(args.run_folder) / "neighbours.png"
+    save_png(make_grid(torch.cat(rows), columns=args.k + 1, scale=max(1, 64 // samples.shape[-1])), out)
+    for i in range(args.num):
+        names = ", ".join(opened.train.names[j] for j in found.indices[i, :3].tolist())
+        say(f"sample {i}: nearest {names} …, distance {float(found.distances[i, 0]):.4f} by {args.by}")
+    say(f"Written: {out} (samples in the first column)")

@@ -1,0 +1,126 @@
+"""Classification accuracy score (Ravuri & Vinyals 2019): a classifier trained on samples, tested on real images."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bld.errors import DataError, SettingError
+from bld.evaluation.features import SmallResNet
+from bld.images import ImageSet
+from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.seeding import derive_seed, keyed_permutation
+
+BATCH = 64
+RATE = 1e-3
+SMALL_IMAGES = 64  # pixels; up to here ResNet-50 begins without its stride and pooling, or nothing would be left
+
+
+def classification_accuracy_score(
+    pipeline: BinaryLatentDiffusionPipeline,
+    samples: Callable[[int, int], Iterator[Tensor]],
+    real: ImageSet,
+    num: int,
+    labels: Sequence[int] | None,
+    folder: Path,
+    *,
+    steps: int,
+    network: str = "resnet50",
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """cas_top1 and cas_top5, 0 … 1: train on `num` samples with the classes they were asked to be, test on real images.
+
+    samples(start, stop): their uint8 batches.  labels: their classes.  folder: holds the samples meanwhile, so that
+    memory does not.  network: resnet50 (torchvision's) or small.
+    Raises DataError where samples or real images have no classes.
+    """
+    if labels is None or pipeline.prior.config.num_classes == 0:
+        raise DataError("cas needs a class-conditional prior: this one has no classes to learn from.")
+    if real.labels is None or real.classes != pipeline.classes:
+        raise DataError(
+            f"cas tests on real images with the prior's classes, and {real.location} has "
+            f"{'none' if real.labels is None else 'others'}: put its images into one folder per class."
+        )
+    images = _on_disk(samples(0, num), num, folder)
+    classes = torch.tensor(list(labels))
+    model = train_classifier_on(
+        images, classes, len(pipeline.classes), steps=steps, network=network, seed=seed, say=say
+    )
+    return accuracy(model, real)
+
+
+def _on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:
+    """The batches as one tensor that lives in a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = next(batches)
+    shape = (num, *first.shape[1:])
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".cas-") as file:  # the mapping outlives the name
+        kept = np.memmap(file.name, dtype=np.uint8, mode="w+", shape=shape)
+    start = 0
+    for batch in itertools.chain([first], batches):
+        kept[start : start + len(batch)] = batch.numpy()
+        start += len(batch)
+    return torch.from_numpy(kept)
+
+
+def train_classifier_on(
+    images: Tensor, labels: Tensor, classes: int, *, steps: int, network: str, seed: int, say: Callable[[str], None]
+) -> nn.Module:
+    """A classifier of uint8 images (n, 3, S, S), trained from nothing with a cosine rate."""
+    torch.manual_seed(derive_seed(seed, "cas"))
+    model = _network(network, images.shape[-1], classes)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
+    n, batch = len(images), min(BATCH, len(images))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        order = keyed_permutation(seed, "cas-order", step * batch // n, n)
+        rows = torch.from_numpy(order[[(step * batch + i) % n for i in range(batch)]])
+        loss = F.cross_entropy(_logits(model, images[rows]), labels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 200 == 0:
+            say(f"cas, step {step + 1:,} of {steps:,}: loss {float(loss.detach()):.3f}")
+    return model.eval()
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, real: ImageSet) -> dict[str, float]:
+    """cas_top1, cas_top5 on all images of a labelled set."""
+    assert real.labels is not None
+    top1 = top5 = 0
+    for rows in torch.arange(len(real)).split(256):
+        logits = _logits(model, real.uint8_centre(rows)).float()
+        best = logits.topk(min(5, logits.shape[1])).indices
+        hits = best == real.labels[rows].unsqueeze(1)
+        top1, top5 = top1 + int(hits[:, 0].sum()), top5 + int(hits.any(1).sum())
+    return {"cas_top1": top1 / len(real), "cas_top5": top5 / len(real)}
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    out = model(images.float() / 127.5 - 1)
+    return out[1] if isinstance(out, tuple) else out
+
+
+def _network(name: str, size: int, classes: int) -> nn.Module:
+    if name == "small":
+        return SmallResNet(size, classes)
+    if name != "resnet50":
+        raise SettingError(f"Unknown network '{name}' for cas: resnet50 or small.")
+    from torchvision.models import resnet50
+
+    model = resnet50(num_classes=classes)
+    if size <= SMALL_IMAGES:
+        model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        model.maxpool = nn.Identity()
+    return model

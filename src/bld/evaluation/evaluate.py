@@ -1,0 +1,369 @@
+"""`bld evaluate`: judge a run, streaming, resumable, with everything that moves a number written beside it.
+
+Samples are made shard by shard and only their features are kept, each shard in a file of its own under a key of all
+that made it; a killed evaluation goes on with the next shard, and several processes take every n-th.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bld.errors import DataError, SettingError, did_you_mean
+from bld.evaluation.accuracy_score import classification_accuracy_score
+from bld.evaluation.features import FeatureExtractor
+from bld.evaluation.reconstruction import structural_similarity
+from bld.evaluation.scores import (
+    METRICS,
+    FeatureTable,
+    extract,
+    frechet_distance,
+    read_table,
+    reference_features,
+    score,
+    write_table,
+)
+from bld.images import ImageSet, psnr, to_uint8
+from bld.pipeline import BinaryLatentDiffusionPipeline
+
+RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
+ALL_METRICS = (*METRICS, "cas", *RECONSTRUCTION, "bits")
+SHARD = 1000
+LIBRARIES = ("torch", "torch-fidelity", "torchmetrics")
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is judged, and how.
+
+    metrics: names from ALL_METRICS.  num: samples.  seed, steps, temperature, guidance_scale, classes: of the samples;
+    None is the run's own; classes "" leaves them open, "all" takes all in turn, else names by comma.  batch_size:
+    images at a time, which changes nothing.  reconstructed: real images for reconstruction and cas, at most.
+    codes: for the likelihood.  cas_steps: training steps of the classifier.
+    """
+
+    metrics: tuple[str, ...] = ("fd", "kid", "precision", "recall")
+    num: int = 10_000
+    seed: int = 0
+    steps: int | None = None
+    temperature: float | None = None
+    guidance_scale: float | None = None
+    classes: str = ""
+    batch_size: int = 64
+    reconstructed: int = 10_000
+    codes: int = 512
+    cas_steps: int = 2000
+    cas_network: str = "resnet50"
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in ALL_METRICS:
+                raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, ALL_METRICS)}")
+        if not self.metrics:
+            raise SettingError(f"No metric was named: choose from {', '.join(ALL_METRICS)}.")
+        for field in ("num", "batch_size", "reconstructed", "codes", "cas_steps"):
+            if getattr(self, field) < 1:
+                raise SettingError(f"{field} is at least 1, not {getattr(self, field)}.")
+
+    @property
+    def of_samples(self) -> list[str]:
+        """Those of the metrics that look at samples' features."""
+        return [name for name in self.metrics if name in METRICS]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is, and how to wait for the others."""
+
+    rank: int = 0
+    count: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+# -- samples ----------------------------------------------------------------------------------------------
+
+
+def sampled_features(
+    pipeline: BinaryLatentDiffusionPipeline,
+    request: Request,
+    extractor: FeatureExtractor,
+    folder: Path,
+    processes: Processes,
+    say: Say,
+) -> FeatureTable:
+    """Features of samples 0 … num - 1, made as far as they are not in the folder yet."""
+    key = {
+        "model": pipeline.fingerprint(),
+        "extractor": extractor.sha256,
+        **{name: getattr(request, name) for name in ("seed", "steps", "temperature", "guidance_scale", "classes")},
+    }
+    shards = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    bounds = [(start, min(start + SHARD, request.num)) for start in range(0, request.num, SHARD)]
+    for index, (start, stop) in enumerate(bounds):
+        path = shards / f"{start:07d}-{stop:07d}.npz"
+        if index % processes.count != processes.rank or path.is_file():
+            continue
+        say(f"Sampling images {start:,} to {stop - 1:,} of {request.num:,}.")
+        write_table(path, extract(samples(pipeline, request, start, stop), extractor))
+    processes.wait()
+    tables = [read_table(shards / f"{start:07d}-{stop:07d}.npz") for start, stop in bounds]
+    logits = [table.logits for table in tables if table.logits is not None]
+    both = torch.cat(logits) if len(logits) == len(tables) else None
+    return FeatureTable(torch.cat([table.features for table in tables]), both)
+
+
+def samples(pipeline: BinaryLatentDiffusionPipeline, request: Request, start: int, stop: int) -> Iterator[Tensor]:
+    """uint8 batches of samples start … stop - 1; each depends on the seed and its number alone."""
+    for first in range(start, stop, request.batch_size):
+        n = min(request.batch_size, stop - first)
+        labels = None if not request.classes else [label_of(pipeline, request.classes, first + i) for i in range(n)]
+        images = pipeline(
+            n, labels, request.steps, request.temperature, request.guidance_scale, generator=request.seed,
+            output_type="pt", batch_size=request.batch_size, first_index=first,
+        ).images  # fmt: skip
+        yield to_uint8(images * 2 - 1)
+
+
+def label_of(pipeline: BinaryLatentDiffusionPipeline, classes: str, index: int) -> int:
+    """The class of sample `index`: those asked for, in turn."""
+    if not pipeline.classes:
+        raise SettingError(f"--classes {classes} was given, but this prior has no classes: leave it out.")
+    names = pipeline.classes if classes == "all" else classes.split(",")
+    name = names[index % len(names)]
+    if name in pipeline.classes:
+        return pipeline.classes.index(name)
+    if name.isdigit() and int(name) < len(pipeline.classes):
+        return int(name)
+    raise SettingError(f"Unknown class '{name}'.{did_you_mean(name, pipeline.classes)}")
+
+
+def image_batches(images: ImageSet, most: int | None = None, batch_size: int = 256) -> Iterator[Tensor]:
+    """uint8 batches of a set's centre views, evenly spread over at most `most` of them."""
+    count = len(images) if most is None else min(most, len(images))
+    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()
+    for part in rows.split(batch_size):
+        yield images.uint8_centre(part)
+
+
+# -- the parts --------------------------------------------------------------------------------------------
+
+
+def evaluate_run(
+    pipeline: BinaryLatentDiffusionPipeline,
+    reference: ImageSet,
+    unseen: ImageSet,
+    request: Request,
+    extractor: FeatureExtractor | None,
+    folder: Path,
+    say: Say,
+    processes: Processes | None = None,
+) -> dict[str, Any]:
+    """Every figure by name.
+
+    reference: what samples are compared with.  unseen: real images for reconstruction, likelihood and cas's test.
+    extractor: may be None where no metric needs features.
+    """
+    processes = processes or Processes()
+    figures: dict[str, Any] = {}
+    if request.of_samples:
+        table = sampled_features(pipeline, request, _needed(extractor), folder, processes, say)
+        if processes.rank == 0:
+            figures |= score(table, reference_features(reference, _needed(extractor), folder), request.of_samples)
+    if processes.rank != 0:
+        return {}
+    if set(RECONSTRUCTION) & set(request.metrics):
+        say(f"Reconstructing {min(request.reconstructed, len(unseen)):,} images.")
+        figures |= reconstruction_figures(pipeline, unseen, request, extractor)
+    if "bits" in request.metrics:
+        say("Counting bits.")
+        figures |= likelihood_figures(pipeline, unseen, request)
+    if "cas" in request.metrics:
+        classed = replace(request, classes=request.classes or "all") if pipeline.classes else request
+        labels = [label_of(pipeline, classed.classes, i) for i in range(request.num)] if pipeline.classes else None
+        figures |= classification_accuracy_score(
+            pipeline, lambda start, stop: samples(pipeline, classed, start, stop), unseen, request.num, labels, folder,
+            steps=request.cas_steps, network=request.cas_network, seed=request.seed, say=say,
+        )  # fmt: skip
+    return figures
+
+
+def evaluate_samples(
+    given: ImageSet, reference: ImageSet, request: Request, extractor: FeatureExtractor, folder: Path
+) -> dict[str, Any]:
+    """Figures of images that another program made."""
+    beyond = [name for name in request.metrics if name not in METRICS]
+    if beyond:
+        raise SettingError(
+            f"{beyond[0]} needs a run, and --samples gives images alone: choose from {', '.join(METRICS)}."
+        )
+    table = extract(image_batches(given), extractor)
+    return score(table, reference_features(reference, extractor, folder), request.of_samples)
+
+
+def _needed(extractor: FeatureExtractor | None) -> FeatureExtractor:
+    if extractor is None:
+        raise SettingError("These metrics need features: name --features.")
+    return extractor
+
+
+@torch.no_grad()
+def reconstruction_figures(
+    pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, request: Request, extractor: FeatureExtractor | None
+) -> dict[str, float]:
+    """psnr, ssim, lpips (mean and _std over images) and rfd, of thresholded codes."""
+    asked = [name for name in RECONSTRUCTION if name in request.metrics]
+    lpips = _lpips() if "lpips" in asked else None
+    values: dict[str, list[Tensor]] = {name: [] for name in asked if name != "rfd"}
+    real, rebuilt = [], []
+    for batch in image_batches(images, request.reconstructed, request.batch_size):
+        x = batch.float() / 127.5 - 1
+        again = pipeline.reconstruct(x, "pt", batch_size=request.batch_size) * 2 - 1
+        if "psnr" in values:
+            values["psnr"].append(psnr(x, again))
+        if "ssim" in values:
+            values["ssim"].append(structural_similarity(x, again))
+        if lpips is not None:
+            values["lpips"].append(lpips(x, again).flatten())
+        if "rfd" in asked:
+            real.append(_needed(extractor)(batch).features)
+            rebuilt.append(_needed(extractor)(to_uint8(again)).features)
+    found: dict[str, float] = {}
+    for name, parts in values.items():
+        joined = torch.cat(parts).double()
+        found |= {name: float(joined.mean()), f"{name}_std": float(joined.std()) if len(joined) > 1 else 0.0}
+    if "rfd" in asked:
+        found["rfd"] = frechet_distance(torch.cat(rebuilt), torch.cat(real))
+    return found
+
+
+def _lpips() -> Any:
+    from bld.autoencoder.objective import load_lpips
+
+    try:
+        return load_lpips()
+    except SettingError as error:
+        raise SettingError(
+            "lpips needs VGG-16's weights, which could not be loaded: connect to the network once, or leave lpips out."
+        ) from error
+
+
+@torch.no_grad()
+def likelihood_figures(pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, request: Request) -> dict[str, float]:
+    """bits_per_code (and its standard error), bits_per_bit and bits_per_dimension of unseen images' codes.
+
+    The codes are drawn as in training (eq. 1); per dimension is over the image's subpixels, and counts the code alone.
+    """
+    rows = torch.linspace(0, len(images) - 1, min(request.codes, len(images)), dtype=torch.float64).round().long()
+    noise = torch.Generator().manual_seed(request.seed)
+    labels = images.labels[rows].tolist() if images.labels is not None and pipeline.classes else None
+    if pipeline.prior.config.num_classes == 0:
+        labels = None
+    codes = torch.cat(
+        [
+            pipeline.tokenizer.encode(images.centre(part).to(pipeline.device), noise).cpu()
+            for part in rows.split(request.batch_size)
+        ]
+    )
+    bits = pipeline.likelihood_bits(codes, labels, generator=request.seed, batch_size=request.batch_size)
+    return {
+        "bits_per_code": float(bits.mean()),
+        "bits_per_code_standard_error": float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else 0.0,
+        "bits_per_bit": float(bits.mean()) / pipeline.tokenizer.code_shape.bits,
+        "bits_per_dimension": float(bits.mean()) / (3 * pipeline.image_size**2),
+    }
+
+
+# -- the record -------------------------------------------------------------------------------------------
+
+
+def record(
+    figures: dict[str, Any],
+    request: Request,
+    extractor: FeatureExtractor | None,
+    reference: ImageSet,
+    unseen: ImageSet | None,
+    made: dict[str, Any],
+) -> dict[str, Any]:
+    """What `evaluation.json` holds: the figures, and all that moves them."""
+    import importlib.metadata
+
+    from bld._version import __version__
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {
+        "figures": figures,
+        "samples": made,
+        "request": asdict(request),
+        "reference": describe_images(reference),
+        "unseen": None if unseen is None else describe_images(unseen),
+        "extractor": None
+        if extractor is None
+        else {
+            "name": extractor.name,
+            "sha256": extractor.sha256,
+            "dim": extractor.dim,
+            "distance": extractor.distance_name(),
+        },
+        "versions": {
+            "bld": __version__,
+            **{name: version(name) for name in ("torch", "torch-fidelity", "torchmetrics")},
+        },
+    }
+
+
+def describe_images(images: ImageSet) -> dict[str, Any]:
+    """Where from, how many, which, and how they became squares."""
+    return {
+        "location": images.location,
+        "images": len(images),
+        "fingerprint": images.fingerprint,
+        "preprocessing": images.preprocessing.key(),
+        "format": sorted({Path(name).suffix.lower() or "array" for name in images.names[:1000]}),
+    }
+
+
+def lines(figures: dict[str, Any], extractor: FeatureExtractor | None) -> Iterator[str]:
+    """The figures for the terminal; a distance is never named without its extractor."""
+    distance = "" if extractor is None else extractor.distance_name()
+    by = "" if extractor is None else f" [{extractor.name}]"
+    named = {"fd": distance, "rfd": f"reconstruction {distance}", "kid_mean": f"KID{by}", "kid_std": f"KID spread{by}"}
+    featured = ("is_mean", "is_std", "precision", "recall", "diversity")
+    for name, value in figures.items():
+        yield f"{named.get(name, name + (by if name in featured else '')):<52}{value:.5g}"
+
+
+def need_enough(reference: ImageSet, metrics: Sequence[str], extractor: FeatureExtractor | None, num: int) -> str:
+    """A warning where the Fréchet distance has fewer images than features; empty otherwise."""
+    if extractor is None or "fd" not in metrics:
+        return ""
+    fewest = min(len(reference), num)
+    if fewest > extractor.dim:
+        return ""
+    return (
+        f"Only {fewest:,} images for {extractor.dim:,} features: the covariance is singular and the distance biased "
+        f"upwards; take more than {extractor.dim:,}."
+    )
+
+
+def refuse_other_size(given: ImageSet, size: int) -> None:
+    """Images of --samples must have the reference's size; one of another size is named."""
+    for index in range(len(given)):
+        image = given.source.read(int(given.rows[index]))
+        if image.size != (size, size):
+            raise DataError(
+                f"{given.names[index]} is {image.width}×{image.height}, and the reference images are judged at "
+                f"{size}×{size}: add --resize to resize it, or name --image-size."
+            )

@@ -1,0 +1,162 @@
+"""`bld evaluate`, `bld neighbours`, `bld train-features` on a tiny run: figures, resuming, processes, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bld.cli import main
+from bld.evaluation.features import ClassifierFeatures
+
+pytest.importorskip("torch_fidelity")
+ALL = "fd,kid,is,precision,recall,diversity,psnr,ssim,rfd,bits"
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("features") / "digits"
+    assert main(["train-features", "--data", "digits", "--out", str(out), "--steps", "20"]) == 0
+    return out
+
+
+def evaluate(run: Path, features: Path, *more: str, name: str = "evaluation.json") -> dict:
+    words = ["evaluate", str(run), "--features", str(features), "--steps", "4", "--out", str(run / name), *more]
+    assert main([*words, "--precision", "float32"]) == 0
+    return json.loads((run / name).read_text())
+
+
+def test_every_figure_comes_with_what_moves_it(run_copy, features, capsys):
+    record = evaluate(run_copy, features, "--num", "60", "--metrics", ALL, "--seed", "3")
+    figures = record["figures"]
+    assert set(figures) >= {"fd", "kid_mean", "is_mean", "precision", "recall", "diversity", "psnr", "psnr_std", "ssim",
+                            "rfd", "bits_per_code", "bits_per_bit", "bits_per_dimension"}  # fmt: skip
+    assert all(value == value for value in figures.values())
+    assert record["samples"]["steps"] == 4 and record["samples"]["temperature"] == 0.9
+    assert record["request"]["seed"] == 3 and record["request"]["num"] == 60
+    assert record["reference"]["images"] == 1617 and record["unseen"]["images"] == 180
+    assert record["reference"]["preprocessing"]["resample"] == "lanczos"
+    assert record["extractor"]["name"] == "classifier digits" and len(record["extractor"]["sha256"]) == 16
+    said = capsys.readouterr().out
+    assert "FD (classifier digits)" in said and "FID" not in said
+    assert "Only 60 images for 128 features" in said
+
+
+def test_the_batch_size_changes_no_figure(run_copy, features):
+    one = evaluate(run_copy, features, "--num", "40", "--batch-size", "40", name="a.json")
+    torch_shards = list((run_copy / "evaluation").glob("*/*.npz"))
+    for shard in torch_shards:
+        shard.unlink()
+    other = evaluate(run_copy, features, "--num", "40", "--batch-size", "7", name="b.json")
+    for name, value in one["figures"].items():
+        assert other["figures"][name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+
+
+def test_a_killed_evaluation_makes_only_what_is_missing(run_copy, features, monkeypatch):
+    from bld.evaluation import evaluate as module
+
+    monkeypatch.setattr(module, "SHARD", 10)
+    made, extract = [], ClassifierFeatures.__call__
+
+    def counted(self, images):
+        made.append(len(images))
+        if sum(made) > 25 and len(made) < 4:
+            raise KeyboardInterrupt
+        return extract(self, images)
+
+    monkeypatch.setattr(ClassifierFeatures, "__call__", counted)
+    words = ["evaluate", str(run_copy), "--features", str(features), "--steps", "4", "--num", "40", "--metrics", "fd"]
+    assert main([*words, "--precision", "float32"]) == 130
+    shards = sorted(path.name for path in (run_copy / "evaluation").glob("*/*.npz"))
+    assert shards == ["0000000-0000010.npz", "0000010-0000020.npz"]
+    monkeypatch.setattr(ClassifierFeatures, "__call__", extract)
+    resumed = evaluate(run_copy, features, "--num", "40", "--metrics", "fd", name="resumed.json")
+    for path in (run_copy / "evaluation").glob("*/*.npz"):
+        path.unlink()
+    assert evaluate(run_copy, features, "--num", "40", "--metrics", "fd", name="whole.json") == resumed
+
+
+def test_two_processes_give_the_same_figures_as_one(run_copy, features):
+    """torchrun with two real processes on gloo; 2,500 samples are three shards."""
+    words = ["evaluate", str(run_copy), "--features", str(features), "--steps", "1", "--num-images", "2500",
+             "--metrics",
+             "fd,precision", "--batch-size", "500", "--precision", "float32", "--device", "cpu"]  # fmt: skip
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bld"]
+    two = run_copy / "two.json"
+    done = subprocess.run([*launch, *words, "--out", str(two)], capture_output=True, text=True, timeout=240,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(list((run_copy / "evaluation").glob("*/*.npz"))) == 3
+    for shard in (run_copy / "evaluation").glob("*/*.npz"):
+        shard.unlink()
+    assert main([*words, "--out", str(run_copy / "one.json")]) == 0
+    assert json.loads(two.read_text()) == json.loads((run_copy / "one.json").read_text())
+
+
+def test_images_of_another_program_are_judged(tmp_path, features, run_copy, capsys):
+    folder = tmp_path / "made"
+    assert main(["sample", str(run_copy), "--num", "12", "--steps", "2", "--out", str(folder)]) == 0
+    (folder / "grid.png").unlink()
+    words = ["evaluate", "--samples", str(folder), "--data", "digits", "--features", str(features)]
+    assert main([*words, "--metrics", "fd,precision", "--out", str(tmp_path / "x.json")]) == 0
+    record = json.loads((tmp_path / "x.json").read_text())
+    assert record["samples"]["images"] == 12 and record["samples"]["format"] == [".png"]
+    Image.new("RGB", (9, 8)).save(folder / "wide.png")
+    assert main([*words, "--out", str(tmp_path / "x.json")]) == 2
+    assert "wide.png is 9×8, and the reference images are judged at 8×8: add --resize" in capsys.readouterr().err
+    assert main([*words, "--metrics", "fd", "--resize", "--out", str(tmp_path / "x.json")]) == 0
+
+
+def test_cas_trains_on_samples_and_tests_on_real_images(run_copy, features):
+    more = ["--metrics", "cas", "--num", "40", "--cas-network", "small", "--cas-steps", "3"]
+    figures = evaluate(run_copy, features, *more)["figures"]
+    assert 0 <= figures["cas_top1"] <= figures["cas_top5"] <= 1
+
+
+def test_cas_recognises_classes_it_was_taught():
+    """Trained on real digits in place of samples it knows the others: the score can reach the top."""
+    from bld.evaluation.accuracy_score import accuracy, train_classifier_on
+    from bld.images import ImageSet, Preprocessing
+
+    train, rest = ImageSet.open("digits", Preprocessing(8)).split(0.2, 0)
+    images, labels = train.uint8_centre(range(len(train))), train.labels
+    model = train_classifier_on(images, labels, 10, steps=60, network="small", seed=0, say=lambda _: None)
+    found = accuracy(model, rest)
+    assert found["cas_top1"] > 0.8 and found["cas_top5"] > found["cas_top1"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Nothing to judge"),
+        (["RUN", "--metrics", "fidd"], "Unknown metric 'fidd'"),
+        (["RUN", "--num", "0"], "num is at least 1, not 0"),
+        (["RUN", "--num", "3", "--metrics", "precision"], "precision needs at least 4 images"),
+        (["RUN", "--metrics", "fd", "--num", "12", "--classes", "eleven"], "Unknown class 'eleven'"),
+        (["RUN", "--metrics", "cas", "--data", "PLAIN"], "cas tests on real images with the prior's classes"),
+        (["--samples", "digits"], "name them with --data"),
+        (["--samples", "digits", "--data", "digits", "--metrics", "psnr"], "psnr needs a run"),
+        (["RUN", "--metrics", "fd", "--data", "nowhere"], "There is nothing at nowhere"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_sentence(words, message, run_copy, features, image_folder, capsys, tmp_path):
+    named = {"RUN": str(run_copy), "PLAIN": str(image_folder(6))}
+    words = [named.get(word, word) for word in words]
+    assert main(["evaluate", *words, "--features", str(features), "--out", str(tmp_path / "e.json")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_neighbours_are_drawn_and_named(run_copy, features, capsys):
+    for by in ("pixels", str(features)):
+        assert main(["neighbours", str(run_copy), "--num", "3", "--k", "4", "--by", by, "--steps", "2"]) == 0
+        with Image.open(run_copy / "neighbours.png") as picture:
+            assert picture.size == (5 * 66 - 2, 3 * 66 - 2)
+        assert "digit-" in capsys.readouterr().out
+    assert main(["neighbours", str(run_copy), "--k", "0", "--steps", "2"]) == 2
+    assert "k is 1 to the number of images (1617), not 0" in capsys.readouterr().err

@@ -1,0 +1,110 @@
+"""Extractors: what they are called, what they refuse, and a classifier of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from bld.errors import CheckpointError, DataError, MissingPackageError, SettingError
+from bld.evaluation.classifier import train_classifier
+from bld.evaluation.features import load_extractor, resized
+from bld.images import ImageSet, Preprocessing
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[ImageSet, ImageSet]:
+    return ImageSet.open("digits", Preprocessing(8)).split(0.1, 0)
+
+
+@pytest.fixture(scope="module")
+def folder(digits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("features") / "digits"
+    train_classifier(*digits, out, steps=40, width=8)
+    return out
+
+
+def test_a_classifier_learns_and_comes_back_from_disk_the_same(digits, folder):
+    made = load_extractor(folder)
+    assert made.accuracy > 0.6  # ten classes: chance is 0.1
+    assert made.name == "classifier digits" and made.distance_name() == "FD (classifier digits)"
+    images = digits[1].uint8_centre(range(5))
+    again = load_extractor(folder)
+    assert torch.equal(made(images).features, again(images).features) and made.sha256 == again.sha256
+    assert made(images).features.shape == (5, made.dim) and made(images).logits.shape == (5, 10)
+
+
+def test_the_same_settings_train_nothing_and_others_do(digits, folder):
+    heard = []
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    train_classifier(*digits, folder, steps=40, width=8, say=heard.append)
+    assert not heard and (folder / "model.safetensors").stat().st_mtime_ns == before
+    train_classifier(*digits, folder, steps=41, width=8, say=heard.append)
+    assert heard
+    train_classifier(*digits, folder, steps=40, width=8)
+
+
+def test_features_do_not_depend_on_the_batch_and_images_are_resized_alike(digits, folder):
+    made = load_extractor(folder)
+    images = digits[1].uint8_centre(range(6))
+    torch.testing.assert_close(made(images).features[4:], made(images[4:]).features, rtol=1e-4, atol=1e-5)
+    larger = images.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    assert made(larger).features.shape == (6, made.dim)
+    assert torch.equal(resized(images, 8), images.float() / 255)
+
+
+def test_a_torchscript_file_is_an_extractor(tmp_path):
+    class Mean(torch.nn.Module):
+        def forward(self, images):
+            return images.float().mean((2, 3))
+
+    torch.jit.script(Mean()).save(str(tmp_path / "mean.pt"))
+    made = load_extractor(tmp_path / "mean.pt")
+    assert made.dim == 3 and made.name == "mean.pt" and made.distance_name() == "FD (mean.pt)"
+    white = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
+    assert torch.equal(made(white).features, torch.full((2, 3), 255.0)) and made(white).logits is None
+
+
+def test_what_is_no_extractor_is_a_sentence(tmp_path, folder):
+    with pytest.raises(SettingError, match="There are no features 'inceptio'"):
+        load_extractor("inceptio")
+    (tmp_path / "bad.pt").write_bytes(b"no torchscript")
+    with pytest.raises(SettingError, match="is not a TorchScript file"):
+        load_extractor(tmp_path / "bad.pt")
+    fields = json.loads((folder / "config.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({**fields, "_class_name": "Denoiser"}))
+    with pytest.raises(CheckpointError, match="holds no classifier"):
+        load_extractor(other)
+    (other / "config.json").write_text(json.dumps({**fields, "width": 9}))
+    (other / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(CheckpointError, match="damaged classifier"):
+        load_extractor(other)
+
+
+def test_images_without_classes_teach_no_classifier(image_folder, tmp_path):
+    plain = ImageSet.open(image_folder(12), Preprocessing(8)).split(3, 0)
+    with pytest.raises(DataError, match="has no classes to learn"):
+        train_classifier(*plain, tmp_path / "out", steps=1)
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+    with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[metrics\]"):
+        load_extractor("inception")
+
+
+def test_inception_without_its_weights_is_a_sentence(monkeypatch, tmp_path):
+    """No network in the tests: the download is made to fail as it does offline."""
+    pytest.importorskip("torch_fidelity")
+    import torch_fidelity.feature_extractor_inceptionv3 as module
+
+    def offline(*_: object, **__: object):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(module, "load_state_dict_from_url", offline)
+    with pytest.raises(SettingError, match=r"Inception's weights could not be loaded .*connect to the network once"):
+        load_extractor("inception")

@@ -52,11 +52,8 @@ def _setting(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
 def cost(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
     """What an experiment would train at this scale, before anything is."""
     item = NAMES.get(name)
-    priors = (
-        sorted({row.prior for row in item.rows(workshop.scale, 256) if row.prior})
-        if isinstance(item, Item)
-        else ["bernoulli"]
-    )
+    rows = item.rows(workshop.scale, 256) if isinstance(item, Item) else []
+    priors = sorted({row.prior for row in rows if row.prior}) or ["bernoulli"]
     tokenizers = workshop.scale.formats if name == "table4" else sorted({workshop.tokenizer_of(p) for p in priors})
     yield f"{name} trains {len(tokenizers)} tokenizers and {len(priors)} priors, {seeds} times each; one of them:"
     settings = load_settings(workshop.scale.preset, words=workshop.words(workshop.scale.base, "bernoulli", 0))

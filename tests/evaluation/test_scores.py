@@ -17,6 +17,7 @@ from bld.evaluation.scores import (
     inception_score,
     kernel_distance,
     mean_distance,
+    moments,
     precision_recall,
     read_table,
     score,
@@ -77,6 +78,15 @@ def test_figures_are_those_of_torch_fidelity_itself():
     assert found["precision"] == pytest.approx(prc["precision"], abs=1e-9)
     assert found["recall"] == pytest.approx(prc["recall"], abs=1e-9)
     assert found["is_mean"] == pytest.approx(isc["inception_score_mean"], rel=1e-9)
+
+
+def test_moments_in_blocks_are_the_librarys_statistics():
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    x = normal(2345, 6, 0, mean=3.0)
+    found, theirs = moments(x), fid_features_to_statistics(x.double())
+    np.testing.assert_allclose(found["mu"], theirs["mu"], rtol=1e-12)
+    np.testing.assert_allclose(found["sigma"], theirs["sigma"], rtol=1e-9, atol=1e-12)
 
 
 def test_precision_and_recall_by_hand():

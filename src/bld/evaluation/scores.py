@@ -134,10 +134,20 @@ def score(
 def frechet_distance(samples: Tensor, reference: Tensor) -> float:
     """‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) of features (n, D), in float64."""
     fid = _library("metric_fid")
-    first, second = (fid.fid_features_to_statistics(x.double()) for x in (samples, reference))
-    for statistics in (first, second):
-        statistics["sigma"] = np.atleast_2d(statistics["sigma"])
+    first, second = moments(samples), moments(reference)
     return max(0.0, fid.fid_statistics_to_metric(first, second, False)[fid.KEY_METRIC_FID])
+
+
+def moments(features: Tensor) -> dict[str, np.ndarray]:
+    """ "mu" (D,) and "sigma" (D, D) of features (n, D), float64, the latter over n - 1: torch-fidelity's statistics,
+    block by block, so that float64 copies of all features are never held.
+    """
+    mean = features.mean(0, dtype=torch.float64)
+    product = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+    for block in features.split(ROWS_AT_A_TIME):
+        centred = block.double() - mean
+        product += centred.T @ centred
+    return {"mu": mean.numpy(), "sigma": (product / (len(features) - 1)).numpy()}
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:

@@ -96,7 +96,17 @@ def test_importing_bld_imports_neither_torch_nor_anything_heavy():
 
 
 def test_the_pipeline_pulls_in_no_optional_dependency():
-    optional = ["sklearn", "lpips", "tensorboard", "matplotlib", "accelerate", "torchvision.models", "scipy"]
+    optional = [
+        "sklearn",
+        "lpips",
+        "tensorboard",
+        "matplotlib",
+        "accelerate",
+        "torchvision.models",
+        "scipy",
+        "diffusers",
+    ]
+    optional += ["vector_quantize_pytorch", "torch_fidelity", "torchmetrics"]
     assert run_python(f"import sys, bld.pipeline; print([n for n in {optional} if n in sys.modules])") == "[]"
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from bld.errors import DataError, SettingError
+from bld.errors import DataError, MissingPackageError, SettingError
 from bld.evaluation.scores import (
     METRICS,
     FeatureTable,
@@ -163,3 +164,12 @@ def test_unknown_metrics_and_mixed_extractors_are_refused():
     with pytest.raises(SettingError, match="different extractors"):
         score(FeatureTable(normal(9, 2, 0)), FeatureTable(normal(9, 3, 0)), ["fd"])
     assert "fid" not in METRICS
+
+
+@pytest.mark.parametrize("metric", ["fd", "kid", "is", "precision"])
+def test_without_the_library_the_extra_is_named(metric, monkeypatch):
+    for module in ("metric_fid", "metric_kid", "metric_isc", "metric_prc"):
+        monkeypatch.setitem(sys.modules, f"torch_fidelity.{module}", None)
+    table = FeatureTable(normal(50, 2, 0), normal(50, 3, 0))
+    with pytest.raises(MissingPackageError, match=r"pip install 'binary-latent-diffusion\[metrics\]'"):
+        score(table, table, [metric])

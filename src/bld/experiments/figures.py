@@ -72,6 +72,7 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
     findings = Findings(
         "Table 4: reconstruction by format of the code",
         "bits reconstruct better than a vector-quantised code, and as well as real numbers; more so on a smaller grid.",
+        basis=f"over {seeds} training seeds" if seeds > 1 else "with one training of each row, which decides nothing",
     )
     images = len(workshop.unseen(0))
     findings.tables.append(
@@ -211,6 +212,7 @@ def table6(workshop: Workshop, seeds: int) -> Findings:
             Comparison("ours at 64 steps faster than latent diffusion at 200", seconds["ours, 64 steps"], ldm),
             Comparison("ours at 16 steps faster than at 64", seconds["ours, 16 steps"], seconds["ours, 64 steps"]),
         ],
+        basis=f"over {TIMED} runs in turns",
         notes=[
             "Times are of this machine and moment; ratios hold better. A step costs the same forward pass "
             "in every row but "
@@ -341,6 +343,7 @@ def figure_n(workshop: Workshop, seeds: int) -> Findings:
             )
         ],
         comparisons=comparisons,
+        basis=f"over {count} images, with one training",
         notes=[
             "The paper shows pictures alone. A sample is not the mean, so an error below that of the mean image is a "
             "demanding test: a perfect sampler that ignored the given part would have about twice its error.",
@@ -396,6 +399,7 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
                 grid,
             )
         ],
+        basis=f"over {len(ours)} samples of one training",
         comparisons=[
             Comparison(
                 "samples are no nearer to training images than 0.8 times what unseen images are",

@@ -69,11 +69,18 @@ class Item:
         """Train what is missing, measure every row, and judge."""
         rows = self.rows(workshop.scale, workshop.pipeline("bernoulli", 0).prior.code_shape.positions)
         values = {row.label: measure(workshop, row, seeds, self.figures) for row in rows}
-        findings = Findings(self.title, self.claim, comparisons=self.claims(values))
+        findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(seeds))
         findings.tables.append((_caption(workshop, seeds), _table(workshop, rows, values, self.figures)))
         findings.pictures += self.pictures(workshop, rows, values)
         findings.notes += [_what_differs(workshop), *self.notes]
         return findings
+
+
+def over(seeds: int) -> str:
+    """What a verdict rests on."""
+    if seeds > 1:
+        return f"over {seeds} training seeds"
+    return f"over {SAMPLING_SEEDS} sampling seeds of one training of each row: other trainings may differ by more"
 
 
 def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:

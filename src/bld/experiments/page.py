@@ -41,6 +41,8 @@ class Findings:
     pictures: list[tuple[str, str, Image.Image]] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    basis: str = ""
+    """What the spread is over, said beside the verdict: it may not claim more."""
     looked_at: str = ""
     """For an experiment that only shows: what the picture shows, in place of a verdict."""
 
@@ -57,7 +59,7 @@ def verdict(findings: Findings) -> str:
     """One sentence."""
     if not findings.comparisons:
         return findings.looked_at or "Nothing was compared."
-    return f"**{judge(findings.comparisons).capitalize()}.**"
+    return f"**{judge(findings.comparisons).capitalize()}**, {findings.basis}."
 
 
 def machine() -> str:

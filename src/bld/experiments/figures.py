@@ -350,8 +350,8 @@ def figure_n(workshop: Workshop, seeds: int) -> Findings:
         basis=f"over {count} images, with one training",
         notes=[
             "The paper shows pictures alone. Other images' content is what a sampler that ignored the given part would "
-            "draw at best. (An earlier rule compared with the mean training image, whose error is half of that: a perfect "
-            "sampler can exceed it, as a sample is no mean.)",
+            "draw at best. (An earlier rule compared with the mean training image, whose error is half of that: a "
+            "perfect sampler can exceed it, as a sample is no mean.)",
             "The comparisons are over images, not seeds.",
         ],
     )

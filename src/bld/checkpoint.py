@@ -132,17 +132,19 @@ ALTERNATIVES: dict[str, Callable[..., Process]] = {
 }
 
 
+def process_settings(process: Process) -> dict[str, Any]:
+    """All that a process is made of: of a Bernoulli diffusion its schedule (a table with its numbers) and meaning."""
+    if not isinstance(process, BernoulliDiffusion):
+        return process.settings()  # type: ignore[attr-defined]
+    schedule = process.schedule
+    table = {"table": schedule.k.tolist()} if schedule.kind == "table" else {}
+    shape = {"schedule": schedule.kind, "steps": schedule.steps, **table}
+    return {**shape, "target": process.target, "posterior": process.posterior}
+
+
 def save_process(folder: Path, process: Process) -> None:
-    """Write how a prior noises and generates as `config.json`; of a Bernoulli diffusion schedule, target, posterior."""
-    if isinstance(process, BernoulliDiffusion):
-        schedule = process.schedule
-        fields: dict[str, object] = {"schedule": schedule.kind, "steps": schedule.steps}
-        if schedule.kind == "table":
-            fields["table"] = schedule.k.tolist()
-        fields |= {"target": process.target, "posterior": process.posterior}
-    else:
-        fields = process.settings()  # type: ignore[attr-defined]
-    write_json(folder / CONFIG, _described(type(process).__name__, fields))
+    """Write how a prior noises and generates as `config.json`."""
+    write_json(folder / CONFIG, _described(type(process).__name__, process_settings(process)))
 
 
 def load_process(folder: Path) -> Process:

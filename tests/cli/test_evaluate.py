@@ -81,6 +81,19 @@ def test_a_killed_evaluation_makes_only_what_is_missing(run_copy, features, monk
     assert evaluate(run_copy, features, "--num", "40", "--metrics", "fd", name="whole.json") == resumed
 
 
+def test_samples_made_in_another_precision_or_by_other_defaults_are_not_taken(run_copy, features):
+    """The shards of float32 do not serve bf16, nor those of one temperature another that the run's index names."""
+    evaluate(run_copy, features, "--num", "20", "--metrics", "fd")
+    words = ["evaluate", str(run_copy), "--features", str(features), "--steps", "4", "--num", "20", "--metrics", "fd"]
+    assert main([*words, "--precision", "bf16"]) == 0
+    assert len(list((run_copy / "evaluation").glob("*/*.npz"))) == 2
+    index = json.loads((run_copy / "model_index.json").read_text())
+    index["sampling"]["temperature"] = 0.5
+    (run_copy / "model_index.json").write_text(json.dumps(index))
+    assert evaluate(run_copy, features, "--num", "20", "--metrics", "fd")["samples"]["temperature"] == 0.5
+    assert len(list((run_copy / "evaluation").glob("*/*.npz"))) == 3
+
+
 def test_two_processes_give_the_same_figures_as_one(run_copy, features):
     """torchrun with two real processes on gloo; 2,500 samples are three shards."""
     words = ["evaluate", str(run_copy), "--features", str(features), "--steps", "1", "--num-images", "2500",

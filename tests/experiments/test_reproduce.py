@@ -159,3 +159,19 @@ def test_the_paper_scale_says_what_it_costs_and_waits(tmp_path, capsys, image_fo
     said = capsys.readouterr()
     assert "trains 1 tokenizers and 6 priors, 3 times each" in said.out and "GFLOP" in said.out
     assert "repeat the command with --yes" in said.err
+
+
+def test_runs_of_other_settings_or_images_are_never_taken(root, monkeypatch, capsys, image_folder):
+    run(root, "figure5")
+    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, words=(*TINY.words, "prior_training.steps=5")))
+    assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root)]) == 2
+    assert "trained on other images or with other settings" in capsys.readouterr().err
+    monkeypatch.setitem(scales.SCALES, "tiny", TINY)
+    other = image_folder(40, classes=2)
+    assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root), "--data", str(other)]) == 2
+    assert "choose another --out, or delete it" in capsys.readouterr().err
+
+
+def test_at_paper_scale_each_experiment_has_its_own_data_set():
+    presets = {name: scales.scale_for("paper", name).preset for name in ("table2", "table3", "table4", "table5")}
+    assert presets == {"table2": "imagenet256", "table3": "ffhq1024", "table4": "bedrooms256", "table5": "churches256"}

@@ -12,9 +12,12 @@ HOLDS = Comparison("a below b", [1.0, 1.1], [2.0, 2.1])
 FAILS = Comparison("a below b", [2.0, 2.1], [1.0, 1.1])
 NEAR = Comparison("a below b", [1.0, 2.0], [1.2, 2.1])
 ALONE = Comparison("a below b", [1.0], [5.0])
+UNMEASURED = Comparison("a below b", [], [5.0, 6.0])
 
 
-@pytest.mark.parametrize(("comparison", "holds"), [(HOLDS, True), (FAILS, False), (NEAR, None), (ALONE, None)])
+@pytest.mark.parametrize(
+    ("comparison", "holds"), [(HOLDS, True), (FAILS, False), (NEAR, None), (ALONE, None), (UNMEASURED, None)]
+)
 def test_a_comparison_needs_twice_its_standard_error(comparison, holds):
     assert comparison.holds is holds
     assert {True: "holds", False: "fails", None: "undecided"}[holds] in str(comparison)

@@ -104,16 +104,7 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, device: Any, pr
     where = folder / "evaluation" if folder.is_dir() else Path("evaluation") / folder.name
     quiet = say if processes.rank == 0 else (lambda _: None)
     figures = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes)
-    defaults = pipeline.index.sampling
-    made = {
-        "model": pipeline.fingerprint(),
-        "prior": pipeline.diffusion.kind,
-        "steps": request.steps or defaults.num_inference_steps or pipeline.diffusion.steps,
-        "temperature": defaults.temperature if request.temperature is None else request.temperature,
-        "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-        "precision": args.precision,
-        "format": "uint8 straight from the model, no file",
-    }
+    made = {**evaluate.made_by(pipeline, request), "format": "uint8 straight from the model, no file"}
     return evaluate.record(figures, request, extractor, reference, unseen, made)
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run it and say where the page is."""
     from bld.experiments import reproduce
-    from bld.experiments.scales import scale_named
+    from bld.experiments.scales import scale_for
     from bld.experiments.workshop import Workshop
 
     if args.name == "list":
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f"There is no experiment '{args.name}'.{did_you_mean(args.name, reproduce.titles())}")
     if args.seeds < 1:
         raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
-    scale = scale_named(args.scale)
+    scale = scale_for(args.scale, args.name)
     workshop = Workshop(scale, args.out, say, args.data, args.test_data, args.features)
     if scale.name == "paper":
         for line in reproduce.cost(workshop, args.name, args.seeds):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bld.errors import DataError, SettingError
+from bld.evaluation.classifier import fit
 from bld.evaluation.features import SmallResNet
 from bld.images import ImageSet
 from bld.pipeline import BinaryLatentDiffusionPipeline
-from bld.seeding import derive_seed, keyed_permutation
+from bld.seeding import derive_seed
+from bld.training.order import KeyedOrder
 
 BATCH = 64
 RATE = 1e-3
@@ -75,22 +76,16 @@ def _on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:
 def train_classifier_on(
     images: Tensor, labels: Tensor, classes: int, *, steps: int, network: str, seed: int, say: Callable[[str], None]
 ) -> nn.Module:
-    """A classifier of uint8 images (n, 3, S, S), trained from nothing with a cosine rate."""
+    """A classifier of uint8 images (n, 3, S, S), trained from nothing."""
     torch.manual_seed(derive_seed(seed, "cas"))
     model = _network(network, images.shape[-1], classes)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.02)
-    n, batch = len(images), min(BATCH, len(images))
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        order = keyed_permutation(seed, "cas-order", step * batch // n, n)
-        rows = torch.from_numpy(order[[(step * batch + i) % n for i in range(batch)]])
-        loss = F.cross_entropy(_logits(model, images[rows]), labels[rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % 200 == 0:
-            say(f"cas, step {step + 1:,} of {steps:,}: loss {float(loss.detach()):.3f}")
+    order = KeyedOrder(len(images), min(BATCH, len(images)), seed, "cas-order")
+
+    def loss(step: int) -> Tensor:
+        rows = torch.from_numpy(order.indices(order.positions(step)))
+        return F.cross_entropy(_logits(model, images[rows]), labels[rows])
+
+    fit(model, loss, steps, RATE, lambda line: say(f"cas, {line}"))
     return model.eval()
 
 

@@ -6,16 +6,16 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bld.checkpoint import read_json
 from bld.errors import DataError, SettingError
 from bld.evaluation.features import ClassifierFeatures, SmallResNet
 from bld.images import ImageSet
 from bld.seeding import derive_seed, keyed_permutation
+from bld.training.order import KeyedOrder
 
 AT_A_TIME = 256
 MOST_JUDGED = 2000
@@ -36,7 +36,7 @@ def train_classifier(
 ) -> ClassifierFeatures:
     """Train, measure on held-out images, save into `out`; a folder with the same settings is loaded instead.
 
-    Adam with a one-cycle rate; images mirrored where the preprocessing says so.
+    Images are mirrored where the preprocessing says so.
     Raises DataError for images without classes, SettingError for numbers below 1.
     """
     if train.labels is None or held_out.labels is None or len(train.classes) < 2:
@@ -60,18 +60,15 @@ def train_classifier(
             return ClassifierFeatures.load(out, device)
     torch.manual_seed(derive_seed(seed, "classifier"))
     network = SmallResNet(train.preprocessing.image_size, len(train.classes), width).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
-    for step in range(steps):
-        rate = learning_rate * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        images, labels = _batch(train, step, batch_size, seed)
-        loss = F.cross_entropy(network(images.to(device))[1], labels.to(device), label_smoothing=0.05)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if (step + 1) % 100 == 0:
-            say(f"classifier, step {step + 1:,} of {steps:,}: loss {float(loss.detach()):.3f}")
+    order, labels = KeyedOrder(len(train), batch_size, seed, "classifier-order"), train.labels
+
+    def loss(step: int) -> Tensor:
+        positions = order.positions(step)
+        rows = order.indices(positions)
+        images = train.views(rows, [derive_seed(seed, "classifier-view", int(p)) for p in positions])
+        return F.cross_entropy(network(images.to(device))[1], labels[rows].to(device), label_smoothing=0.05)
+
+    fit(network, loss, steps, learning_rate, lambda line: say(f"classifier, {line}"))
     accuracy = _accuracy(network.eval(), held_out, device)
     made = ClassifierFeatures(network, {**settings, "held_out_accuracy": accuracy}, device)
     made.save(out)
@@ -79,21 +76,27 @@ def train_classifier(
     return made
 
 
+def fit(
+    network: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float, say: Callable[[str], None]
+) -> None:
+    """Minimise `loss(step)` by AdamW; the rate rises over a tenth of the steps, and falls as a cosine."""
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
+    for step in range(steps):
+        rate = learning_rate * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            say(f"step {step + 1:,} of {steps:,}: loss {float(value.detach()):.3f}")
+
+
 def _short_name(location: str) -> str:
     """The last part of a path, without its extension."""
     name = Path(location.rstrip("/")).name or location
     return name.split(".")[0]
-
-
-def _batch(train: ImageSet, step: int, batch_size: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(images in [-1, 1], labels) of a step, epoch after epoch in keyed orders."""
-    n = len(train)
-    positions = np.arange(step * batch_size, (step + 1) * batch_size)
-    orders = {epoch: keyed_permutation(seed, "classifier-order", int(epoch), n) for epoch in set(positions // n)}
-    rows = np.array([orders[p // n][p % n] for p in positions])
-    seeds = [derive_seed(seed, "classifier-view", int(p)) for p in positions]
-    assert train.labels is not None
-    return train.views(rows, seeds), train.labels[rows]
 
 
 @torch.no_grad()

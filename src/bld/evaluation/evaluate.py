@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bld.checkpoint import process_settings
 from bld.errors import DataError, SettingError, did_you_mean
 from bld.evaluation.accuracy_score import classification_accuracy_score
 from bld.evaluation.features import FeatureExtractor
@@ -32,6 +33,7 @@ from bld.evaluation.scores import (
 )
 from bld.images import ImageSet, psnr, to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.seeding import keyed_generators
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
 ALL_METRICS = (*METRICS, "cas", *RECONSTRUCTION, "bits")
@@ -100,11 +102,7 @@ def sampled_features(
     say: Say,
 ) -> FeatureTable:
     """Features of samples 0 … num - 1, made as far as they are not in the folder yet."""
-    key = {
-        "model": pipeline.fingerprint(),
-        "extractor": extractor.sha256,
-        **{name: getattr(request, name) for name in ("seed", "steps", "temperature", "guidance_scale", "classes")},
-    }
+    key = {"extractor": extractor.sha256, **made_by(pipeline, request)}
     shards = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     bounds = [(start, min(start + SHARD, request.num)) for start in range(0, request.num, SHARD)]
     for index, (start, stop) in enumerate(bounds):
@@ -118,6 +116,23 @@ def sampled_features(
     logits = [table.logits for table in tables if table.logits is not None]
     both = torch.cat(logits) if len(logits) == len(tables) else None
     return FeatureTable(torch.cat([table.features for table in tables]), both)
+
+
+def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request) -> dict[str, Any]:
+    """All that decides the samples: weights, process, settings as they come out with the run's defaults, precision."""
+    defaults, autocast = pipeline.index.sampling, pipeline.device.type
+    precision = str(torch.get_autocast_dtype(autocast)) if torch.is_autocast_enabled(autocast) else "float32"
+    return {
+        "model": pipeline.fingerprint(),
+        "prior": pipeline.diffusion.kind,
+        "process": repr(process_settings(pipeline.diffusion)),
+        "seed": request.seed,
+        "steps": request.steps or defaults.num_inference_steps or pipeline.diffusion.steps,
+        "temperature": defaults.temperature if request.temperature is None else request.temperature,
+        "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        "classes": request.classes,
+        "precision": precision,
+    }
 
 
 def samples(pipeline: BinaryLatentDiffusionPipeline, request: Request, start: int, stop: int) -> Iterator[Tensor]:
@@ -262,16 +277,12 @@ def likelihood_figures(pipeline: BinaryLatentDiffusionPipeline, images: ImageSet
     The codes are drawn as in training (eq. 1); per dimension is over the image's subpixels, and counts the code alone.
     """
     rows = torch.linspace(0, len(images) - 1, min(request.codes, len(images)), dtype=torch.float64).round().long()
-    noise = torch.Generator().manual_seed(request.seed)
     labels = images.labels[rows].tolist() if images.labels is not None and pipeline.classes else None
-    if pipeline.prior.config.num_classes == 0:
-        labels = None
-    codes = torch.cat(
-        [
-            pipeline.tokenizer.encode(images.centre(part).to(pipeline.device), noise).cpu()
-            for part in rows.split(request.batch_size)
-        ]
-    )
+    parts = []
+    for part in rows.split(request.batch_size):
+        noise = keyed_generators(request.seed, "likelihood-codes", part.tolist())
+        parts.append(pipeline.tokenizer.encode(images.centre(part).to(pipeline.device), noise).cpu())
+    codes = torch.cat(parts)
     bits = pipeline.likelihood_bits(codes, labels, generator=request.seed, batch_size=request.batch_size)
     return {
         "bits_per_code": float(bits.mean()),

@@ -41,22 +41,7 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
     for name in workshop.scale.formats:
         found = [_reconstruction(workshop, name, seed) for seed in range(seeds)]
         values[name] = {figure: [one[figure] for one in found] for figure in found[0] if figure != "size"}
-        first = found[0]
-        paper = PAPER_TABLE_4[name]
-        spread = [f"{v['psnr']:.2f} ± {v['psnr_std']:.2f}" for v in found]
-        similar = [f"{v['ssim']:.3f} ± {v['ssim_std']:.3f}" for v in found]
-        rows.append(
-            [
-                _format_name(name),
-                *paper,
-                first["size"],
-                f"{first['bytes']:.0f}",
-                f"{first['parameters'] / 1e6:.2f} M",
-                "; ".join(spread),
-                "; ".join(similar),
-                mean_and_spread(values[name]["psnr_likely"], 4),
-            ]
-        )
+        rows.append(_format_row(name, found))
     headings = [
         "format",
         "paper: size",
@@ -102,6 +87,21 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
         f"Steps of training: {_steps(workshop)}. The paper trains its tokenizers until they converge.",
     ]
     return findings
+
+
+def _format_row(name: str, found: list[dict[str, Any]]) -> list[str]:
+    """One line of the table, from the figures of each seed."""
+    first = found[0]
+    return [
+        _format_name(name),
+        *PAPER_TABLE_4[name],
+        first["size"],
+        f"{first['bytes']:.0f}",
+        f"{first['parameters'] / 1e6:.2f} M",
+        "; ".join(f"{v['psnr']:.2f} ± {v['psnr_std']:.2f}" for v in found),
+        "; ".join(f"{v['ssim']:.3f} ± {v['ssim_std']:.3f}" for v in found),
+        mean_and_spread([v["psnr_likely"] for v in found], 4),
+    ]
 
 
 def _steps(workshop: Workshop) -> str:

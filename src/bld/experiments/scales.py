@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bld.errors import SettingError, did_you_mean
 
@@ -182,8 +182,13 @@ PAPER = Scale(
 SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, PAPER)}
 
 
-def scale_named(name: str) -> Scale:
-    """One of the three; SettingError naming the nearest for another."""
+PAPER_PRESETS = {"table2": "imagenet256", "figureM": "imagenet256", "table3": "ffhq1024", "table4": "bedrooms256"}
+"""The data set of the paper's experiment where it is not LSUN Churches."""
+
+
+def scale_for(name: str, experiment: str) -> Scale:
+    """The scale of that name, at paper scale with the experiment's own preset; SettingError for another name."""
     if name not in SCALES:
         raise SettingError(f"Unknown scale '{name}'.{did_you_mean(name, SCALES)}")
-    return SCALES[name]
+    scale = SCALES[name]
+    return replace(scale, preset=PAPER_PRESETS.get(experiment, scale.preset)) if name == "paper" else scale

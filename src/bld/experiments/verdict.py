@@ -27,7 +27,9 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Mean of high minus mean of low: above 0 where the claim holds."""
+        """Mean of high minus mean of low: above 0 where the claim holds; not a number where a side was not measured."""
+        if not (self.low and self.high):
+            return math.nan
         return fmean(self.high) - fmean(self.low)
 
     @property
@@ -41,6 +43,8 @@ class Comparison:
     def holds(self) -> bool | None:
         """True, False, or None where the difference lies within twice its standard error."""
         margin = STANDARD_ERRORS * self.standard_error
+        if math.isinf(margin):
+            return None
         if abs(self.difference) <= margin:
             return None
         return self.difference > 0

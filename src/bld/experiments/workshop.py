@@ -37,6 +37,7 @@ from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import keyed_permutation
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
+from bld.training.settings import load_settings
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
@@ -72,7 +73,9 @@ class Workshop:
         if not (data or scale.data):
             raise SettingError(f"The scale {scale.name} brings no images: add --data with a folder or archive.")
         self.scale, self.root, self.say = scale, root / scale.name, say
-        self.data, self.test, self.features = data or scale.data, test, features
+        data = data or scale.data
+        self.data = str(Path(data).resolve()) if Path(data).exists() else data  # the command may come from elsewhere
+        self.test, self.features = test, features
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -83,10 +86,12 @@ class Workshop:
     def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
         """The run that holds a trained tokenizer; trained now if it is not."""
         run = RunFolder(self.root / "tokenizers" / f"{name}-seed{seed}")
+        words = self.words(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
         encoded = (run.codes / "header.json").is_file()
         if (run.tokenizer / "model.safetensors").is_file() and (encoded or not with_codes):
+            self._refuse_another(run, words)
             return run
-        recipe = self._recipe(run, self.words(name, "bernoulli" if not name.startswith("real") else "gaussian", seed))
+        recipe = self._recipe(run, words)
         recipe.train_tokenizer()
         if with_codes:
             recipe.encode()
@@ -95,9 +100,10 @@ class Workshop:
     def prior(self, name: str, seed: int) -> RunFolder:
         """The run that holds a trained prior, on the codes of its kind's tokenizer."""
         run = RunFolder(self.root / "priors" / f"{name}-seed{seed}")
-        if run.index.is_file():
-            return run
         tokenizer = self.tokenizer_of(name)
+        if run.index.is_file():
+            self._refuse_another(run, self.words(tokenizer, name, seed))
+            return run
         base = self.tokenizer(tokenizer, seed, with_codes=True)
         recipe = self._recipe(run, self.words(tokenizer, name, seed))
         if not run.tokenizer.is_dir():
@@ -115,6 +121,15 @@ class Workshop:
         preset = None if run.has_settings() else self.scale.preset
         return Recipe(run.adopt(preset, words, self.data), run, self.say)
 
+    def _refuse_another(self, run: RunFolder, words: list[str]) -> None:
+        """A finished run is taken only if it was made from these images with these settings."""
+        wanted = [*words, f"data.location={json.dumps(self.data)}"]
+        if run.settings() != load_settings(self.scale.preset, words=wanted):
+            raise SettingError(
+                f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
+                "--out, or delete it."
+            )
+
     def pipeline(self, prior: str, seed: int) -> BinaryLatentDiffusionPipeline:
         """A trained prior with its tokenizer, on a GPU if there is one."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -130,8 +145,6 @@ class Workshop:
 
     @cached_property
     def _settings(self) -> Any:
-        from bld.training.settings import load_settings
-
         return load_settings(self.scale.preset, words=self.words(self.scale.base, "bernoulli", 0))
 
     def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -225,7 +238,7 @@ class Workshop:
             table = extract(images(), self.extractor)
             reference = reference_features(self.reference, self.extractor, self.root / "results")
             figures = score(table, reference)
-            if labels and table.logits is not None:
+            if labels and table.logits is not None and list(self.extractor.classes) == self.images.classes:
                 figures["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
             return figures
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +15,25 @@ import torch
 from bld.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.codes import CodeShape, pack
 from bld.errors import CheckpointError, DataError
+from bld.processes import Processes
 
 KEY = CacheKey("tok", "data", (2, 3, 7), images=11, flips=True, draws=2, seed=0)
 BITS = torch.randint(0, 2, (11, 4, 6, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def encode(images: range) -> Iterator[np.ndarray]:
-    """Packed rows of all views of the images still to do, four images at a time."""
-    for start in range(images.start, images.stop, 4):
-        some = BITS[start : min(start + 4, images.stop)]
-        yield pack(some.flatten(0, 1))
+@pytest.fixture(autouse=True)
+def _blocks_of_four(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bld.code_cache.BLOCK", 4)
 
 
-def write(folder: Path, key: CacheKey = KEY, encode=encode) -> CodeCache:
-    return write_cache(folder, key, encode, torch.arange(key.images) % 3, ["a", "b", "c"])
+def encode(wanted: list[range]) -> Iterator[np.ndarray]:
+    """Packed rows of all views of the images still to do."""
+    for images in wanted:
+        yield pack(BITS[images.start : images.stop].flatten(0, 1))
+
+
+def write(folder: Path, key: CacheKey = KEY, encode=encode, **options) -> CodeCache:
+    return write_cache(folder, key, encode, torch.arange(key.images) % 3, ["a", "b", "c"], **options)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -46,7 +54,8 @@ def test_every_view_of_every_image_comes_back(tmp_path: Path):
 
 def test_the_papers_code_costs_a_kibibyte_per_view(tmp_path: Path):
     key = CacheKey("t", "d", (16, 16, 32), images=5, flips=True, draws=3, seed=0)
-    write_cache(tmp_path, key, lambda images: [np.zeros((len(images) * 6, 1024), np.uint8)], None, [])
+    zeros = lambda wanted: [np.zeros((len(r) * 6, 1024), np.uint8) for r in wanted]  # noqa: E731
+    write_cache(tmp_path, key, zeros, None, [])
     assert key.views == 6
     assert (tmp_path / "codes.bin").stat().st_size == 5 * 6 * 1024
 
@@ -105,30 +114,63 @@ def test_all_that_changed_is_named(tmp_path: Path):
     assert "tokenizer, seed changed" in said[0]
 
 
-@pytest.mark.parametrize("torn", [0, 1, 23])
-def test_an_interrupted_cache_goes_on_and_ends_up_the_same_to_the_bit(tmp_path: Path, torn: int):
+@pytest.mark.parametrize("torn", ["", "2", "2\n2"])
+def test_an_interrupted_cache_goes_on_and_ends_up_the_same_to_the_bit(tmp_path: Path, torn: str):
     write(tmp_path / "whole")
-    asked: list[range] = []
+    asked: list[list[range]] = []
 
-    def interrupted(images: range) -> Iterator[np.ndarray]:
-        for i, rows in enumerate(encode(images)):
-            if i == 2:
+    def interrupted(wanted: list[range]) -> Iterator[np.ndarray]:
+        for i, rows in enumerate(encode(wanted)):
+            if i == 5:
                 raise KeyboardInterrupt
             yield rows
 
-    def watched(images: range) -> Iterator[np.ndarray]:
-        asked.append(images)
-        return encode(images)
+    def watched(wanted: list[range]) -> Iterator[np.ndarray]:
+        asked.append(wanted)
+        return encode(wanted)
 
     folder = tmp_path / "resumed"
     with pytest.raises(KeyboardInterrupt):
-        write(folder, encode=interrupted)
+        write(folder, encode=interrupted, at_a_time=2)
     assert open_cache(folder, KEY, pytest.fail) is None
-    part = folder / "codes.bin.part"
-    part.write_bytes(part.read_bytes() + b"\xff" * torn)  # half an image, as a crash leaves it
-    write(folder, encode=watched)
-    assert asked == [range(8, 11)]
+    with (folder / "done-0").open("a") as done:
+        done.write(torn.split("\n")[0])  # a line as a crash leaves it
+    write(folder, encode=watched, at_a_time=3)
+    assert asked == [[range(8, 11)]]
     assert files(folder) == files(tmp_path / "whole")
+
+
+def test_several_processes_write_one_cache_and_others_may_go_on(tmp_path: Path):
+    """Threads stand for processes: three begin, one of them dies, two go on."""
+    write(tmp_path / "whole")
+    folder, written = tmp_path / "shared", Counter()
+
+    def run(count: int, dying: int | None = None) -> None:
+        barrier = threading.Barrier(count)
+
+        def process(rank: int) -> None:
+            def counted(wanted: list[range]) -> Iterator[np.ndarray]:
+                for images, rows in zip(wanted, encode(wanted), strict=True):
+                    if rank == dying:
+                        barrier.abort()
+                        raise KeyboardInterrupt
+                    written[images] += 1
+                    yield rows
+
+            with suppress(KeyboardInterrupt, threading.BrokenBarrierError):
+                write(folder, encode=counted, at_a_time=4, processes=Processes(rank, count, barrier.wait))
+
+        threads = [threading.Thread(target=process, args=(rank,)) for rank in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    run(3, dying=1)
+    assert not (folder / "header.json").exists()
+    run(2)
+    assert files(folder) == files(tmp_path / "whole")
+    assert written == {range(0, 4): 1, range(4, 8): 1, range(8, 11): 1}
 
 
 @pytest.mark.parametrize("note", [json.dumps(dataclasses.asdict(dataclasses.replace(KEY, seed=9))), "{", "[1]", "3"])
@@ -156,8 +198,8 @@ def test_a_stale_cache_interrupted_while_it_is_made_again_is_never_used(tmp_path
 
 
 def test_an_encoder_that_gives_too_little_is_a_sentence(tmp_path: Path):
-    with pytest.raises(DataError, match="11 images of 24 each"):
-        write(tmp_path, encode=lambda images: [np.zeros((4, 6), np.uint8)])
+    with pytest.raises(DataError, match="3 bytes for 4 images of 24 each"):
+        write(tmp_path, encode=lambda wanted: [np.zeros((1, 3), np.uint8)])
     assert open_cache(tmp_path, KEY, pytest.fail) is None
 
 
@@ -197,8 +239,13 @@ REAL = dataclasses.replace(KEY, values="float16")
 NUMBERS = 3 * torch.randn(11, 4, 2, 3, 7, generator=torch.Generator().manual_seed(0))
 
 
+def real(wanted: list[range]) -> Iterator[np.ndarray]:
+    for images in wanted:
+        yield to_rows(NUMBERS[images.start : images.stop].flatten(0, 1), REAL)
+
+
 def test_real_values_come_back_as_float32_rounded_to_float16(tmp_path: Path):
-    cache = write(tmp_path, REAL, lambda images: [to_rows(NUMBERS[images.start :].flatten(0, 1), REAL)])
+    cache = write(tmp_path, REAL, real)
     images, views = np.array([10, 0, 3]), np.array([0, 3, 1])
     tokens = cache.read(images, views)
     assert tokens.shape == (3, 6, 7) and tokens.dtype == torch.float32
@@ -210,12 +257,13 @@ def test_real_values_come_back_as_float32_rounded_to_float16(tmp_path: Path):
 
 def test_real_values_beyond_float16_stay_finite(tmp_path: Path):
     numbers = torch.full((11 * 4, 2, 3, 7), 1e6)
-    tokens = write(tmp_path, REAL, lambda _: [to_rows(numbers, REAL)]).read(np.arange(11))
+    cache = write(tmp_path, REAL, lambda wanted: [to_rows(numbers[: 4 * len(r)], REAL) for r in wanted])
+    tokens = cache.read(np.arange(11))
     assert (tokens == 65504).all()
 
 
 def test_bits_and_real_values_are_different_caches(tmp_path: Path):
-    write(tmp_path, REAL, lambda images: [to_rows(NUMBERS.flatten(0, 1), REAL)])
+    write(tmp_path, REAL, real)
     said: list[str] = []
     assert open_cache(tmp_path, KEY, said.append) is None
     assert "values changed" in said[0]

@@ -38,6 +38,7 @@ from bld.priors import (
     Transformer,
 )
 from bld.process import Process
+from bld.processes import spread_like, whole, whole_state
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -108,9 +109,8 @@ def file_sha256(path: Path) -> str:
 
 def save_model(folder: Path, model: BinaryAutoencoder | Transformer) -> None:
     """Write `config.json` and `model.safetensors` into the folder."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with written_aside(folder / WEIGHTS) as aside:
-        save_file(tensors, aside)
+        save_file(whole_state(model), aside)
     write_json(folder / CONFIG, _described(type(model).__name__, dataclasses.asdict(model.config)))
 
 
@@ -369,10 +369,10 @@ def _checksum(weights: Path, step: int, numbers: dict[str, Any]) -> str:
 
 
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's per-parameter tensors under flat names."""
+    """An optimizer's per-parameter tensors under flat names, whole; with FSDP every process must ask."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{prefix}.{index}.{name}": value
+        f"{prefix}.{index}.{name}": whole(value)
         for index, entry in state.items()
         for name, value in entry.items()
         if isinstance(value, Tensor)
@@ -382,8 +382,13 @@ def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, T
 def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `pack_optimizer` took out; the parameter groups keep their present settings."""
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix + "."):
-            index, entry = name[len(prefix) + 1 :].split(".", 1)
+    for key, tensor in tensors.items():
+        if key.startswith(prefix + "."):
+            index, entry = key[len(prefix) + 1 :].split(".", 1)
             state.setdefault(int(index), {})[entry] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entries in state.items():
+        for name, value in entries.items():
+            if value.ndim:  # all but the step's number are shaped, and spread, as their parameter is
+                entries[name] = spread_like(value, parameters[number])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bld.autoencoder.discriminator import generator_hinge
 from bld.errors import MissingPackageError, SettingError, did_you_mean
+from bld.processes import mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,19 @@ class ReconstructionObjective(nn.Module):
 
 
 def missing_entropy_bits(probs: Tensor) -> Tensor:
-    """1 - H(batch mean of each bit), averaged over bits and positions, in bits: 0 when every bit is used evenly."""
-    p = probs.mean(0).clamp(1e-6, 1 - 1e-6)
+    """1 - H(batch mean of each bit), averaged over bits and positions, in bits: 0 when every bit is used evenly.
+
+    The batch is that of all processes.
+    """
+    p = mean_over_processes(probs.mean(0)).clamp(1e-6, 1 - 1e-6)
     entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
     return (1 - entropy).mean()
 
 
 def gradient_ratio(numerator: Tensor, denominator: Tensor, weight: nn.Parameter) -> Tensor:
     """‖∂numerator/∂weight‖ / ‖∂denominator/∂weight‖, detached, at most 10⁴ (VQGAN's adaptive weight)."""
-    top = torch.autograd.grad(numerator, weight, retain_graph=True)[0].norm()
-    bottom = torch.autograd.grad(denominator, weight, retain_graph=True)[0].norm()
+    grads = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (numerator, denominator))
+    top, bottom = (mean_over_processes(grad).norm() for grad in grads)
     return (top / (bottom + 1e-4)).clamp(0, 1e4).detach()
 
 

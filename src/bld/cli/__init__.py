@@ -58,23 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"'{next((w for w in rest if w not in settings), rest[0])}' is not an option of this verb")
     if settings:  # argparse takes key=value words only in one place; ours may stand anywhere
         args.settings = [*args.settings, *settings]
+    who = f"bld (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else "bld"
     try:
         args.run(args)
     except UserError as error:
         if args.debug:
             raise
-        print(f"bld: {error}", file=sys.stderr)
+        print(f"{who}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         if args.debug:
             raise
-        print(f"bld: {_about(error)}", file=sys.stderr)
+        print(f"{who}: {_about(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if args.debug:
             raise
-        print("bld: Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+        if who == "bld":
+            print("bld: Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
+    finally:
+        if "bld.processes" in sys.modules:
+            sys.modules["bld.processes"].leave()
     return 0
 
 

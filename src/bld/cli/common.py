@@ -60,19 +60,25 @@ def add_training_arguments(parser: argparse.ArgumentParser, budget: bool = True)
     parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example prior.dim=256")
 
 
-def recipe_from(args: argparse.Namespace) -> Recipe:
-    """The recipe these arguments ask for; an untold preset is chosen by the size of the images."""
+@contextlib.contextmanager
+def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
+    """The recipe these arguments ask for, with the run's folder locked; an untold preset fits the images' size."""
     budget = duration(args.budget) if getattr(args, "budget", None) else None
+    from bld.processes import launched
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
 
-    run = RunFolder(args.out)
-    preset = args.preset
-    if preset is None and not run.has_settings():
-        preset = _preset_for(args.data)
-        say(f"No preset was named: {preset} suits these images; choose another with --preset.")
-    settings = run.adopt(preset, args.settings, _absolute(args.data))
-    return Recipe(settings, run, say, budget)
+    run, processes = RunFolder(args.out), launched()
+    with contextlib.ExitStack() as stack:
+        if processes.is_main:
+            stack.enter_context(run.locked())
+        with processes.main_first():
+            preset = args.preset
+            if preset is None and not run.has_settings():
+                preset = _preset_for(args.data)
+                say(f"No preset was named: {preset} suits these images; choose another with --preset.")
+            settings = run.adopt(preset, args.settings, _absolute(args.data), writes=processes.is_main)
+        yield Recipe(settings, run, say, budget)
 
 
 def _absolute(data: str | None) -> str | None:

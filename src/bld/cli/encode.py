@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bld.cli.common import add_training_arguments, recipe_from, say
+from bld.cli.common import add_training_arguments, recipe_from
 
 HELP = "images → the cache of packed bits that the prior is trained on"
 
@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Encode."""
-    recipe = recipe_from(args)
-    cache = recipe.encode()
+    with recipe_from(args) as recipe:
+        cache = recipe.encode()
     rows = len(cache) * cache.views
-    say(
+    recipe.say(
         f"{len(cache):,} images, {cache.views} views each, as codes of {cache.shape}: {rows:,} × "
         f"{cache.key.row_bytes:,} bytes in {recipe.run.codes}; next: bld train-prior --out {recipe.run.path}"
     )

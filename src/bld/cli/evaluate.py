@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,8 @@ from bld.cli.common import add_device_arguments, device_from, precision, say
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
-    from bld.evaluation.evaluate import Processes
     from bld.images import ImageSet
+    from bld.processes import Processes
 
 HELP = "Fréchet distance, precision, recall, likelihood, reconstruction …, with everything that moves them"
 
@@ -67,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.checkpoint import write_json
     from bld.evaluation import evaluate
     from bld.evaluation.features import load_extractor
+    from bld.processes import launched
 
     if not args.run_folder and not args.samples:
         raise SettingError("Nothing to judge: name a RUN, or images with --samples.")
@@ -78,11 +78,11 @@ def run(args: argparse.Namespace) -> None:
     device = device_from(args)
     featured = {*evaluate.METRICS, "rfd"} & set(request.metrics)
     extractor = load_extractor(args.features, device) if featured else None
-    processes = _processes()
+    processes = launched()
     with precision(args, device):
         given = args.samples is not None
         record = _given(args, request, extractor) if given else _run(args, request, extractor, device, processes)
-    if processes.rank == 0:
+    if processes.is_main:
         for line in evaluate.lines(record["figures"], extractor):
             say(line)
         out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / "evaluation.json"
@@ -99,10 +99,10 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, device: Any, pr
     pipeline = BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device)
     reference, unseen = _images(args, folder)
     warning = evaluate.need_enough(reference, request.metrics, extractor, request.num)
-    if warning and processes.rank == 0:
+    if warning and processes.is_main:
         say(warning)
     where = folder / "evaluation" if folder.is_dir() else Path("evaluation") / folder.name
-    quiet = say if processes.rank == 0 else (lambda _: None)
+    quiet = say if processes.is_main else (lambda _: None)
     figures = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes)
     made = {**evaluate.made_by(pipeline, request), "format": "uint8 straight from the model, no file"}
     return evaluate.record(figures, request, extractor, reference, unseen, made)
@@ -161,16 +161,3 @@ def _size_of(data: str) -> int:
     from bld.images import open_images
 
     return min(open_images(data).read(0).size)
-
-
-def _processes() -> Processes:
-    """One, unless a launcher has started several."""
-    from bld.evaluation.evaluate import Processes
-
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Processes()
-    import torch
-    from accelerate import PartialState
-
-    state = PartialState(cpu=not torch.cuda.is_available())
-    return Processes(state.process_index, state.num_processes, state.wait_for_everyone)

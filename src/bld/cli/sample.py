@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f"--num and --batch-size are at least 1, not {args.num} and {args.batch_size}.")
     from bld.checkpoint import write_json
     from bld.images import save_png
+    from bld.processes import launched
 
+    processes = launched()
     pipe = load_pipeline(args)
     out = args.out or _default_folder(args)
     labels = labels_from(args, pipe, args.num)
@@ -43,11 +45,16 @@ def run(args: argparse.Namespace) -> None:
     refuse_other_settings(note, settings)
     paths = [out / f"{i:06d}.png" for i in range(args.num)]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    processes.wait()  # all have seen the same before anyone writes
     with precision(args, pipe.device):
-        for rows, images in _batches(pipe, args, labels, missing):
-            write_json(note, settings)
+        for rows, images in _batches(pipe, args, labels, missing[processes.rank :: processes.count]):
+            if processes.is_main:
+                write_json(note, settings)
             for row, image in zip(rows, images, strict=True):
                 save_png(image, paths[row])
+    processes.wait()
+    if not processes.is_main:
+        return
     _write_grid(paths, out)
     say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
 

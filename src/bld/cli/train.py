@@ -16,9 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, then write the report."""
-    recipe = recipe_from(args)
-    recipe.train()
-    from bld.evaluation.report import write_report
+    with recipe_from(args) as recipe:
+        recipe.train()
+        if not recipe.processes.is_main:
+            return
+        from bld.evaluation.report import write_report
 
-    path = write_report(recipe.run, seed=recipe.settings.seed, say=say)
+        path = write_report(recipe.run, seed=recipe.settings.seed, say=say)
     say(f"Open {path} to see the result; bld sample {recipe.run.path} makes more images.")

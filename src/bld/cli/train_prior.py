@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bld.cli.common import add_training_arguments, recipe_from, say
+from bld.cli.common import add_training_arguments, recipe_from
 
 HELP = "stage two alone: the Bernoulli diffusion over codes"
 
@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Encode if need be, then train stage two."""
-    recipe = recipe_from(args)
-    recipe.train_prior(recipe.budget_seconds)
-    say(f"The prior is in {recipe.run.prior}; next: bld sample {recipe.run.path}, bld report {recipe.run.path}")
+    with recipe_from(args) as recipe:
+        recipe.train_prior(recipe.budget_seconds)
+    recipe.say(f"The prior is in {recipe.run.prior}; next: bld sample {recipe.run.path}, bld report {recipe.run.path}")

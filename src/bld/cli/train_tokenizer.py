@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from bld.cli.common import add_training_arguments, recipe_from, say
+from bld.cli.common import add_training_arguments, recipe_from
 
 HELP = "stage one alone: images ⇄ bits"
 
@@ -16,6 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train stage one."""
-    recipe = recipe_from(args)
-    recipe.train_tokenizer(recipe.budget_seconds)
-    say(f"The tokenizer is in {recipe.run.tokenizer}; next: bld encode --out {recipe.run.path}")
+    with recipe_from(args) as recipe:
+        recipe.train_tokenizer(recipe.budget_seconds)
+    recipe.say(f"The tokenizer is in {recipe.run.tokenizer}; next: bld encode --out {recipe.run.path}")

@@ -65,7 +65,7 @@ def train_classifier(
     def loss(step: int) -> Tensor:
         positions = order.positions(step)
         rows = order.indices(positions)
-        images = train.views(rows, [derive_seed(seed, "classifier-view", int(p)) for p in positions])
+        images = train.views(rows, [derive_seed(seed, "classifier-view", p) for p in positions])
         return F.cross_entropy(network(images.to(device))[1], labels[rows].to(device), label_smoothing=0.05)
 
     fit(network, loss, steps, learning_rate, lambda line: say(f"classifier, {line}"))

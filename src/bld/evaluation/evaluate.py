@@ -33,6 +33,7 @@ from bld.evaluation.scores import (
 )
 from bld.images import ImageSet, psnr, to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.processes import Processes
 from bld.seeding import keyed_generators
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
@@ -79,15 +80,6 @@ class Request:
     def of_samples(self) -> list[str]:
         """Those of the metrics that look at samples' features."""
         return [name for name in self.metrics if name in METRICS]
-
-
-@dataclass(frozen=True)
-class Processes:
-    """Which of how many processes this is, and how to wait for the others."""
-
-    rank: int = 0
-    count: int = 1
-    wait: Callable[[], None] = lambda: None
 
 
 # -- samples ----------------------------------------------------------------------------------------------
@@ -199,7 +191,7 @@ def evaluate_run(
         figures |= reconstruction_figures(pipeline, unseen, request, extractor)
     if "bits" in request.metrics:
         say("Counting bits.")
-        figures |= likelihood_figures(pipeline, unseen, request)
+        figures |= likelihood_figures(pipeline, unseen, request.codes, request.seed, request.batch_size)
     if "cas" in request.metrics:
         classed = replace(request, classes=request.classes or "all") if pipeline.classes else request
         labels = [label_of(pipeline, classed.classes, i) for i in range(request.num)] if pipeline.classes else None
@@ -271,19 +263,22 @@ def _lpips() -> Any:
 
 
 @torch.no_grad()
-def likelihood_figures(pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, request: Request) -> dict[str, float]:
+def likelihood_figures(
+    pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, codes: int, seed: int, batch_size: int
+) -> dict[str, float]:
     """bits_per_code (and its standard error), bits_per_bit and bits_per_dimension of unseen images' codes.
 
-    The codes are drawn as in training (eq. 1); per dimension is over the image's subpixels, and counts the code alone.
+    codes: how many images, spread evenly over the set.  The codes are drawn as in training (eq. 1), each image's from
+    (seed, its index) alone; per dimension is over the image's subpixels, and counts the code alone.
     """
-    rows = torch.linspace(0, len(images) - 1, min(request.codes, len(images)), dtype=torch.float64).round().long()
+    rows = torch.linspace(0, len(images) - 1, min(codes, len(images)), dtype=torch.float64).round().long()
     labels = images.labels[rows].tolist() if images.labels is not None and pipeline.classes else None
     parts = []
-    for part in rows.split(request.batch_size):
-        noise = keyed_generators(request.seed, "likelihood-codes", part.tolist())
+    for part in rows.split(batch_size):
+        noise = keyed_generators(seed, "likelihood-codes", part.tolist())
         parts.append(pipeline.tokenizer.encode(images.centre(part).to(pipeline.device), noise).cpu())
-    codes = torch.cat(parts)
-    bits = pipeline.likelihood_bits(codes, labels, generator=request.seed, batch_size=request.batch_size)
+    drawn = torch.cat(parts)
+    bits = pipeline.likelihood_bits(drawn, labels, generator=seed, batch_size=batch_size)
     return {
         "bits_per_code": float(bits.mean()),
         "bits_per_code_standard_error": float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else 0.0,

@@ -29,6 +29,7 @@ from bld.checkpoint import read_json, write_json
 from bld.errors import SettingError
 from bld.evaluation.accuracy_score import accuracy, train_classifier_on
 from bld.evaluation.classifier import train_classifier
+from bld.evaluation.evaluate import likelihood_figures
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.scores import extract, reference_features, score
 from bld.experiments.scales import PRIORS, Scale
@@ -279,25 +280,16 @@ class Workshop:
         return self.kept("lesson", key, compute)
 
     def likelihood(self, prior: str, seed: int) -> dict[str, float]:
-        """Bits per code and per stored bit that the prior needs for codes of unseen images, with the standard error.
+        """Bits that the prior needs for codes of unseen images (`likelihood_figures`).
 
         The codes are drawn as in training, the same ones for every prior on the same tokenizer.
         """
-        key = {"prior": prior, "seed": seed, "words": self.words(self.tokenizer_of(prior), prior, seed)}
+        words = self.words(self.tokenizer_of(prior), prior, seed)
+        key = {"prior": prior, "seed": seed, "words": words, "codes": LIKELIHOOD_CODES}
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")
-            pipeline, unseen = self.pipeline(prior, seed), self.split(seed)[1]
-            rows = torch.arange(min(LIKELIHOOD_CODES, len(unseen)))
-            noise = torch.Generator().manual_seed(0)
-            codes = torch.cat([pipeline.tokenizer.encode(unseen.centre(part), noise) for part in rows.split(128)])
-            bits = pipeline.likelihood_bits(codes, generator=0, batch_size=128)
-            return {
-                "bits_per_code": float(bits.mean()),
-                "bits_per_code_error": float(bits.std() / len(bits) ** 0.5),
-                "bits_per_bit": float(bits.mean()) / pipeline.tokenizer.code_shape.bits,
-                "codes": len(bits),
-            }
+            return likelihood_figures(self.pipeline(prior, seed), self.split(seed)[1], LIKELIHOOD_CODES, 0, BATCH)
 
         return self.kept("bits", key, compute)
 

@@ -16,6 +16,7 @@ from bld.checkpoint import tokenizer_hash
 from bld.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.images import ImageSet
 from bld.seeding import keyed_generators
+from bld.training.loop import processes_of
 
 AT_A_TIME = 128  # at 256×256 and below: a few GB
 
@@ -43,6 +44,7 @@ def encode_images(
     draws: int,
     seed: int,
     accelerator: Accelerator,
+    workers: int = 0,
     say: Callable[[str], None],
 ) -> tuple[CodeCache, int]:
     """(the code cache of the images, how many of them had to be encoded): made only as far as it is not there."""
@@ -51,19 +53,21 @@ def encode_images(
     if cache is not None:
         say(f"The code cache in {folder} fits and is used as it is.")
         return cache, 0
+    processes = processes_of(accelerator)
     encoded = 0
 
-    def encode(wanted: range) -> Iterator[np.ndarray]:
+    def encode(wanted: list[range]) -> Iterator[np.ndarray]:
         nonlocal encoded
-        encoded = len(wanted)
-        batch = tokenizer.config.images_at_a_time(AT_A_TIME)
-        for start in tqdm(
-            range(wanted.start, wanted.stop, batch), desc="encode", unit=f"×{batch} images", disable=None
-        ):
-            rows = range(start, min(start + batch, wanted.stop))
-            yield _views(tokenizer, images.centre(list(rows)), rows, key, accelerator)
+        encoded = sum(len(rows) for rows in wanted) * processes.count  # the others do as many, but for the last block
+        shown = None if processes.is_main else True
+        batches = (images.centre(list(rows)) for rows in wanted)
+        with tqdm(total=sum(map(len, wanted)), desc="encode", unit="image", disable=shown) as bar:
+            for rows, batch in zip(wanted, batches, strict=True):
+                yield _views(tokenizer, batch, rows, key, accelerator)
+                bar.update(len(rows))
 
-    return write_cache(folder, key, encode, images.labels, images.classes), encoded
+    batch = tokenizer.config.images_at_a_time(AT_A_TIME)
+    return write_cache(folder, key, encode, images.labels, images.classes, batch, processes), encoded
 
 
 @torch.no_grad()

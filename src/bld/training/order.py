@@ -19,14 +19,19 @@ class KeyedOrder:
     def _permutation(self, epoch: int) -> np.ndarray:
         return keyed_permutation(self.seed, self.purpose, epoch, self.images)
 
-    def positions(self, step: int, rank: int = 0, processes: int = 1) -> np.ndarray:
-        """The global positions, int64, that one process handles in a step: its share of the global batch."""
-        bounds = np.linspace(0, self.batch_size, processes + 1).round().astype(np.int64)
-        return step * self.batch_size + np.arange(bounds[rank], bounds[rank + 1])
+    def positions(self, step: int, index: int = 0, parts: int = 1) -> range:
+        """The positions of one part of a step's batch: part `index` of `parts` (processes times micro-batches)."""
+        start, stop = part_of(self.batch_size, index, parts)
+        return range(step * self.batch_size + start, step * self.batch_size + stop)
 
-    def indices(self, positions: np.ndarray) -> np.ndarray:
+    def indices(self, positions: range) -> np.ndarray:
         """The image at each position."""
-        return np.array([self._epoch(int(p // self.images))[p % self.images] for p in positions])
+        return np.array([self._epoch(p // self.images)[p % self.images] for p in positions])
+
+
+def part_of(batch_size: int, index: int, parts: int) -> tuple[int, int]:
+    """(start, stop) of part `index` of a batch cut into `parts` nearly equal ones."""
+    return batch_size * index // parts, batch_size * (index + 1) // parts
 
 
 def spread(images: int, count: int, seed: int) -> list[int]:

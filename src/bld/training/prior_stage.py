@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from bld.priors import NETWORKS, Denoiser, DenoiserConfig, Transformer
 from bld.process import Process
 from bld.seeding import derive_seed, keyed_generator, keyed_generators
 from bld.training.loop import Stage, Update
-from bld.training.order import KeyedOrder
+from bld.training.order import KeyedOrder, part_of
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
 
@@ -69,21 +70,19 @@ class PriorStage(Stage):
         """(codes (B, N, c), steps t (B,), labels (B,) or None, global positions) of each step."""
         B, seed = self.training.batch_size, self.settings.seed
         order = KeyedOrder(len(self.cache), B, seed, "prior-order")
-        step = first_step
-        while True:
-            mine = order.positions(step, self.accelerator.process_index, self.accelerator.num_processes)
-            local = mine - step * B
+        for step in itertools.count(first_step):
             # Drawn for the whole global batch, so that each process sees its share of the same draws.
             generator = keyed_generator(seed, "prior-batch", step)
-            views = torch.randint(self.cache.views, (B,), generator=generator)[local]
-            t = torch.randint(1, self.process.steps + 1, (B,), generator=generator)[local]
-            dropped = (torch.rand(B, generator=generator) < self.settings.prior.label_dropout)[local]
-            images = order.indices(mine)
-            labels = None
-            if self.conditional and self.cache.labels is not None:
-                labels = self.cache.labels[images].masked_fill(dropped, self.model.null_label)
-            yield self.cache.read(images, views.numpy()), t, labels, range(int(mine[0]), int(mine[-1]) + 1)
-            step += 1
+            views = torch.randint(self.cache.views, (B,), generator=generator)
+            t = torch.randint(1, self.process.steps + 1, (B,), generator=generator)
+            dropped = torch.rand(B, generator=generator) < self.settings.prior.label_dropout
+            for part in self.parts():
+                mine, rows = order.positions(step, *part), slice(*part_of(B, *part))
+                images = order.indices(mine)
+                labels = None
+                if self.conditional and self.cache.labels is not None:
+                    labels = self.cache.labels[images].masked_fill(dropped[rows], self.model.null_label)
+                yield self.cache.read(images, views[rows].numpy()), t[rows], labels, mine
 
     def train_step(
         self,
@@ -98,11 +97,11 @@ class PriorStage(Stage):
         labels = None if batch[2] is None else batch[2].to(device)
         generators = keyed_generators(self.settings.seed, "prior-noise", batch[3])
         loss = self.process.training_loss(
-            self._denoise(self.model, labels), z0, t, generators, self.settings.prior.vlb_weight
+            self._denoise(self.prepared[self.name], labels), z0, t, generators, self.settings.prior.vlb_weight
         )
-        norm = update("prior", loss.total)
+        update("prior", loss.total)
         terms = {name: value for name, value in loss._asdict().items() if name != "total"}
-        return {"loss": loss.total.detach(), **terms, "gradient_norm": norm}
+        return {"loss": loss.total.detach(), **terms}
 
     def _denoise(self, network: nn.Module, labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
         """The network for these labels, in the run's precision."""

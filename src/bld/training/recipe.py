@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from bld.codes import to_tokens
 from bld.errors import DataError, SettingError
 from bld.images import ImageSet
 from bld.training.encode import encode_images
-from bld.training.loop import Stage, StageRun, make_accelerator
+from bld.training.loop import Stage, StageRun, make_accelerator, processes_of
 from bld.training.order import spread
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
@@ -44,6 +45,10 @@ class Recipe:
         self._seconds_in_stages = 0.0
         self._images: tuple[ImageSet, ImageSet] | None = None
         self.accelerator = make_accelerator(self.settings.mixed_precision)
+        self.processes = processes_of(self.accelerator)
+        if not self.processes.is_main:
+            self.say = lambda _: None
+        self._refuse_small_batches()
 
     # -- images -------------------------------------------------------------------------------------------
 
@@ -51,14 +56,15 @@ class Recipe:
         """(train, held out), opened and verified once."""
         if self._images is None:
             data = self.settings.data
-            everything = ImageSet.open(
-                data.location,
-                self.settings.preprocessing(),
-                report_to=self.run.path,
-                memory_limit_bytes=int(data.memory_limit_gb * 2**30),
-                progress=True,
-                threads=max(2, os.cpu_count() or 1),
-            )
+            with self.processes.main_first():  # which leaves what it learns of the images in the run's folder
+                everything = ImageSet.open(
+                    data.location,
+                    self.settings.preprocessing(),
+                    report_to=self.run.path if self.processes.is_main else None,
+                    memory_limit_bytes=int(data.memory_limit_gb * 2**30),
+                    progress=self.processes.is_main,
+                    threads=max(2, os.cpu_count() or 1),
+                )
             self._refuse_guidance_without_classes(everything.classes)
             held_out = data.held_out if data.held_out < 1 else int(data.held_out)
             train, rest = everything.split(held_out, self.settings.seed)
@@ -90,31 +96,47 @@ class Recipe:
                     f"add images, or set {name}.batch_size={max(1, len(train) // 2)}."
                 )
 
+    def _refuse_small_batches(self) -> None:
+        for name in ("tokenizer_training", "prior_training"):
+            training = getattr(self.settings, name)
+            parts = self.processes.count * training.accumulate
+            if training.batch_size < parts:
+                raise SettingError(
+                    f"{name}.batch_size={training.batch_size} cannot be shared by {self.processes.count} processes in "
+                    f"{training.accumulate} pieces each: set it to {parts} or more."
+                )
+
     # -- stages -------------------------------------------------------------------------------------------
 
     def train_tokenizer(self, budget_seconds: float | None = None) -> BinaryAutoencoder:
         """Stage one; returns the averaged tokenizer from RUN/tokenizer."""
+        with self.locked():
+            self._train_tokenizer(budget_seconds)
+        return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
+
+    def _train_tokenizer(self, budget_seconds: float | None) -> None:
         if not self._finished("tokenizer"):
             train, held_out = self.images()
             if self.settings.objective.perceptual == 0:
                 self.say("The perceptual term is switched off (objective.perceptual=0): no LPIPS in the objective.")
             self._run(TokenizerStage(self.settings, train, held_out, self.accelerator, self.run), budget_seconds)
-        return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
 
     def encode(self) -> CodeCache:
         """Stage one and a half; returns the code cache of the training images."""
         tokenizer, train = self._trained_tokenizer(), self.images()[0]
         started = time.monotonic()
-        cache, encoded = encode_images(
-            self.run.codes,
-            tokenizer,
-            train,
-            draws=self.settings.codes.draws,
-            seed=self.settings.seed,
-            accelerator=self.accelerator,
-            say=self.say,
-        )
-        if encoded:
+        with self.locked():
+            cache, encoded = encode_images(
+                self.run.codes,
+                tokenizer,
+                train,
+                draws=self.settings.codes.draws,
+                seed=self.settings.seed,
+                workers=self.settings.data.workers,
+                accelerator=self.accelerator,
+                say=self.say,
+            )
+        if encoded and self.processes.is_main:
             seconds = time.monotonic() - started
             rate = encoded * cache.views / max(seconds, 1e-9)
             self.run.record("encode", seconds=round(seconds, 1), images_per_second=round(rate, 1))
@@ -122,6 +144,10 @@ class Recipe:
 
     def train_prior(self, budget_seconds: float | None = None) -> None:
         """Stage two; leaves a prior in RUN/prior."""
+        with self.locked():
+            self._train_prior(budget_seconds)
+
+    def _train_prior(self, budget_seconds: float | None) -> None:
         tokenizer = self._trained_tokenizer()
         self._forget_prior_of_another(tokenizer)
         if self._finished("prior"):
@@ -132,6 +158,10 @@ class Recipe:
 
     def train(self) -> None:
         """All of it, within the time budget if there is one."""
+        with self.locked():
+            self._train()
+
+    def _train(self) -> None:
         budget = self.budget_seconds
         if budget is None:
             self.train_tokenizer()
@@ -147,12 +177,18 @@ class Recipe:
         around = max(0.0, time.monotonic() - self._started - self._seconds_in_stages)
         self.train_prior(max(budget - spent - around - reserved, 0.2 * budget))
 
+    def locked(self) -> AbstractContextManager[object]:
+        """While entered no other command trains in this folder; `RunInUseError` if one does already."""
+        return self.run.locked() if self.processes.is_main else nullcontext()
+
     # -- pieces -------------------------------------------------------------------------------------------
 
     def _run(self, stage: Stage, budget_seconds: float | None) -> None:
         started = time.monotonic()
         StageRun(stage, self.run, self.accelerator, budget_seconds, self.say).train()
-        self.run.record(stage.name, goal=self._goal(stage.training))
+        if self.processes.is_main:
+            self.run.record(stage.name, goal=self._goal(stage.training))
+        self.processes.wait()  # so that all find the same record and the saved model
         self.accelerator.free_memory()  # or it would keep this stage's optimizers through the next
         self._seconds_in_stages += time.monotonic() - started
 
@@ -170,6 +206,12 @@ class Recipe:
     def _forget_prior_of_another(self, tokenizer: BinaryAutoencoder) -> None:
         """A prior knows the codes of one tokenizer: when that was trained on, the prior starts anew."""
         mine = tokenizer_hash(tokenizer)
+        with self.processes.main_first():
+            self._forget_prior_unless(mine)
+
+    def _forget_prior_unless(self, mine: str) -> None:
+        if not self.processes.is_main:
+            return
         if self.run.progress().get("prior", {}).get("tokenizer", mine) != mine:
             self.say("The tokenizer has changed since the prior was begun: the prior is trained anew.")
             self.run.checkpoints("prior").clear()

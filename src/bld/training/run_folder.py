@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from bld.checkpoint import CheckpointStore, read_json, write_json, written_aside
-from bld.errors import CheckpointError, SettingError
+from bld.errors import CheckpointError, SettingError, UserError
 from bld.training.settings import Settings, leaves, load_settings, settings_tree
 
 # What a stage that has begun holds fast: another value makes another model, or measures on what it was trained on.
@@ -19,6 +24,10 @@ FIXED_BY = {
     "prior": ("prior.", "diffusion."),
 }
 FREE_KEYS = ("prior.label_dropout", "prior.vlb_weight")
+
+
+class RunInUseError(UserError):
+    """Another command is at work in the same run folder."""
 
 
 class RunFolder:
@@ -37,10 +46,39 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.report = self.path / "report.html"
         self._progress = self.path / "progress.json"
+        self._lock = FileLock(self.path / "lock")
 
     def checkpoints(self, stage: str) -> CheckpointStore:
         """The checkpoints of a stage."""
         return CheckpointStore(self.path / "checkpoints" / stage)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While entered no other process trains in this folder; `RunInUseError` if one does already.
+
+        The operating system holds the lock for as long as its process lives, so that a crash leaves none behind.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        note = self.path / "lock.json"
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            holder = ""
+            with suppress(CheckpointError, KeyError, TypeError):  # it may be writing that note right now
+                entries = read_json(note)
+                holder = f" (process {entries['process']} on {entries['host']}, since {entries['since']})"
+            raise RunInUseError(
+                f"{self.path} is in use by another command{holder}: wait for it, stop it, or choose another --out."
+            ) from None
+        try:
+            if self._lock.lock_counter == 1:
+                now = datetime.now().isoformat(sep=" ", timespec="seconds")
+                write_json(note, {"process": os.getpid(), "host": socket.gethostname(), "since": now})
+            yield
+        finally:
+            if self._lock.lock_counter == 1:
+                note.unlink(missing_ok=True)
+            self._lock.release()
 
     # -- settings -----------------------------------------------------------------------------------------
 
@@ -63,11 +101,11 @@ class RunFolder:
             raise CheckpointError(f"{self.config} is damaged: it holds no settings.")
         return tree
 
-    def adopt(self, preset: str | None, words: Sequence[str], data: str | None) -> Settings:
+    def adopt(self, preset: str | None, words: Sequence[str], data: str | None, writes: bool = True) -> Settings:
         """Settle the settings of a run that begins or goes on, and write them down.
 
         A run that goes on keeps its settings where neither another preset nor words say otherwise; what shapes the
-        models it has begun to train cannot change any more (`SettingError`).
+        models it has begun to train cannot change any more (`SettingError`).  Of several processes one writes.
         """
         words = [*words] if data is None else [*words, f"data.location={json.dumps(data)}"]
         if not self.has_settings():
@@ -80,6 +118,8 @@ class RunFolder:
             other = preset if preset != before.preset else None  # its own preset says nothing new
             settings = load_settings(other, settings_tree(before), [*kept, *words])
             self._refuse_other_shape(before, settings)
+        if not writes:
+            return settings
         self.path.mkdir(parents=True, exist_ok=True)
         with written_aside(self.config) as aside:
             aside.write_text(yaml.safe_dump(settings_tree(settings), sort_keys=False), encoding="utf-8")
@@ -134,22 +174,30 @@ class RunFolder:
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and to TensorBoard where it is installed."""
+    """Appends to metrics.jsonl, and to TensorBoard where it is installed; with writes=False to neither.
 
-    def __init__(self, run: RunFolder, stage: str, say: Callable[[str], None]):
+    step: what is logged past it is forgotten, and written again.
+    """
+
+    def __init__(self, run: RunFolder, stage: str, say: Callable[[str], None], step: int = 0, writes: bool = True):
         self.stage = stage
+        self._file: Any = None
+        self._board: Any = None
+        if not writes:
+            return
         run.path.mkdir(parents=True, exist_ok=True)
         self._file = run.metrics.open("a", encoding="utf-8")
         try:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board: Any = SummaryWriter(str(run.tensorboard / stage))
+            self._board = SummaryWriter(str(run.tensorboard / stage), purge_step=step + 1)
         except ImportError:
             say("TensorBoard is not installed: metrics go to metrics.jsonl alone (extra: tensorboard).")
-            self._board = None
 
     def write(self, step: int, seconds: float, values: dict[str, float]) -> None:
         """One line: stage, step, seconds of training so far, and the values."""
+        if self._file is None:
+            return
         entry = {"stage": self.stage, "step": step, "seconds": round(seconds, 2), **values}
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
@@ -157,8 +205,14 @@ class MetricsLog:
             for name, value in values.items():
                 self._board.add_scalar(f"{self.stage}/{name}", value, step)
 
+    def sync(self) -> None:
+        """Make sure that the lines so far are on the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Flush and close both."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()

@@ -60,7 +60,9 @@ class TrainingSettings:
 
     Args:
         steps: optimizer steps; with a time budget the smaller of the two ends the stage
-        batch_size: images (or codes) per step
+        batch_size: images (or codes) per step, over all processes together
+        accumulate: pieces, one after the other, that each process takes its share of a batch in; more need less memory
+        activation_checkpointing: whether activations are computed again in the backward pass instead of kept
         learning_rate: of Adam, after the warm-up
         warmup_steps: steps over which the learning rate rises from 0; at most 5% of a time budget
         decay: what the learning rate does after that; a time budget always anneals (cosine)
@@ -76,6 +78,8 @@ class TrainingSettings:
 
     steps: int = 100_000
     batch_size: int = 32
+    accumulate: int = 1
+    activation_checkpointing: bool = False
     learning_rate: float = 1e-4
     warmup_steps: int = 10_000
     decay: Literal["constant", "cosine", "linear"] = "constant"
@@ -89,7 +93,7 @@ class TrainingSettings:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every_steps"):
+        for name in ("steps", "batch_size", "accumulate", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} of a training is at least 1, not {getattr(self, name)}.")
         if not self.learning_rate > 0 or not self.clip_norm > 0:
@@ -208,11 +212,14 @@ class Settings:
         preset: the name of the preset it began with, for the record
         seed: of every random draw
         mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
+        parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
+            memory and more communication
     """
 
     preset: str = ""
     seed: int = 0
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

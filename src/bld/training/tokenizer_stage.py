@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.autoencoder.discriminator import discriminator_hinge
 from bld.checkpoint import save_model
+from bld.errors import SettingError
 from bld.images import ImageSet, make_grid, psnr, save_png
 from bld.seeding import derive_seed, keyed_generators
 from bld.training.loop import Stage, Update
@@ -42,6 +43,12 @@ class TokenizerStage(Stage):
         torch.manual_seed(derive_seed(settings.seed, "tokenizer-weights"))
         self.model: BinaryAutoencoder = BinaryAutoencoder(settings.tokenizer).to(accelerator.device)
         config = settings.objective
+        adaptive = config.adversarial > 0 and config.adversarial_weight == "adaptive"
+        if adaptive and settings.parallel == "fsdp" and accelerator.num_processes > 1:
+            raise SettingError(
+                "objective.adversarial_weight=adaptive compares gradients of one whole layer, which parallel=fsdp "
+                "spreads over the processes: set one of them to fixed or ddp."
+            )
         self.discriminator = (
             PatchDiscriminator(
                 config.discriminator_channels, config.discriminator_layers, settings.tokenizer.in_channels
@@ -59,19 +66,14 @@ class TokenizerStage(Stage):
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
         """(images (B, 3, H, W) in [-1, 1], their global positions)."""
         order = KeyedOrder(len(self.train_images), self.training.batch_size, self.settings.seed, "tokenizer-order")
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
 
         def positions() -> Iterator[range]:
-            step = first_step
-            while True:
-                mine = order.positions(step, rank, processes)
-                yield range(int(mine[0]), int(mine[-1]) + 1)
-                step += 1
+            for step in itertools.count(first_step):
+                yield from (order.positions(step, *part) for part in self.parts())
 
         def wanted() -> Iterator[tuple[list[int], list[int]]]:
-            for row in positions():
-                seeds = [derive_seed(self.settings.seed, "tokenizer-view", p) for p in row]
-                yield order.indices(np.arange(row.start, row.stop)).tolist(), seeds
+            for mine in positions():
+                yield order.indices(mine).tolist(), [derive_seed(self.settings.seed, "tokenizer-view", p) for p in mine]
 
         loader = self.train_images.loader(wanted(), workers=self.settings.data.workers)
         return zip(loader, positions(), strict=False)
@@ -83,7 +85,7 @@ class TokenizerStage(Stage):
         scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
         fake_logits = None
         with self.accelerator.autocast():
-            out = self.model(images, noise)
+            out = self.prepared[self.name](images, noise)
             if scale > 0 and self.discriminator is not None:
                 self.discriminator.requires_grad_(False)  # the tokenizer's step is not the discriminator's
                 fake_logits = self.discriminator(out.reconstruction)
@@ -91,16 +93,15 @@ class TokenizerStage(Stage):
             out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale, out.penalties
         )
         values = {"loss": loss.total.detach(), **loss.terms, **self.model.bottleneck.figures(out.bits)}
-        values["gradient_norm"] = update("tokenizer", loss.total)
+        update("tokenizer", loss.total)
         if scale > 0 and self.discriminator is not None:
             self.discriminator.requires_grad_(True)
             values["discriminator"] = self._train_discriminator(images, out.reconstruction.detach(), update)
         return values
 
     def _train_discriminator(self, real: Tensor, fake: Tensor, update: Update) -> Tensor:
-        assert self.discriminator is not None
         with self.accelerator.autocast():
-            real_logits, fake_logits = self.discriminator(torch.cat([real, fake])).chunk(2)
+            real_logits, fake_logits = self.prepared["discriminator"](torch.cat([real, fake])).chunk(2)
         loss = discriminator_hinge(real_logits, fake_logits)
         update("discriminator", loss)
         return loss.detach()

@@ -38,7 +38,7 @@ from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import keyed_permutation
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.settings import load_settings
+from bld.training.settings import leaves, load_settings, settings_tree
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
@@ -90,7 +90,7 @@ class Workshop:
         words = self.words(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
         encoded = (run.codes / "header.json").is_file()
         if (run.tokenizer / "model.safetensors").is_file() and (encoded or not with_codes):
-            self._refuse_another(run, words)
+            self._refuse_another(run, words, besides=("prior", "diffusion.", "sampling."))
             return run
         recipe = self._recipe(run, words)
         recipe.train_tokenizer()
@@ -122,10 +122,11 @@ class Workshop:
         preset = None if run.has_settings() else self.scale.preset
         return Recipe(run.adopt(preset, words, self.data), run, self.say)
 
-    def _refuse_another(self, run: RunFolder, words: list[str]) -> None:
-        """A finished run is taken only if it was made from these images with these settings."""
-        wanted = [*words, f"data.location={json.dumps(self.data)}"]
-        if run.settings() != load_settings(self.scale.preset, words=wanted):
+    def _refuse_another(self, run: RunFolder, words: list[str], besides: tuple[str, ...] = ()) -> None:
+        """A finished run is taken only if it was made from these images with these settings, `besides` left out."""
+        wanted = load_settings(self.scale.preset, words=[*words, f"data.location={json.dumps(self.data)}"])
+        theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
+        if any(his != mine and not mine[0].startswith(besides) for his, mine in zip(theirs, ours, strict=True)):
             raise SettingError(
                 f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
                 "--out, or delete it."

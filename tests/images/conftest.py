@@ -57,6 +57,7 @@ def pack(tmp_path: Path) -> Callable[[str, Files], Path]:
 
     def pack(name: str, files: Files) -> Path:
         path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
         if name.endswith(".zip"):
             return _zip(path, files)
         return _tar(path, files) if ".t" in name else _folder(path, files)

@@ -49,7 +49,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, budget: bool = True)
     parser.add_argument(
         "--data",
         metavar="WHERE",
-        help="folder, .zip or .tar of images, or the word digits; a run remembers it",
+        help="folder, .zip or .tar of images, pattern of .tar shards, hub data set, or the word digits; a run remembers it",
     )
     parser.add_argument(
         "--out", metavar="RUN", required=True, type=Path, help="folder of the run; the same one goes on"
@@ -83,9 +83,10 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
 
 def _absolute(data: str | None) -> str | None:
     """A path that still holds when the command is repeated from elsewhere."""
-    if data is None or data == "digits" or not Path(data).exists():
+    if data is None or data == "digits":
         return data
-    return str(Path(data).resolve())
+    is_pattern = data.endswith(".tar") and re.search(r"[{*]", data) is not None
+    return str(Path(data).expanduser().resolve()) if is_pattern or Path(data).exists() else data
 
 
 def _preset_for(data: str | None) -> str:

@@ -94,7 +94,7 @@ def _images(settings: Settings, folder: Path) -> tuple[ImageSet | None, ImageSet
 
 def _open_unverified(settings: Settings, folder: Path) -> ImageSet:
     """The image set of the training without decoding it whole: it left a list of what could not be read."""
-    source = open_images(settings.data.location)
+    source = open_images(settings.data.location, labels=settings.data.labels, index_to=folder)
     listed = folder / "skipped_images.txt"
     skipped: set[str] = set()
     if listed.is_file():

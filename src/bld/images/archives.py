@@ -68,7 +68,7 @@ class TarSource(ImageSource):
     def __init__(self, location: str, path: Path) -> None:
         self._path = path.absolute()
         try:
-            infos = list(_plain_members(self._path))
+            infos = list(plain_members(self._path))
         except Exception as error:  # a damaged header can raise anything
             raise _broken(location, "tar", error) from error
         members = {}
@@ -136,7 +136,7 @@ def _image_name(raw: str, location: str) -> str | None:
     return path if is_image_path(path) else None
 
 
-def _plain_members(path: Path) -> Iterator[tarfile.TarInfo]:
+def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:
     """Regular members of an uncompressed tar; raises on damage anywhere among the headers."""
     with tarfile.open(path, "r:") as tar:
         yield from (info for info in tar if info.isreg() and not info.issparse())

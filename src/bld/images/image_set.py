@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from bld.images.opening import open_images
 from bld.images.preprocessing import Preprocessing, center_view, flips, training_view
 from bld.images.source import ImageSource, fingerprint_of
 from bld.images.values import to_unit
-from bld.images.verifying import decode_all, refuse_too_many, report_skipped
+from bld.images.verifying import decode_all, read_verified, refuse_too_many, report_skipped, write_verified
 from bld.seeding import keyed_permutation
 
 Indices = Sequence[int] | np.ndarray | Tensor
@@ -59,6 +59,9 @@ class ImageSet:
         max_bad_fraction: float = 0.1,
         progress: bool = False,
         threads: int = 2,
+        labels: str = "auto",
+        verify: bool = True,
+        index_to: Path | None = None,
     ) -> ImageSet:
         """Open what `open_images` opens, and decode every image once, leaving out those that fail.
 
@@ -67,18 +70,29 @@ class ImageSet:
         max_bad_fraction    0 … 1; more unreadable images than that are a DataError
         progress            show a bar
         threads             decoders at work at once
+        labels              as for `open_images`
+        verify              False: do not decode images beforehand that do not stay in memory; one that cannot be read
+                            is then a DataError when it is met
+        index_to            folder that keeps which images there are and which are unreadable, for the next time
         """
-        source = open_images(location)
+        source = open_images(location, labels=labels, index_to=index_to)
         size = preprocessing.image_size
         fits = len(source) * 3 * size * size <= memory_limit_bytes
         keep = fits and preprocessing.crop == "center"
         pixels = torch.empty((len(source), 3, size, size), dtype=torch.uint8) if keep else None
-        failures = decode_all(source, preprocessing, pixels, threads=threads, progress=progress)
+        known = index_to is not None and pixels is None
+        failures = read_verified(index_to, source.fingerprint) if index_to is not None and known else None
+        if failures is None and (verify or pixels is not None):
+            failures = decode_all(source, preprocessing, pixels, threads=threads, progress=progress)
+            if index_to is not None and known:
+                write_verified(index_to, source.fingerprint, failures)
+        failures = failures or {}
         skipped = [(source.names[index], reason) for index, reason in failures.items()]
         if report_to is not None:
             report_skipped(skipped, Path(report_to))
         refuse_too_many(source, skipped, max_bad_fraction, report_to and Path(report_to))
-        rows = torch.tensor([index for index in range(len(source)) if index not in failures])
+        rows = torch.arange(len(source))
+        rows = rows[~torch.isin(rows, torch.tensor(list(failures), dtype=torch.long))]
         return cls(source, preprocessing, rows, pixels, skipped)
 
     def __len__(self) -> int:
@@ -175,32 +189,59 @@ class ImageSet:
                 batch = self.views(indices, seeds)
                 yield batch.pin_memory() if pin_memory else batch
             return
-        decoded = DataLoader(
-            _Views(self),
-            sampler=batches,
-            batch_size=None,
-            num_workers=workers,
-            pin_memory=pin_memory,
-            generator=torch.Generator(),  # it would draw from the global one, though nothing here is random
-        )
-        for batch in decoded:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        yield from _decoded(_Views(self.views), batches, workers, pin_memory)
+
+    def centres(self, batches: Iterable[Sequence[int]], *, workers: int = 0) -> Iterator[Tensor]:
+        """`centre(indices)` for each of `batches`, in order; decoded ahead as by `loader`."""
+        if self.pixels is not None:
+            yield from (self.centre(list(indices)) for indices in batches)
+            return
+        yield from _decoded(_Views(self.centre), ((list(indices),) for indices in batches), workers)
 
     def _stack(self, views: list[Tensor]) -> Tensor:
         size = self.preprocessing.image_size
         return torch.stack(views) if views else torch.empty((0, 3, size, size), dtype=torch.uint8)
 
 
-class _Views(Dataset):
-    """What a DataLoader worker asks: the views of one (indices, seeds)."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-
-    def __getitem__(self, batch: tuple[list[int], list[int]]) -> Tensor | DataError:
+def _decoded(
+    views: _Views, batches: Iterable[tuple[list[int], ...]], workers: int, pin_memory: bool = False
+) -> Iterator[Tensor]:
+    """What `views` gives for each of the batches, computed ahead by worker processes."""
+    loader = DataLoader(
+        views,
+        sampler=batches,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # it would draw from the global one, though nothing here is random
+    )
+    decoded = iter(loader)
+    while True:
         try:
-            return self.images.views(*batch)
+            batch = next(decoded)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                "A process that decodes images has died, most likely for want of memory: lower data.workers "
+                f"(now {workers}) or data.memory_limit_gb, and repeat the command, which goes on from its last "
+                "checkpoint."
+            ) from error
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+class _Views(Dataset):
+    """What a DataLoader worker asks: one batch of views."""
+
+    def __init__(self, views: Callable[..., Tensor]) -> None:
+        self.views = views
+
+    def __getitem__(self, batch: tuple[list[int], ...]) -> Tensor | DataError:
+        try:
+            return self.views(*batch)
         except DataError as error:  # handed over, not raised: a worker would wrap it in a traceback
             return error

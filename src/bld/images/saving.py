@@ -29,7 +29,7 @@ def save_png(image: Image.Image | Tensor, path: str | Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes | memoryview) -> None:
     """Write `data` so that no reader ever sees a part of it. Raises DataError naming the path on failure."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:

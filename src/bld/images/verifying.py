@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from bld.images.saving import write_whole
 from bld.images.source import ImageSource
 
 REPORT_NAME = "skipped_images.txt"
+VERIFIED_NAME = "verified.json"
 CHUNK_IMAGES = 64  # per task: small images would spend their time in the thread pool
 
 Failures = dict[int, str]  # index of an image → why it cannot be used
@@ -55,6 +57,23 @@ def decode_all(
     finally:
         executor.shutdown(cancel_futures=True)  # so that Ctrl-C need not wait for the rest
     return failures
+
+
+def read_verified(folder: Path, fingerprint: str) -> Failures | None:
+    """What an earlier look at the same images found; None if there was none."""
+    try:
+        kept = json.loads((folder / VERIFIED_NAME).read_text(encoding="utf-8"))
+        if kept["fingerprint"] != fingerprint:
+            return None
+        return {int(index): str(reason) for index, reason in kept["unreadable"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_verified(folder: Path, fingerprint: str, failures: Failures) -> None:
+    """Keep what a look at all images found."""
+    kept = {"fingerprint": fingerprint, "unreadable": failures}
+    write_whole(folder / VERIFIED_NAME, json.dumps(kept).encode())
 
 
 def report_skipped(skipped: list[tuple[str, str]], folder: Path) -> None:

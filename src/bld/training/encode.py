@@ -60,7 +60,7 @@ def encode_images(
         nonlocal encoded
         encoded = sum(len(rows) for rows in wanted) * processes.count  # the others do as many, but for the last block
         shown = None if processes.is_main else True
-        batches = (images.centre(list(rows)) for rows in wanted)
+        batches = images.centres(wanted, workers=workers)
         with tqdm(total=sum(map(len, wanted)), desc="encode", unit="image", disable=shown) as bar:
             for rows, batch in zip(wanted, batches, strict=True):
                 yield _views(tokenizer, batch, rows, key, accelerator)

@@ -64,6 +64,9 @@ class Recipe:
                     memory_limit_bytes=int(data.memory_limit_gb * 2**30),
                     progress=self.processes.is_main,
                     threads=max(2, os.cpu_count() or 1),
+                    labels=data.labels,
+                    verify=data.verify,
+                    index_to=self.run.path,
                 )
             self._refuse_guidance_without_classes(everything.classes)
             held_out = data.held_out if data.held_out < 1 else int(data.held_out)

@@ -28,7 +28,9 @@ class DataSettings:
     """Which images, and how they become squares.
 
     Args:
-        location: folder, zip, tar, or the word digits
+        location: folder, zip, tar, a pattern of tar shards, a data set of the hub, or the word digits
+        labels: auto (a table such as metadata.csv beside the images, else folders), folders, none, or a table's path
+        verify: whether every image is decoded once before training, so that unreadable ones are left out
         crop: centre, or random (while training)
         flip: whether images are also shown mirrored
         resample: filter used when resizing; always antialiased
@@ -39,6 +41,8 @@ class DataSettings:
     """
 
     location: str = ""
+    labels: str = "auto"
+    verify: bool = True
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     resample: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"

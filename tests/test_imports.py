@@ -14,7 +14,7 @@ import bld
 
 SOURCE = Path(bld.__file__).parent
 
-LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "_version"}
+LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "_version"}
 HEART = LEAVES | {"images", "autoencoder", "diffusion", "priors"}
 PRODUCT = HEART | {"checkpoint", "code_cache", "pipeline", "training", "evaluation"}
 

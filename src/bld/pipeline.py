@@ -126,6 +126,18 @@ class BinaryLatentDiffusionPipeline:
         self.prior.to(device=device, dtype=dtype)
         return self
 
+    def enable_tiling(self, rows: int = 128) -> BinaryLatentDiffusionPipeline:
+        """Encode and decode so many rows of a feature map at a time: less memory, the same images.  Returns itself."""
+        if rows < 1:
+            raise SettingError(f"Strips have 1 row or more, not {rows}.")
+        self.tokenizer.strip_rows = rows
+        return self
+
+    def disable_tiling(self) -> BinaryLatentDiffusionPipeline:
+        """Encode and decode whole images again.  Returns itself."""
+        self.tokenizer.strip_rows = None
+        return self
+
     def with_posterior(self, posterior: Literal["exact", "plugin"]) -> BinaryLatentDiffusionPipeline:
         """The same pipeline sampling with another posterior; the networks are shared."""
         if not isinstance(self.diffusion, BernoulliDiffusion):
@@ -280,7 +292,7 @@ class BinaryLatentDiffusionPipeline:
 
     def _decoded(self, codes: Tensor, batch_size: int) -> Tensor:
         """(B, 3, H, W) in [-1, 1], float32 on the CPU."""
-        batch = self.tokenizer.config.images_at_a_time(batch_size)
+        batch = 1 if self.tokenizer.strip_rows else self.tokenizer.config.images_at_a_time(batch_size)
         parts = [self.tokenizer.decode(part.to(self.device)).clamp(-1, 1).cpu() for part in codes.split(batch)]
         return torch.cat(parts)
 

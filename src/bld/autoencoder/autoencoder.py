@@ -22,6 +22,7 @@ from bld.autoencoder.layers import (
     preferred_layout,
     stage,
 )
+from bld.autoencoder.strips import decode_in_strips, encode_in_strips
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
 
@@ -206,11 +207,16 @@ class AutoencoderOutput(NamedTuple):
 
 
 class BinaryAutoencoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c): bits, uint8; of a Gaussian bottleneck float32."""
+    """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c): bits, uint8; of a Gaussian bottleneck float32.
+
+    strip_rows: rows of a feature map to take at a time when no gradients are wanted, which needs less memory and gives
+    the same; None, the default, takes all.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
+        self.strip_rows: int | None = None
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.bottleneck.latent_channels)
 
@@ -242,7 +248,10 @@ class BinaryAutoencoder(nn.Module):
                 f"This tokenizer takes images of shape (B, {self.config.in_channels}, {size}, {size}), "
                 f"not {tuple(images.shape)}: resize or crop them first."
             )
-        return self.encoder(images.to(self.decoder.last_layer.dtype)).float().permute(0, 2, 3, 1)
+        images = images.to(self.decoder.last_layer.dtype)
+        rows = self._rows()
+        features = self.encoder(images) if rows is None else encode_in_strips(self.encoder, images, rows)
+        return features.float().permute(0, 2, 3, 1)
 
     def encode_probs(self, images: Tensor) -> Tensor:
         """y = σ(Ψ(x)): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1).
@@ -280,7 +289,13 @@ class BinaryAutoencoder(nn.Module):
         return self._decode(self.bottleneck.latent(bits))
 
     def _decode(self, latent: Tensor) -> Tensor:
-        return self.decoder(latent.to(self.decoder.last_layer.dtype).permute(0, 3, 1, 2)).float()
+        latent = latent.to(self.decoder.last_layer.dtype).permute(0, 3, 1, 2)
+        rows = self._rows()
+        return (self.decoder(latent) if rows is None else decode_in_strips(self.decoder, latent, rows)).float()
+
+    def _rows(self) -> int | None:
+        """Rows at a time; strips write in place, so where gradients are wanted everything runs whole."""
+        return None if torch.is_grad_enabled() else self.strip_rows
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
         """Encode, draw codes with the noise of `draw_noise`, decode; differentiable, for bits through eq. (1).

@@ -89,6 +89,10 @@ class OutConv(nn.Module):
         return self.conv(F.silu(self.norm(x)))
 
 
+RECOMPUTED = (ResidualBlock, AttentionBlock, Downsample, Upsample, OutConv)
+"""What activation checkpointing computes again."""
+
+
 def middle(channels: int) -> nn.Sequential:
     """Residual, attention, residual at the lowest resolution."""
     return nn.Sequential(ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels))

@@ -49,7 +49,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, budget: bool = True)
     parser.add_argument(
         "--data",
         metavar="WHERE",
-        help="folder, .zip or .tar of images, pattern of .tar shards, hub data set, or the word digits; a run remembers it",
+        help="folder, .zip or .tar, pattern of .tar shards, hub data set, or the word digits; a run remembers it",
     )
     parser.add_argument(
         "--out", metavar="RUN", required=True, type=Path, help="folder of the run; the same one goes on"

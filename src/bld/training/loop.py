@@ -25,6 +25,7 @@ from tqdm import tqdm
 from bld.checkpoint import TrainingState, pack_optimizer, unpack_optimizer
 from bld.errors import CheckpointError, SettingError, UserError
 from bld.processes import Processes, whole, whole_state
+from bld.recompute import recompute_activations
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.order import part_of
@@ -45,7 +46,7 @@ class Stage(ABC):
     """What the loop needs of a stage; `model` is what is averaged, saved and used.
 
     prepared: the networks as they are trained, wrapped for data parallelism where there are several processes; the
-    loop sets it, and a training pass goes through these.
+    loop sets it, and a training pass goes through these.  recomputed: what activation checkpointing computes twice.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Stage(ABC):
     training: TrainingSettings
     accelerator: Accelerator
     prepared: dict[str, nn.Module]
+    recomputed: tuple[type[nn.Module], ...] = ()
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
@@ -195,6 +197,9 @@ class StageRun:
         settings = stage.training
         self.plain = stage.networks()
         self.average = WeightAverage(stage.model, settings.ema_decay)
+        if settings.activation_checkpointing:
+            for network in self.plain.values():
+                recompute_activations(network, stage.recomputed)
         self.store = run.checkpoints(stage.name)
         state = self._load_networks()  # before they are wrapped, so that whole tensors fit
         self.networks: dict[str, nn.Module] = {}

@@ -20,6 +20,7 @@ from bld.codes import to_grid
 from bld.diffusion import BernoulliDiffusion
 from bld.images import make_grid, save_png
 from bld.priors import NETWORKS, Denoiser, DenoiserConfig, Transformer
+from bld.priors.transformer import Block
 from bld.process import Process
 from bld.seeding import derive_seed, keyed_generator, keyed_generators
 from bld.training.loop import Stage, Update
@@ -43,6 +44,7 @@ class PriorStage(Stage):
     """Codes in, a prior in RUN/prior out."""
 
     name = "prior"
+    recomputed = (Block,)
 
     def __init__(
         self,

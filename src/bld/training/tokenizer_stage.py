@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.autoencoder.discriminator import discriminator_hinge
+from bld.autoencoder.layers import RECOMPUTED
 from bld.checkpoint import save_model
 from bld.errors import SettingError
 from bld.images import ImageSet, make_grid, psnr, save_png
@@ -29,6 +30,7 @@ class TokenizerStage(Stage):
     """Images in, a tokenizer in RUN/tokenizer out."""
 
     name = "tokenizer"
+    recomputed = RECOMPUTED
 
     def __init__(
         self,

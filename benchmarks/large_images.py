@@ -1,0 +1,182 @@
+"""What 1024×1024 needs: memory and time of one step of each stage, of a sample, and of decoding whole or in strips.
+
+    python benchmarks/large_images.py --out benchmarks/large_images.json
+
+The preset ffhq1024 at full size, batch 1; each case in a process of its own, whose highest resident memory is taken.
+Training steps use activation checkpointing.  LPIPS's VGG-16 has random weights here, so that nothing is downloaded:
+memory and time are the same.  `--size 128` tries it small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CASES = ("imports", "decode", "decode-strips", "encode", "encode-strips", "tokenizer-step", "prior-step", "sample")
+ROWS = 128
+
+
+def settings_of(size: int):
+    from bld.training.settings import load_settings
+
+    words = ["mixed_precision=float32", "data.held_out=1", "data.flip=false"]
+    for stage in ("tokenizer_training", "prior_training"):
+        words += [f"{stage}.batch_size=1", f"{stage}.steps=1", f"{stage}.activation_checkpointing=true"]
+    return load_settings("ffhq1024", words=[*words, f"tokenizer.image_size={size}", "data.location=images"])
+
+
+def run_case(case: str, size: int) -> dict[str, float]:
+    """Seconds, and what came out of it."""
+    import torch
+
+    if case == "imports":
+        import bld.training.recipe  # noqa: F401
+
+        return {"seconds": 0.0}
+    from bld.autoencoder import BinaryAutoencoder
+
+    torch.manual_seed(0)
+    settings = settings_of(size)
+    if case in ("tokenizer-step", "prior-step"):
+        return train_step(case.split("-")[0], settings, size)
+    model = BinaryAutoencoder(settings.tokenizer).eval()
+    model.strip_rows = ROWS if case.endswith("strips") else None
+    with torch.no_grad():
+        if case.startswith("encode"):
+            images = torch.rand(1, 3, size, size) * 2 - 1
+            started = time.monotonic()
+            model.encode(images)
+            return {"seconds": time.monotonic() - started}
+        codes = torch.randint(0, 2, (1, *model.code_shape), dtype=torch.uint8)
+        if case == "sample":
+            return sample(model, settings)
+        started = time.monotonic()
+        model.decode(codes)
+        seconds = time.monotonic() - started
+    found = {"seconds": seconds}
+    return found
+
+
+def deviation(size: int) -> float:
+    """Largest difference between decoding in strips and whole, of pixels in [0, 1]; at a size where both are cheap."""
+    import torch
+
+    from bld.autoencoder import BinaryAutoencoder
+
+    torch.manual_seed(0)
+    model = BinaryAutoencoder(settings_of(size).tokenizer).eval()
+    codes = torch.randint(0, 2, (1, *model.code_shape), dtype=torch.uint8)
+    with torch.no_grad():
+        whole = model.decode(codes)
+        model.strip_rows = ROWS
+        return float((model.decode(codes) - whole).abs().max()) / 2
+
+
+def train_step(stage_name: str, settings, size: int) -> dict[str, float]:
+    import lpips
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from bld.code_cache import CacheKey, CodeCache, write_cache
+    from bld.training import prior_stage, tokenizer_stage
+    from bld.training.loop import StageRun, make_accelerator
+    from bld.training.run_folder import RunFolder
+
+    def untrained_lpips():
+        return lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
+
+    import bld.autoencoder.objective as objective
+
+    objective.load_lpips = untrained_lpips
+    with tempfile.TemporaryDirectory() as folder:
+        run, accelerator = RunFolder(Path(folder) / "run"), make_accelerator("float32")
+        if stage_name == "tokenizer":
+            from bld.images import ImageSet
+
+            (Path(folder) / "images").mkdir()
+            for i in range(2):
+                pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(Path(folder) / "images" / f"{i}.png")
+            images = ImageSet.open(Path(folder) / "images", settings.preprocessing())
+            stage = tokenizer_stage.TokenizerStage(settings, *images.split(1, 0), accelerator, run)
+        else:
+            from bld.autoencoder import BinaryAutoencoder
+
+            shape = settings.tokenizer.code_shape
+            key = CacheKey("none", "none", (*shape,), images=2, flips=False, draws=1, seed=0)
+
+            def arrays(wanted):
+                for r in wanted:
+                    data = np.random.default_rng(0).bytes(len(r) * key.row_bytes)
+                    yield np.frombuffer(data, np.uint8).reshape(-1, key.row_bytes)
+
+            cache: CodeCache = write_cache(Path(folder) / "codes", key, arrays, None, [])
+            held_out = prior_stage.HeldOutCodes(cache.read(np.array([0])), None)
+            with torch.device("meta"):
+                tokenizer = BinaryAutoencoder(settings.tokenizer)  # the prior never touches a pixel
+            tokenizer.to = lambda *_, **__: tokenizer
+            stage = prior_stage.PriorStage(settings, cache, held_out, tokenizer, accelerator, run)
+        going = StageRun(stage, run, accelerator, None, lambda _: None)
+        started = time.monotonic()
+        values = going._train_step(stage.batches(0), 0.5)
+        seconds = time.monotonic() - started
+        parameters = sum(p.numel() for network in stage.networks().values() for p in network.parameters())
+    return {"seconds": seconds, "loss": float(values["loss"]), "parameters": parameters}
+
+
+def sample(model, settings) -> dict[str, float]:
+    """Four steps, and decoding in strips, with an untrained prior of full size."""
+    from bld.checkpoint import PipelineIndex
+    from bld.pipeline import BinaryLatentDiffusionPipeline
+    from bld.priors import Denoiser
+
+    diffusion = settings.diffusion.build()
+    prior = Denoiser(settings.denoiser(model.code_shape, 0), diffusion.evidence_logits()).eval()
+    pipe = BinaryLatentDiffusionPipeline(model, prior, diffusion, PipelineIndex([])).enable_tiling(ROWS)
+    started = time.monotonic()
+    image = pipe(1, num_inference_steps=4, generator=0).images[0]
+    assert image.size == (settings.tokenizer.image_size,) * 2
+    return {"seconds": time.monotonic() - started}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    if args.case:
+        found = run_case(args.case, args.size)
+        found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps(found))
+        return
+    import torch
+
+    rows = {}
+    for case in args.cases:
+        command = [sys.executable, __file__, "--case", case, "--size", str(args.size)]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "GOMP_SPINCOUNT": "0"})
+        if done.returncode:
+            raise SystemExit(f"{case} failed:\n{done.stderr[-3000:]}")
+        rows[case] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{case:<16} {rows[case]['peak_gib']:6.2f} GiB  {rows[case]['seconds']:8.1f} s", flush=True)
+    small = min(args.size, 512)
+    difference = deviation(small)
+    print(f"strips against whole at {small} pixels: largest difference {difference:.2e} of pixels in [0, 1]")
+    if args.out:
+        entries = {"size": args.size, "torch": torch.__version__, "threads": torch.get_num_threads(), "cases": rows}
+        entries["deviation"] = {"size": small, "largest": difference}
+        args.out.write_text(json.dumps(entries, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

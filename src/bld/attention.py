@@ -17,13 +17,18 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     (`benchmarks/attention.py`); in float32 the fused kernel wins.
     """
     seen = _seen(q.shape[-2], k.shape[-2], q.device) if causal and q.shape[-2] > 1 else None
-    if q.device.type == "cpu" and q.dtype != torch.float32 and q.dtype != torch.float64:
+    if written_out(q):
         weights = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         weights = weights if seen is None else weights.masked_fill(~seen, float("-inf"))
         return weights.softmax(-1).to(v.dtype) @ v
     if seen is not None and q.shape[-2] == k.shape[-2]:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
+def written_out(q: Tensor) -> bool:
+    """Whether the two products are faster written out than fused."""
+    return q.device.type == "cpu" and q.dtype != torch.float32 and q.dtype != torch.float64
 
 
 def _seen(queries: int, keys: int, device: torch.device) -> Tensor:

@@ -16,6 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", metavar="RUN|PRESET", help="folder of a run, a preset's name, or a YAML file")
     parser.add_argument("--images", type=int, help="images of the data (default: the run's, or 100,000)")
     parser.add_argument("--classes", type=int, help="classes of the data (default: the run's, or 0)")
+    parser.add_argument("--device", metavar="NAME", help="simulate training on this kind: h200, h100, a100-80, …, cpu")
+    parser.add_argument("--devices", type=int, default=1, help="so many of them (default 1)")
+    parser.add_argument("--utilisation", type=float, default=0.4, help="part of a device's rate reached (default 0.4)")
     parser.add_argument("--show-settings", action="store_true", help="print every setting as YAML")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example prior.dim=256")
 
@@ -23,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Print a table."""
     from bld.code_cache import CodeCache
-    from bld.training.cost import describe
+    from bld.training.cost import describe, plan
     from bld.training.run_folder import RunFolder
     from bld.training.settings import load_settings, settings_tree
 
@@ -40,6 +43,11 @@ def run(args: argparse.Namespace) -> None:
         settings = load_settings(preset=args.what, words=args.settings)
     for name, value in describe(settings, images, classes):
         say(f"{name:<34}{value}")
+    if args.device or args.devices > 1:
+        say("")
+        kind = args.device or "h100"
+        for name, value in plan(settings, images, classes, kind, args.devices, args.utilisation):
+            say(f"{name:<34}{value}")
     if args.show_settings:
         import yaml
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
 from collections.abc import Iterator
 
 import torch
@@ -9,8 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator
+from bld.errors import SettingError
 from bld.priors import NETWORKS
+from bld.training.devices import device_named
 from bld.training.settings import Settings
+from bld.training.simulate import prior_step, tokenizer_step
 
 
 def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tuple[str, str]]:
@@ -53,6 +58,75 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
         training = getattr(settings, f"{name}_training")
         epochs = training.steps * training.batch_size / images
         yield f"{name} training", f"{training.steps:,} steps of {training.batch_size}: {epochs:,.1f} epochs"
+
+
+def plan(
+    settings: Settings, images: int, num_classes: int, name: str, devices: int, use: float
+) -> Iterator[tuple[str, str]]:
+    """(what, how much) of training on so many devices of a kind, simulated: memory, time, bytes sent.
+
+    use: the part of the device's rate that is reached, above 0, at most 1.  Memory is the simulated step's, to which
+    the libraries add their own; gradients are sent in float32, around a ring.
+    """
+    if devices < 1 or not 0 < use <= 1:
+        raise SettingError(f"--devices is 1 or more and --utilisation above 0, at most 1, not {devices} and {use:g}.")
+    device = device_named(name)
+    rate = device.tflops * 1e12 * use
+    half = settings.mixed_precision in ("bf16", "fp16") or (settings.mixed_precision == "auto" and name != "cpu")
+    yield "devices", f"{devices} × {name}: {device.tflops:g} TFLOP/s at best, of which {use:.0%} are assumed"
+    for stage in ("tokenizer", "prior"):
+        training = getattr(settings, f"{stage}_training")
+        share = math.ceil(training.batch_size / (devices * training.accumulate))
+        step = (
+            tokenizer_step(settings, share, half, perceptual=_has_lpips())
+            if stage == "tokenizer"
+            else prior_step(settings, share, num_classes, half)
+        )
+        flops_per_step = step.flops * training.accumulate
+        seconds = flops_per_step / rate
+        total = sum(step.memory.values())
+        sent = ring_bytes(4 * step.parameters, devices)
+        yield f"-- {stage} --", f"{share} at a time, {training.accumulate} times a step, on each device"
+        yield "training step, per image", _flops(step.flops / share)
+        yield "training step, per device", _flops(flops_per_step)
+        for part, size in step.memory.items():
+            yield f"memory: {part}", _gib(size)
+        fits = "" if total < 0.9 * device.memory_gb * 1e9 else f" - more than nine tenths of {device.memory_gb:g} GB"
+        yield "memory: together", _gib(total) + fits
+        if devices > 1:
+            waits = sent / (device.link_gb * 1e9)
+            yield (
+                "sent per device and step",
+                f"{_gib(sent)}: {1e3 * waits:,.1f} ms, beside {1e3 * seconds:,.1f} ms of work",
+            )
+            # Work shrinks with the number of devices, what is sent does not.
+            most = seconds * devices * device.link_gb * 1e9 / ring_bytes(4 * step.parameters, 10**9)
+            yield (
+                "sending takes as long as the work",
+                f"at about {most:,.0f} devices for this batch of {training.batch_size}",
+            )
+        yield f"{stage} training", f"{training.steps * seconds / 3600:,.2f} hours for {training.steps:,} steps"
+    views = (1 + settings.data.flip) * max(1, settings.codes.draws)
+    with torch.device("meta"):
+        tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")
+        pixels = torch.empty(1, settings.tokenizer.in_channels, *[settings.tokenizer.image_size] * 2)
+    passes = images * (1 + settings.data.flip) * flops(lambda: tokenizer.features(pixels))
+    yield "-- afterwards --", ""
+    yield f"encoding {images:,} images", f"{passes / rate / devices / 3600:,.2f} hours ({views} views)"
+
+
+def ring_bytes(size: int, devices: int) -> float:
+    """Bytes each device sends when `size` bytes are summed over all: 2·(P - 1)/P times as many."""
+    return 2 * (devices - 1) / devices * size
+
+
+def _has_lpips() -> bool:
+    """Whether the package is there whose network would be counted."""
+    return importlib.util.find_spec("lpips") is not None
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.2f} GiB"
 
 
 def parameters(model: nn.Module) -> int:

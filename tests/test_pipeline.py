@@ -192,6 +192,34 @@ def test_reconstruct_is_decode_of_encode_whatever_the_form(pipe, picture):
     assert pipe.encode(picture.resize((40, 30))).shape == (1, 4, 4, 32)
 
 
+def test_tiling_changes_memory_only(trained_run, picture, mask, monkeypatch):
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
+    calls = {
+        "generate": lambda: pipe(3, generator=0, num_inference_steps=4, output_type="pt").images,
+        "inpaint": lambda: pipe.inpaint(picture, mask, 2, generator=0, num_inference_steps=4, output_type="pt").images,
+        "reconstruct": lambda: pipe.reconstruct([picture] * 3, "pt"),
+    }
+    whole = {name: call() for name, call in calls.items()}
+    assert pipe.enable_tiling(3) is pipe
+    batches = []
+    features, decode = pipe.tokenizer.features, pipe.tokenizer.decode
+    monkeypatch.setattr(pipe.tokenizer, "features", lambda x: batches.append(len(x)) or features(x))
+    monkeypatch.setattr(pipe.tokenizer, "decode", lambda x: batches.append(len(x)) or decode(x))
+    for name, call in calls.items():
+        torch.testing.assert_close(call(), whole[name], atol=1e-5, rtol=0)
+    assert len(batches) == 3 + (1 + 2) + (3 + 3) and set(batches) == {1}
+    assert pipe.disable_tiling() is pipe
+    for name, call in calls.items():
+        assert torch.equal(call(), whole[name])
+    assert set(batches[12:]) == {1, 2, 3}
+
+
+@pytest.mark.parametrize("rows", [0, -128])
+def test_strips_without_rows_are_refused(pipe, rows):
+    with pytest.raises(SettingError, match="1 row or more"):
+        pipe.enable_tiling(rows)
+
+
 def test_bfloat16_weights_sample_too(trained_run):
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(trained_run).to(dtype=torch.bfloat16)
     assert pipe(2, generator=0, num_inference_steps=4, output_type="pt").images.isfinite().all()

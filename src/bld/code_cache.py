@@ -55,6 +55,9 @@ class CacheKey:
     def __post_init__(self) -> None:
         if self.values not in ("bits", "float16"):
             raise ValueError(f"values are bits or float16, not {self.values!r}")
+        sizes = (*self.shape, self.images, self.draws)
+        if len(self.shape) != 3 or not all(isinstance(n, int) and 0 <= n < 2**40 for n in sizes):
+            raise ValueError(f"shape {self.shape}, images {self.images!r} and draws {self.draws!r} are no such numbers")
 
     @property
     def row_bytes(self) -> int:
@@ -239,7 +242,7 @@ def _read_labels(path: Path, images: int) -> Tensor | None:
         return None
     try:
         labels = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): delete {path.parent}.") from error
     if labels.shape != (images,):
         raise CheckpointError(f"{path} has labels of shape {labels.shape}, not ({images},): delete {path.parent}.")

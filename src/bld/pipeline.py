@@ -248,7 +248,7 @@ class BinaryLatentDiffusionPipeline:
     @torch.no_grad()
     def encode(self, images: ImageInput, *, batch_size: int = 64) -> Tensor:
         """PIL images, or a tensor (B, 3, S, S) in [-1, 1] → codes (B, h, w, c), uint8 on the CPU."""
-        batches = self.preprocess(images).split(self.tokenizer.config.images_at_a_time(batch_size))
+        batches = self.preprocess(images).split(self._images_at_a_time(batch_size))
         return torch.cat([self.tokenizer.encode(batch.to(self.device)).cpu() for batch in batches])
 
     @torch.no_grad()
@@ -292,9 +292,12 @@ class BinaryLatentDiffusionPipeline:
 
     def _decoded(self, codes: Tensor, batch_size: int) -> Tensor:
         """(B, 3, H, W) in [-1, 1], float32 on the CPU."""
-        batch = 1 if self.tokenizer.strip_rows else self.tokenizer.config.images_at_a_time(batch_size)
-        parts = [self.tokenizer.decode(part.to(self.device)).clamp(-1, 1).cpu() for part in codes.split(batch)]
-        return torch.cat(parts)
+        batches = codes.split(self._images_at_a_time(batch_size))
+        return torch.cat([self.tokenizer.decode(batch.to(self.device)).clamp(-1, 1).cpu() for batch in batches])
+
+    def _images_at_a_time(self, wanted: int) -> int:
+        """How many images to encode or decode at once: with strips one, since memory is short."""
+        return 1 if self.tokenizer.strip_rows else self.tokenizer.config.images_at_a_time(wanted)
 
     def _sample(
         self,

@@ -28,6 +28,9 @@ from bld.errors import SettingError, did_you_mean
 
 BottleneckKind = Literal["bernoulli", "vq", "gaussian"]
 MOST_VQ_BITS = 16
+# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
+MOST_WIDTH = 65_536
+MOST = {"res_blocks": 100, "len(channel_multipliers)": 16}
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,12 @@ class AutoencoderConfig:
             "min(channel_multipliers)": min(self.channel_multipliers, default=0),
         }
         for name, value in sizes.items():
-            if value < 1:
-                raise SettingError(f"tokenizer.{name} is {value}, but must be at least 1.")
-        if self.decoder_res_blocks < 0:
+            if not 1 <= value <= MOST.get(name, MOST_WIDTH):
+                raise SettingError(f"tokenizer.{name} is {value}, but must be 1 to {MOST.get(name, MOST_WIDTH)}.")
+        if not 0 <= self.decoder_res_blocks <= MOST["res_blocks"]:
             raise SettingError(
-                f"tokenizer.decoder_res_blocks is {self.decoder_res_blocks}, but must be at least 0 (as the encoder)."
+                f"tokenizer.decoder_res_blocks is {self.decoder_res_blocks}, but must be 0 (as the encoder) to "
+                f"{MOST['res_blocks']}."
             )
         if self.bottleneck not in get_args(BottleneckKind):
             raise SettingError(

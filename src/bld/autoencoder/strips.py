@@ -3,7 +3,7 @@
 Cutting an image into tiles would change it, since GroupNorm looks at all of a feature map.  So each layer is cut
 instead: the statistics of a norm are taken over the whole map first, then its convolution runs strip by strip, each
 with the rows above and below that it sees.  About two maps and one strip's temporaries are alive at a time, in place
-of five maps.  Attention stands at low resolutions only and runs whole.
+of four maps.  Attention stands at low resolutions only and runs whole.
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.autoencoder.layers import Downsample, OutConv, ResidualBlock, Upsample
+from bld.autoencoder.layers import (
+    Downsample,
+    OutConv,
+    ResidualBlock,
+    Upsample,
+    preferred_format,
+    preferred_layout,
+)
 
 Normalise = Callable[[Tensor], Tensor]
 
 
 def encode_in_strips(encoder: Any, images: Tensor, rows: int) -> Tensor:
     """What the encoder gives for images (B, 3, H, W), taking `rows` rows of a feature map at a time; no gradients."""
-    x = _convolved(images, encoder.conv_in, rows)
+    x = _convolved(preferred_layout(images), encoder.conv_in, rows)
     for layer in [*_levels(encoder.stages, encoder.downs), *encoder.middle, encoder.out]:
         x = _layer(layer, x, rows)
     return encoder.to_logits(x)
@@ -30,7 +37,7 @@ def encode_in_strips(encoder: Any, images: Tensor, rows: int) -> Tensor:
 
 def decode_in_strips(decoder: Any, latent: Tensor, rows: int) -> Tensor:
     """What the decoder gives for a latent (B, C, h, w), taking `rows` rows of a feature map at a time; no gradients."""
-    x = decoder.conv_in(decoder.norm_in(decoder.embed(latent)))
+    x = decoder.conv_in(decoder.norm_in(decoder.embed(preferred_layout(latent))))
     for layer in [*decoder.middle, *_levels(decoder.stages, decoder.ups), decoder.out]:
         x = _layer(layer, x, rows)
     return x
@@ -59,9 +66,7 @@ def _residual(block: ResidualBlock, x: Tensor, rows: int) -> Tensor:
     total = x if isinstance(block.skip, nn.Identity) else None
     for start, stop in _strips(x.shape[2], rows):
         strip = _convolution(block.conv2, _with_halo(y, start, stop, normalise)) + block.skip(x[:, :, start:stop])
-        if total is None:
-            total = strip.new_empty(*strip.shape[:2], *x.shape[2:])
-        total[:, :, start:stop] = strip
+        total = _placed(strip, total, start, x.shape[2])
     assert total is not None
     return total
 
@@ -147,7 +152,9 @@ def _convolution(conv: nn.Conv2d, strip: Tensor) -> Tensor:
 def _placed(strip: Tensor, whole: Tensor | None, start: int, height: int) -> Tensor:
     """The map with the strip in its place; made when the first strip shows its width and dtype."""
     if whole is None:
-        whole = strip.new_empty(*strip.shape[:2], height, strip.shape[3])
+        size = (*strip.shape[:2], height, strip.shape[3])
+        layout = preferred_format(strip.device)
+        whole = torch.empty(size, dtype=strip.dtype, device=strip.device, memory_format=layout)
     whole[:, :, start : start + strip.shape[2]] = strip
     return whole
 

@@ -16,6 +16,7 @@ from bld.errors import SettingError, did_you_mean
 from bld.process import spaced_steps
 
 LARGEST_FINAL_RETENTION = 0.05
+MOST_STEPS = 1_000_000  # far beyond use: more is a damaged file
 
 
 def _linear(u: float) -> float:
@@ -59,8 +60,8 @@ class NoiseSchedule:
         elif kind in KINDS:
             if table is not None:
                 raise SettingError(f"A table was given with the schedule '{kind}': name the schedule 'table'.")
-            if steps < 1:
-                raise SettingError(f"A diffusion has at least 1 step, not {steps}.")
+            if not 1 <= steps <= MOST_STEPS:
+                raise SettingError(f"A diffusion has 1 to {MOST_STEPS} steps, not {steps}.")
             self.k = torch.tensor([KINDS[kind](t / steps) for t in range(steps + 1)], dtype=torch.float64)
         else:
             raise SettingError(f"Unknown schedule '{kind}'.{did_you_mean(kind, [*KINDS, 'table'])}")

@@ -18,6 +18,17 @@ from bld.attention import attention
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
 
+# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
+MOST = {
+    "code_height": 4096,
+    "code_width": 4096,
+    "code_bits": 65_536,
+    "steps": 1_000_000,
+    "dim": 65_536,
+    "depth": 1000,
+    "heads": 1024,
+}
+
 
 @dataclass(frozen=True)
 class DenoiserConfig:
@@ -53,9 +64,9 @@ class DenoiserConfig:
     evidence: Literal["none", "flip", "value"] = "none"
 
     def __post_init__(self) -> None:
-        for name in ("code_height", "code_width", "code_bits", "steps", "dim", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"prior.{name} is {getattr(self, name)}, but must be at least 1.")
+        for name, most in MOST.items():
+            if not 1 <= getattr(self, name) <= most:
+                raise SettingError(f"prior.{name} is {getattr(self, name)}, but must be 1 to {most}.")
         if self.num_classes < 0:
             raise SettingError(f"prior.num_classes is 0 (unconditional) or more, not {self.num_classes}.")
         if not self.mlp_ratio > 0:

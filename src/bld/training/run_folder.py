@@ -154,16 +154,14 @@ class RunFolder:
     # -- metrics ------------------------------------------------------------------------------------------
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line cut short by a crash is left out."""
+        """The lines of metrics.jsonl; one cut short by a crash, or that is no such line, is left out."""
         if not self.metrics.is_file():
             return []
         lines = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
                 lines.append(json.loads(line))
-            except ValueError:
-                continue
-        return lines
+        return [line for line in lines if isinstance(line, dict) and {"stage", "step"} <= line.keys()]
 
     def forget_metrics_after(self, stage: str, step: int) -> None:
         """Drop a stage's lines past the step it resumes from: they will be written again."""

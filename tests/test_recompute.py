@@ -55,7 +55,7 @@ def test_the_tokenizers_gradients_are_the_same_to_the_bit(bottleneck, dtype):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("kind", ["autoregressive", "absorbing", "gaussian"])
+@pytest.mark.parametrize("kind", ["bernoulli", "autoregressive", "absorbing", "gaussian"])
 def test_the_priors_gradients_are_the_same_to_the_bit(kind, dtype):
     torch.manual_seed(0)
     model = NETWORKS[kind](DenoiserConfig(2, 3, 4, steps=6, num_classes=2, dim=16, depth=3, heads=2))

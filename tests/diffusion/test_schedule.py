@@ -69,7 +69,7 @@ def test_a_table_is_taken_as_it_is():
     "settings, names",
     [
         ({"kind": "liner"}, ["liner", "linear"]),
-        ({"kind": "linear", "steps": 0}, ["at least 1", "0"]),
+        ({"kind": "linear", "steps": 0}, ["1 to 1000000", "0"]),
         ({"kind": "table"}, ["table", "1 first"]),
         ({"kind": "cosine", "table": [1, 0]}, ["cosine", "'table'"]),
         ({"kind": "table", "table": [1.0]}, ["at least 2", "(1,)"]),

@@ -87,7 +87,8 @@ def test_experiments_share_what_they_train(root):
     run(root, "table5")
     run(root, "figure5")
     priors = {path.name for path in (root / "tiny" / "priors").iterdir()}
-    assert priors == {f"{kind}-seed{s}" for kind in ("bernoulli", "autoregressive", "absorbing") for s in (0, 1)}
+    kinds = ("bernoulli", "autoregressive", "absorbing", "target-z0")
+    assert priors == {f"{kind}-seed{s}" for kind in kinds for s in (0, 1)}
     assert {path.name for path in (root / "tiny" / "tokenizers").iterdir()} == {"binary-seed0", "binary-seed1"}
 
 

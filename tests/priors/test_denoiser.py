@@ -151,7 +151,7 @@ def test_evidence_is_kept_with_the_weights():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"depth": 0}, "prior.depth is 0, but must be at least 1"),
+        ({"depth": 0}, "prior.depth is 0, but must be 1 to 1000"),
         ({"steps": -3}, "prior.steps is -3"),
         ({"num_classes": -1}, "prior.num_classes.*not -1"),
         ({"dim": 510}, r"prior.dim \(510\) must be divisible by prior.heads \(8\)"),

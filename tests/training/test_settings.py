@@ -77,7 +77,7 @@ def test_a_yaml_file_is_a_preset(tmp_path):
         ("diffusion.schedule=cosin", "Did you mean 'cosine'"),
         ("diffusion.schedule=table", "table"),
         ("tokenizer.image_size=250", "choose 256"),
-        ("tokenizer.code_bits=0", "at least 1"),
+        ("tokenizer.code_bits=0", "must be 1 to 65536"),
         ("objective.mse=-1", "0 or more"),
         ("prior_training.batch_size=0", "at least 1"),
         ("prior_training.learning_rate=0", "above 0"),

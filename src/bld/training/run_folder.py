@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -58,6 +59,7 @@ class RunFolder:
 
         The operating system holds the lock for as long as its process lives, so that a crash leaves none behind.
         """
+        is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
         note = self.path / "lock.json"
         try:
@@ -79,6 +81,8 @@ class RunFolder:
             if self._lock.lock_counter == 1:
                 note.unlink(missing_ok=True)
             self._lock.release()
+            if is_new and [entry.name for entry in self.path.iterdir()] in ([], ["lock"]):  # nothing came of it
+                shutil.rmtree(self.path)
 
     # -- settings -----------------------------------------------------------------------------------------
 

@@ -138,7 +138,7 @@ def test_the_average_copies_buffers_and_averages_parameters():
         model.weight.fill_(3.0)
         model.running_mean.fill_(5.0)
         model.num_batches_tracked += 4
-    average.update(model, 10_000)
+    average.update(10_000)
     assert torch.allclose(average.model.weight, torch.tensor(1.2))
     assert torch.equal(average.model.running_mean, torch.full((2,), 5.0)) and average.model.num_batches_tracked == 4
 

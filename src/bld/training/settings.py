@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -325,7 +326,7 @@ def load_settings(preset: str | None = None, base: dict[str, Any] | None = None,
 
 def settings_tree(settings: Settings) -> dict[str, Any]:
     """The settings as nested dicts of plain values, as `config.yaml` holds them."""
-    return yaml.safe_load(yaml.safe_dump(_plain(dataclasses.asdict(settings))))
+    return _plain(dataclasses.asdict(settings))
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -337,6 +338,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + name, value
 
 
+@lru_cache
 def known_keys() -> list[str]:
     """Every dotted key that can be set."""
     return [key for key, _ in leaves(settings_tree(Settings()))]

@@ -79,22 +79,17 @@ def deviation(size: int, bf16: bool) -> float:
 
 
 def train_step(stage_name: str, settings, size: int) -> dict[str, float]:
-    import lpips
     import numpy as np
     import torch
     from PIL import Image
 
+    from bld.autoencoder import objective
     from bld.code_cache import CacheKey, CodeCache, write_cache
     from bld.training import prior_stage, tokenizer_stage
     from bld.training.loop import StageRun, make_accelerator
     from bld.training.run_folder import RunFolder
 
-    def untrained_lpips():
-        return lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-
-    import bld.autoencoder.objective as objective
-
-    objective.load_lpips = untrained_lpips
+    objective.load_lpips = objective.untrained_lpips
     with tempfile.TemporaryDirectory() as folder:
         run, accelerator = RunFolder(Path(folder) / "run"), make_accelerator("float32")
         if stage_name == "tokenizer":

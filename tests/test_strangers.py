@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -108,12 +109,10 @@ def test_odd_entries_of_a_folder_do_not_stop_it(tmp_path: Path, kind: str):
     elif kind == "loop":
         (images / "loop").symlink_to(images)
     else:
-        try:
+        with suppress(OSError):  # some file systems take UTF-8 only, and then there is no such name
             Path(os.fsdecode(os.fsencode(images) + b"/\xff\xfe.png")).write_bytes(encoded())
-        except OSError:
-            pytest.skip("this file system takes UTF-8 only")
-    found = ImageSet.open(images, Preprocessing(8), report_to=tmp_path)
-    assert len(found) == 10 + (kind == "name that is no UTF-8")
+    regular = [entry for entry in images.iterdir() if entry.is_file() and not entry.is_symlink()]
+    assert len(ImageSet.open(images, Preprocessing(8), report_to=tmp_path)) == len(regular) >= 10
 
 
 # -- archives, tables, settings: refused in one sentence ------------------------------------------------------

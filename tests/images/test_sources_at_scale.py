@@ -226,6 +226,14 @@ def test_a_table_beside_the_images_gives_the_classes(pack, png, kind: str, table
     assert open_images(source.location, labels="none").labels is None
 
 
+def test_images_without_their_classes_are_another_set_as_caches_hold_classes(pack, png):
+    images = pack("folder", {"a/1.png": png(1), "b/2.png": png(2)})
+    with_classes, without = open_images(images), open_images(images, labels="none")
+    assert with_classes.fingerprint != without.fingerprint
+    plain = pack("plain", {"1.png": png(1)})
+    assert open_images(plain).fingerprint == open_images(plain, labels="none").fingerprint
+
+
 def test_a_named_table_and_other_classes_are_another_fingerprint(pack, png, tmp_path: Path):
     images = pack("folder", {"1.png": png(1), "2.png": png(2)})
     prints = {open_images(images).fingerprint}

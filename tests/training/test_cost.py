@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bld.autoencoder import BinaryAutoencoder
+from bld.checkpoint import load_tokenizer
 from bld.cli import main
 from bld.errors import SettingError
 from bld.priors import NETWORKS
 from bld.recompute import recompute_activations
-from bld.training.cost import parameters, plan, ring_bytes
+from bld.training.cost import forwards, parameters, plan, ring_bytes
 from bld.training.devices import DEVICES, device_named
+from bld.training.loop import Stage, StageRun
+from bld.training.prior_stage import HeldOutCodes, PriorStage
+from bld.training.recipe import Recipe
+from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, load_settings
 from bld.training.simulate import FUSED_ON_CPU, StepCost, prior_step, tokenizer_step
-from bld.training.tokenizer_stage import RECOMPUTED
+from bld.training.tokenizer_stage import RECOMPUTED, TokenizerStage
 
 PLAIN = ["objective.perceptual=0", "objective.adversarial=0", "mixed_precision=float32"]
 
@@ -58,6 +65,68 @@ def measured_peak(step: Callable[[], None]) -> int:
         alive += event.nbytes()
         peak = max(peak, alive)
     return peak
+
+
+def real_step(stage_name: str, tmp_path: Path, words: list[str]) -> tuple[StageRun, Callable[[], None]]:
+    """A step of the real loop, with what comes around it, after a few that have made Adam's state."""
+    run = RunFolder(tmp_path / "run")
+    recipe = Recipe(run.adopt("cifar10", words, "digits"), run, lambda _: None)
+    if stage_name == "prior":
+        recipe.train_tokenizer()
+        cache, tokenizer = recipe.encode(), load_tokenizer(run.tokenizer)
+        stage: Stage = PriorStage(
+            recipe.settings, cache, HeldOutCodes(cache.read(np.arange(64)), None), tokenizer, recipe.accelerator, run
+        )
+    else:
+        stage = TokenizerStage(recipe.settings, *recipe.images(), recipe.accelerator, run)
+    going = StageRun(stage, run, recipe.accelerator, None, lambda _: None)
+    batches = stage.batches(0)
+
+    def step() -> None:
+        going._train_step(batches, 0.5)
+        going.step += 1
+        going.average.update(going.step)
+
+    step()
+    return going, step
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_the_real_loop_needs_the_memory_that_was_said(stage: str, tmp_path: Path):
+    """Beside weights, Adam's state and average, which were there before."""
+    words = [
+        *PLAIN, *TOKENIZER_WORDS, *PRIOR_WORDS, "objective.adversarial=0.1", "objective.adversarial_ramp=0",
+        "objective.discriminator_channels=32", "tokenizer_training.steps=1", "tokenizer_training.previews=1",
+        "tokenizer_training.batch_size=16", "prior_training.batch_size=32", "data.held_out=100",
+    ]  # fmt: skip
+    going, step = real_step(stage, tmp_path, words)
+    s = going.stage.settings
+    said = tokenizer_step(s, 16, bf16=False) if stage == "tokenizer" else prior_step(s, 32, 10, bf16=False)
+    assert said.parameters == sum(parameters(network) for network in going.networks.values())
+    assert said.peak_bytes == pytest.approx(measured_peak(step), rel=0.15)
+    assert all(p.grad is None for network in going.networks.values() for p in network.parameters())
+
+
+def test_a_device_is_priced_in_the_precision_that_it_trains_in():
+    t4, h200 = device_named("t4"), device_named("h200")
+    assert t4.precision("auto") == "float32" and t4.tflops("float32") == t4.tflops("bf16") < t4.tflops("fp16")
+    assert h200.precision("auto") == "bf16" and h200.precision("float32") == "float32"
+    assert h200.tflops("float32") < h200.tflops("bf16")
+
+
+@pytest.mark.parametrize(
+    "words, classes, passes",
+    [
+        ([], 10, 64),
+        (["sampling.guidance_scale=2"], 10, 128),
+        (["sampling.guidance_scale=2"], 0, 64),
+        (["sampling.guidance_scale=2", "sampling.steps=8"], 10, 16),
+        (["prior.kind=absorbing"], 10, 64),
+        (["prior.kind=autoregressive"], 10, 1),
+    ],
+)
+def test_a_sample_costs_its_passes(words: list[str], classes: int, passes: int):
+    assert forwards(settings("cifar10", "sampling.steps=0", *words), classes) == passes
 
 
 def tokenizer_training(s: Settings, images: int) -> tuple[nn.Module, Callable[[], None]]:
@@ -179,6 +248,10 @@ def test_info_prints_a_plan_and_refuses_what_there_is_not(capsys: pytest.Capture
     for words in (["--devices", "0"], ["--utilisation", "1.5"]):
         assert main(["info", "cifar10", "--device", "h200", *words]) == 2
         assert "--utilisation above 0" in capsys.readouterr().err
+        assert main(["info", "cifar10", *words]) == 2
+        assert "name it with --device" in capsys.readouterr().err
+    assert main(["info", "cifar10", "--device", "h200", "parallel=fsdp"]) == 0
+    assert "fsdp" in capsys.readouterr().out
     with pytest.raises(SettingError, match="Unknown device"):
         device_named("abacus")
-    assert all(device.tflops > 0 for device in DEVICES.values())
+    assert all(0 < device.single <= device.half for device in DEVICES.values())

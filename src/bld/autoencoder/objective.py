@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -83,12 +84,15 @@ class ReconstructionLoss(NamedTuple):
 
 
 class ReconstructionObjective(nn.Module):
-    """Everything of eq. (2) that looks at reconstructions; holds LPIPS where it is used, nothing trainable."""
+    """Everything of eq. (2) that looks at reconstructions; holds LPIPS where it is used, nothing trainable.
 
-    def __init__(self, config: ObjectiveConfig):
+    lpips: another network than LPIPS's trained one.
+    """
+
+    def __init__(self, config: ObjectiveConfig, lpips: nn.Module | None = None):
         super().__init__()
         self.config = config
-        self.lpips = load_lpips() if config.perceptual > 0 else None
+        self.lpips = (lpips or load_lpips()) if config.perceptual > 0 else None
 
     def forward(
         self,
@@ -144,6 +148,15 @@ def gradient_ratio(numerator: Tensor, denominator: Tensor, weight: nn.Parameter)
     grads = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (numerator, denominator))
     top, bottom = (mean_over_processes(grad).norm() for grad in grads)
     return (top / (bottom + 1e-4)).clamp(0, 1e4).detach()
+
+
+def untrained_lpips() -> nn.Module:
+    """LPIPS as large as the trained one, with random weights: to measure what it costs without a download."""
+    import lpips
+
+    with warnings.catch_warnings():  # about how lpips asks torchvision
+        warnings.simplefilter("ignore", UserWarning)
+        return lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
 
 
 def load_lpips() -> nn.Module:

@@ -8,6 +8,7 @@ from pathlib import Path
 from bld.cli.common import say
 from bld.errors import SettingError
 
+UTILISATION = 0.4
 HELP = "sizes, parameters, FLOPs and cache of a preset or run"
 
 
@@ -17,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=int, help="images of the data (default: the run's, or 100,000)")
     parser.add_argument("--classes", type=int, help="classes of the data (default: the run's, or 0)")
     parser.add_argument("--device", metavar="NAME", help="simulate training on this kind: h200, h100, a100-80, …, cpu")
-    parser.add_argument("--devices", type=int, default=1, help="so many of them (default 1)")
-    parser.add_argument("--utilisation", type=float, default=0.4, help="part of a device's rate reached (default 0.4)")
+    parser.add_argument("--devices", type=int, help="so many of them (default 1)")
+    parser.add_argument("--utilisation", type=float, help=f"part of a device's rate reached (default {UTILISATION})")
     parser.add_argument("--show-settings", action="store_true", help="print every setting as YAML")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example prior.dim=256")
 
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> None:
     images, classes = args.images or 100_000, args.classes or 0
     if images < 1 or classes < 0:
         raise SettingError(f"--images is at least 1 and --classes at least 0, not {images} and {classes}.")
+    if args.device is None and (args.devices is not None or args.utilisation is not None):
+        raise SettingError("--devices and --utilisation need a kind of device: name it with --device, such as h200.")
     if folder.has_settings():
         settings = load_settings(base=settings_tree(folder.settings()), words=args.settings)
         if (folder.codes / "header.json").is_file():
@@ -43,11 +46,12 @@ def run(args: argparse.Namespace) -> None:
         settings = load_settings(preset=args.what, words=args.settings)
     for name, value in describe(settings, images, classes):
         say(f"{name:<34}{value}")
-    if args.device or args.devices > 1:
+    if args.device:
+        devices = 1 if args.devices is None else args.devices
+        use = UTILISATION if args.utilisation is None else args.utilisation
         say("")
-        kind = args.device or "h100"
-        for name, value in plan(settings, images, classes, kind, args.devices, args.utilisation):
-            say(f"{name:<34}{value}")
+        for name, value in plan(settings, images, classes, args.device, devices, use):
+            say(f"{name:<34}{value}".rstrip())
     if args.show_settings:
         import yaml
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bld.errors import DataError
 from bld.images.decoding import check_file_size, decode
-from bld.images.index import Listing, integers, read_any_index, sorted_listing, write_index
+from bld.images.index import Listing, integers, read_index, sorted_listing, write_index
 from bld.images.members import is_image_path
 from bld.images.source import ImageSource, fingerprint_of
 
@@ -48,7 +48,7 @@ class FolderSource(ImageSource):
 
 def _kept(root: Path, index_to: Path | None) -> Listing | None:
     """What was found in an earlier search, if every folder is as it was then."""
-    kept = read_any_index(index_to)
+    kept = read_index(index_to)
     if kept is None or kept[0].get("folder") != str(root):
         return None
     try:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bld.errors import DataError, MissingPackageError
 from bld.images.decoding import check_file_size, decode
-from bld.images.members import natural_key
+from bld.images.members import numbered
 from bld.images.source import ImageSource, Names, fingerprint_of
 
 LABEL_COLUMNS = ("label", "class", "fine_label", "labels")
@@ -108,10 +108,7 @@ def _labels(data: Any) -> tuple[list[str], np.ndarray | None]:
             return (list(feature.names), labels) if (labels >= 0).all() else ([], None)  # -1 is "unknown"
     for column in LABEL_COLUMNS:
         if column in data.features and getattr(data.features[column], "dtype", "") in ("int64", "int32", "string"):
-            said = [str(value) for value in data[column]]
-            classes = sorted(set(said), key=natural_key)
-            number = {name: i for i, name in enumerate(classes)}
-            return classes, np.array([number[value] for value in said], dtype=np.int64)
+            return numbered([str(value) for value in data[column]])
     return [], None
 
 

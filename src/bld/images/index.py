@@ -2,7 +2,7 @@
 
     index.npz    the lists below as arrays, and `key`, the JSON of what they were made from
 
-An index with another key, or a damaged one, is made again.
+Whoever reads it compares the key; an index with another one, or a damaged one, is made again.
 """
 
 from __future__ import annotations
@@ -45,32 +45,22 @@ def sorted_listing(names: list[str], columns: dict[str, array], texts: dict[str,
     )
 
 
-def read_index(folder: Path | None, key: dict[str, Any]) -> Listing | None:
-    """The listing kept in the folder under this key; None if there is none."""
-    kept = _read(folder)
-    return kept[1] if kept is not None and kept[0] == key else None
-
-
-def read_any_index(folder: Path | None) -> tuple[dict[str, Any], Listing] | None:
-    """(key, listing) of whatever is kept in the folder."""
-    return _read(folder)
-
-
 def write_index(folder: Path | None, key: dict[str, Any], listing: Listing) -> None:
     """Keep a listing."""
     if folder is None:
         return
     arrays: dict[str, np.ndarray] = {"key": _bytes(json.dumps(key)), "fingerprint": _bytes(listing.fingerprint)}
     for name, texts in {"names": listing.names, **listing.texts}.items():
-        arrays[f"text-{name}"] = np.frombuffer(texts._text, np.uint8)
-        arrays[f"bounds-{name}"] = texts._bounds
+        arrays[f"text-{name}"] = np.frombuffer(texts.text, np.uint8)
+        arrays[f"bounds-{name}"] = texts.bounds
     arrays |= {f"column-{name}": column for name, column in listing.columns.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     write_whole(folder / NAME, buffer.getbuffer())
 
 
-def _read(folder: Path | None) -> tuple[dict[str, Any], Listing] | None:
+def read_index(folder: Path | None) -> tuple[dict[str, Any], Listing] | None:
+    """(key, listing) kept in the folder; None if there is none, or it is damaged."""
     if folder is None or not (folder / NAME).is_file():
         return None
     try:
@@ -84,7 +74,9 @@ def _read(folder: Path | None) -> tuple[dict[str, Any], Listing] | None:
                     columns[rest] = arrays[name]
             key = json.loads(arrays["key"].tobytes())
             names = texts.pop("names")
-            if any(len(part) != len(names) for part in [*texts.values(), *columns.values()]):
+            if not isinstance(key, dict) or any(
+                len(part) != len(names) for part in [*texts.values(), *columns.values()]
+            ):
                 return None
             return key, Listing(names, columns, texts, arrays["fingerprint"].tobytes().decode())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

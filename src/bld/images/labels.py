@@ -15,16 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bld.errors import DataError
-from bld.images.members import natural_key
+from bld.images.members import LABEL_KEYS, numbered
 from bld.images.source import ImageSource, fingerprint_of
 
 TABLES = ("metadata.jsonl", "metadata.csv", "labels.jsonl", "labels.csv", "dataset.json")
 FILE_KEYS = ("file_name", "filename", "file", "image", "path")
-LABEL_KEYS = ("label", "class", "category")
-TABLE_LIMIT_BYTES = 1 << 32
+TABLE_LIMIT_BYTES = 1 << 28
 
 
 def relabel(source: ImageSource, choice: str) -> None:
@@ -34,7 +31,9 @@ def relabel(source: ImageSource, choice: str) -> None:
     if choice == "folders":
         return
     if choice == "none":
-        source.classes, source.labels = [], None
+        if source.labels is not None:  # or codes encoded with their classes would be taken for these
+            source.classes, source.labels = [], None
+            source.fingerprint = fingerprint_of([(source.fingerprint, "without classes")])
         return
     table = _beside(source.location) if choice == "auto" else _read(Path(choice).expanduser())
     if table is None:
@@ -52,10 +51,7 @@ def relabel(source: ImageSource, choice: str) -> None:
             f"{where} has no class for {len(missing)} of {len(source)} images, the first is {missing[0]}: "
             "complete it, or set data.labels=folders or none."
         )
-    said = [labels[file] for file in source.names]
-    source.classes = sorted(set(said), key=natural_key)
-    number = {label: i for i, label in enumerate(source.classes)}
-    source.labels = np.array([number[label] for label in said], dtype=np.int64)
+    source.classes, source.labels = numbered([labels[file] for file in source.names])
     source.fingerprint = fingerprint_of([(source.fingerprint, source.labels.tobytes(), tuple(source.classes))])
 
 

@@ -16,6 +16,10 @@ from bld.errors import DataError
 EXTENSIONS = frozenset(["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"])
 
 
+LABEL_KEYS = ("label", "class", "category", "cls")
+"""What the class of an image is called in tables and in the .json beside it."""
+
+
 def is_image_path(path: str) -> bool:
     """Whether the path ends like an image and no part of it is hidden (`.x`) or macOS's `__MACOSX`."""
     parts = path.split("/")
@@ -52,11 +56,16 @@ def class_labels(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
     are unlabelled: ([], None).
     """
     folders = [name.split("/", 1)[0] if "/" in name else "" for name in names]
-    classes = sorted(set(folders), key=natural_key)
-    if "" in classes or len(classes) < 2:
+    if "" in folders or len(set(folders)) < 2:
         return [], None
-    index = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([index[folder] for folder in folders], dtype=np.int64)
+    return numbered(folders)
+
+
+def numbered(said: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """(the different classes in natural order, the number of each image's, int64 (n,))."""
+    classes = sorted(set(said), key=natural_key)
+    number = {name: i for i, name in enumerate(classes)}
+    return classes, np.array([number[name] for name in said], dtype=np.int64)
 
 
 def without_wrapper(names: Sequence[str]) -> list[str]:

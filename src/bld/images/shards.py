@@ -13,18 +13,16 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from bld.errors import DataError
 from bld.images.archives import plain_members
 from bld.images.decoding import check_file_size, decode
 from bld.images.index import Listing, integers, read_index, sorted_listing, write_index
-from bld.images.members import is_image_path, member_path, natural_key
+from bld.images.members import LABEL_KEYS, is_image_path, member_path, natural_key, numbered
 from bld.images.source import ImageSource, fingerprint_of
 
 LABEL_LIMIT_BYTES = 1 << 20
-LABEL_KEYS = ("label", "class", "cls")
 
 
 def shard_paths(location: str) -> list[Path] | None:
@@ -78,8 +76,10 @@ class ShardsSource(ImageSource):
         stats = [path.stat() for path in self._paths]
         records = [(path.name, s.st_size, s.st_mtime_ns) for path, s in zip(self._paths, stats, strict=True)]
         key = {"shards": [[str(path), *record[1:]] for path, record in zip(self._paths, records, strict=True)]}
-        listing = read_index(index_to, key)
-        if listing is None:
+        kept = read_index(index_to)
+        if kept is not None and kept[0] == key:
+            listing = kept[1]
+        else:
             listing = _search(self._paths, location)
             listing.fingerprint = fingerprint_of(records)
             write_index(index_to, key, listing)
@@ -89,9 +89,7 @@ class ShardsSource(ImageSource):
         self.fingerprint = listing.fingerprint
         said = list(listing.texts["label"])
         if all(said):
-            self.classes = sorted(set(said), key=natural_key)
-            number = {name: i for i, name in enumerate(self.classes)}
-            self.labels = np.array([number[name] for name in said], dtype=np.int64)
+            self.classes, self.labels = numbered(said)
 
     def _read(self, index: int) -> Image.Image:
         check_file_size(int(self._size[index]))

@@ -15,12 +15,16 @@ from bld.images.members import EXTENSIONS, class_labels
 
 
 class Names(Sequence[str]):
-    """Strings in one block of memory: a million file names take 40 MB, and worker processes share them uncopied."""
+    """Strings in one block of memory: a million file names take 40 MB, and worker processes share them uncopied.
+
+    text     the strings' UTF-8, one after the other
+    bounds   int64 (n + 1,): where each begins, and the last ends
+    """
 
     def __init__(self, names: Iterable[str]) -> None:
         parts = [name.encode(errors="surrogateescape") for name in names]  # as the system gave what is no UTF-8
-        self._bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]).astype(np.int64)
-        self._text = b"".join(parts)
+        self.bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)]).astype(np.int64)
+        self.text = b"".join(parts)
 
     @classmethod
     def from_parts(cls, text: bytes, bounds: np.ndarray) -> Names:
@@ -29,11 +33,11 @@ class Names(Sequence[str]):
         if not fits or (np.diff(bounds) < 0).any():
             raise ValueError("bounds of names that do not fit their text")
         names = cls(())
-        names._text, names._bounds = text, bounds.astype(np.int64)
+        names.text, names.bounds = text, bounds.astype(np.int64)
         return names
 
     def __len__(self) -> int:
-        return len(self._bounds) - 1
+        return len(self.bounds) - 1
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -45,7 +49,7 @@ class Names(Sequence[str]):
         if not -len(self) <= index < len(self):
             raise IndexError(f"There are {len(self)} names, and none has the number {index}.")
         index %= len(self)
-        return self._text[self._bounds[index] : self._bounds[index + 1]].decode(errors="surrogateescape")
+        return self.text[self.bounds[index] : self.bounds[index + 1]].decode(errors="surrogateescape")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,18 +18,14 @@ from bld.training.devices import device_named
 from bld.training.settings import Settings
 from bld.training.simulate import prior_step, tokenizer_step
 
+EVALUATED = 50_000
+
 
 def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tuple[str, str]]:
     """(what, how much) for the settings, with data of so many images and classes."""
     shape = settings.tokenizer.code_shape
     size = settings.tokenizer.image_size
-    denoiser = settings.denoiser(shape, num_classes)
-    with torch.device("meta"):
-        tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")  # vq's codebook was made on the CPU all the same
-        prior = NETWORKS[settings.prior.kind](denoiser)
-        pixels = torch.empty(1, settings.tokenizer.in_channels, size, size)
-        bits = torch.empty(1, *shape)
-        tokens, t = torch.empty(1, shape.positions, shape.c), torch.ones(1, dtype=torch.long)
+    tokenizer, prior, once = _inference(settings, num_classes)
     yield "image", f"{size} × {size} pixels, {3 * size * size:,} bytes raw"
     row_bytes = shape.packed_bytes if tokenizer.is_binary else 2 * shape.bits
     unit = "bits" if tokenizer.is_binary else "real numbers"
@@ -42,12 +39,11 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
             critic = PatchDiscriminator(objective.discriminator_channels, objective.discriminator_layers)
         yield "discriminator parameters", f"{parameters(critic):,}"
     yield "prior parameters", f"{parameters(prior):,}"
-    forward = flops(lambda: prior(tokens, t))
-    yield "encode, per image", _flops(flops(lambda: tokenizer.features(pixels)))
-    yield "decode, per image", _flops(flops(lambda: tokenizer.decode(bits)))
-    yield "one denoising step, per image", _flops(forward)
-    steps = settings.sampling.steps or settings.diffusion.build().steps
-    yield f"one sample of {steps} steps", _flops(steps * forward + flops(lambda: tokenizer.decode(bits)))
+    yield "encode, per image", _flops(once.encode)
+    yield "decode, per image", _flops(once.decode)
+    yield "one denoising step, per image", _flops(once.denoise)
+    passes = forwards(settings, num_classes)
+    yield f"one sample, {passes} passes", _flops(passes * once.denoise + once.decode)
     draws = settings.codes.draws if tokenizer.bottleneck.is_random else 0
     views = (1 + settings.data.flip) * max(1, draws)
     yield (
@@ -71,9 +67,12 @@ def plan(
     if devices < 1 or not 0 < use <= 1:
         raise SettingError(f"--devices is 1 or more and --utilisation above 0, at most 1, not {devices} and {use:g}.")
     device = device_named(name)
-    rate = device.tflops * 1e12 * use
-    half = settings.mixed_precision in ("bf16", "fp16") or (settings.mixed_precision == "auto" and name != "cpu")
-    yield "devices", f"{devices} × {name}: {device.tflops:g} TFLOP/s at best, of which {use:.0%} are assumed"
+    precision = device.precision(settings.mixed_precision)
+    best = device.tflops(precision)
+    rate, half = best * 1e12 * use, precision != "float32"
+    yield "devices", f"{devices} × {name}: {best:g} TFLOP/s at best in {precision}, of which {use:.0%} are assumed"
+    if settings.parallel == "fsdp":
+        yield "parallel=fsdp", "is not simulated: memory and bytes are those of ddp"
     for stage in ("tokenizer", "prior"):
         training = getattr(settings, f"{stage}_training")
         share = math.ceil(training.batch_size / (devices * training.accumulate))
@@ -107,12 +106,49 @@ def plan(
             )
         yield f"{stage} training", f"{training.steps * seconds / 3600:,.2f} hours for {training.steps:,} steps"
     views = (1 + settings.data.flip) * max(1, settings.codes.draws)
-    with torch.device("meta"):
-        tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")
-        pixels = torch.empty(1, settings.tokenizer.in_channels, *[settings.tokenizer.image_size] * 2)
-    passes = images * (1 + settings.data.flip) * flops(lambda: tokenizer.features(pixels))
+    once = _inference(settings, num_classes)[2]
+    hours = 1 / (rate * devices * 3600)
     yield "-- afterwards --", ""
-    yield f"encoding {images:,} images", f"{passes / rate / devices / 3600:,.2f} hours ({views} views)"
+    encoded = images * (1 + settings.data.flip) * once.encode
+    yield f"encoding {images:,} images", f"{encoded * hours:,.2f} hours ({views} views)"
+    drawn = EVALUATED * (forwards(settings, num_classes) * once.denoise + once.decode)
+    yield f"{EVALUATED:,} samples", f"{drawn * hours:,.2f} hours"
+
+
+class Inference(NamedTuple):
+    """Floating-point operations for one image."""
+
+    encode: int
+    decode: int
+    denoise: int
+
+
+def _inference(settings: Settings, num_classes: int) -> tuple[BinaryAutoencoder, nn.Module, Inference]:
+    """(tokenizer, prior, what a pass through them costs); the networks have no content."""
+    shape, size = settings.tokenizer.code_shape, settings.tokenizer.image_size
+    denoiser = settings.denoiser(shape, num_classes)
+    with torch.device("meta"):
+        tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")  # vq's codebook was made on the CPU all the same
+        prior = NETWORKS[settings.prior.kind](denoiser)
+        pixels = torch.empty(1, settings.tokenizer.in_channels, size, size)
+        bits = torch.empty(1, *shape)
+        tokens, t = torch.empty(1, shape.positions, shape.c), torch.ones(1, dtype=torch.long)
+    calls = (lambda: tokenizer.features(pixels), lambda: tokenizer.decode(bits), lambda: prior(tokens, t))
+    return tokenizer, prior, Inference(*map(flops, calls))
+
+
+def forwards(settings: Settings, num_classes: int) -> int:
+    """Passes of the prior through a whole image for one sample: two a step with guidance; all positions from a cache
+    are one.
+    """
+    if settings.prior.kind == "autoregressive":
+        steps = 1
+    elif settings.prior.kind == "absorbing":
+        steps = settings.tokenizer.code_shape.positions
+    else:
+        steps = settings.sampling.steps or settings.diffusion.build().steps
+    guided = settings.sampling.guidance_scale != 1 and settings.prior.class_conditional and num_classes > 0
+    return steps * (1 + guided)
 
 
 def ring_bytes(size: int, devices: int) -> float:

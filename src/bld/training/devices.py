@@ -9,25 +9,36 @@ from bld.errors import SettingError, did_you_mean
 
 @dataclass(frozen=True)
 class Device:
-    """tflops: of dense bfloat16 matrix products (float16 for the t4).  memory_gb.  link_gb: GB/s that it can send to
-    another device of its machine.
+    """half, single: TFLOP/s of dense matrix products in bfloat16 (float16 where there is none) and in float32.
+    memory_gb.  link_gb: GB/s that it can send to another device of its machine.  has_bf16: whether bfloat16 is native.
     """
 
-    tflops: float
+    half: float
+    single: float
     memory_gb: float
     link_gb: float
+    has_bf16: bool = True
+
+    def precision(self, setting: str) -> str:
+        """What `mixed_precision` comes to on it: "float32", "bf16" or "fp16"."""
+        return ("bf16" if self.has_bf16 else "float32") if setting == "auto" else setting
+
+    def tflops(self, precision: str) -> float:
+        """Of matrix products in that precision; bfloat16 that is not native runs as float32 does."""
+        emulated = precision == "bf16" and not self.has_bf16
+        return self.single if precision == "float32" or emulated else self.half
 
 
 DEVICES = {
-    "h200": Device(989, 141, 450),
-    "h100": Device(989, 80, 450),
-    "a100-80": Device(312, 80, 300),
-    "a100-40": Device(312, 40, 300),
-    "l40s": Device(362, 48, 32),
-    "rtx4090": Device(165, 24, 32),
-    "rtx3090": Device(71, 24, 32),
-    "t4": Device(65, 16, 16),
-    "cpu": Device(0.3, 24, 5),  # two cores as rented, measured here, not published
+    "h200": Device(989, 67, 141, 450),
+    "h100": Device(989, 67, 80, 450),
+    "a100-80": Device(312, 19.5, 80, 300),
+    "a100-40": Device(312, 19.5, 40, 300),
+    "l40s": Device(362, 91.6, 48, 32),
+    "rtx4090": Device(165, 82.6, 24, 32),
+    "rtx3090": Device(71, 35.6, 24, 32),
+    "t4": Device(65, 8.1, 16, 16, has_bf16=False),
+    "cpu": Device(0.3, 0.3, 24, 5, has_bf16=False),  # two cores as rented, measured here, not published
 }
 
 

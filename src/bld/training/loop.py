@@ -93,7 +93,7 @@ class Update:
     """Backward, and after a step's last micro-batch clip and step: called by a stage once for each of its networks.
 
     weight: what a micro-batch's mean counts in the mean over the global batch, times the number of processes, over
-    which data parallelism averages.
+    which data parallelism averages.  No gradient outlives its step: it would take memory through the next forward.
     """
 
     accelerator: Accelerator
@@ -102,15 +102,12 @@ class Update:
     clip_norm: float
     skipped: int = 0
     weight: float = 1.0
-    is_first: bool = True
     is_last: bool = True
     norms: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, name: str, loss: Tensor) -> None:
         """Add the loss's gradient; at the end of the step, one that is not finite is skipped and counted."""
         optimizer = self.optimizers[name]
-        if self.is_first:
-            optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss if self.weight == 1 else loss * self.weight)
         if not self.is_last:
             return
@@ -118,6 +115,7 @@ class Update:
         finite = math.isfinite(float(norm))
         if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale
             optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         self.skipped += not finite
         self.norms[name] = norm
 
@@ -327,7 +325,7 @@ class StageRun:
             start, stop = part_of(batch_size, *part)
             share = (stop - start) / batch_size
             self.update.weight = share * self.processes.count
-            self.update.is_first, self.update.is_last = part == parts[0], part == parts[-1]
+            self.update.is_last = part == parts[-1]
             with ExitStack() as unsynchronised:
                 for network in self.networks.values() if not self.update.is_last else ():
                     unsynchronised.enter_context(self.accelerator.no_sync(network))

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +22,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from bld.attention import always_fused
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.autoencoder.discriminator import discriminator_hinge
 from bld.autoencoder.layers import RECOMPUTED
+from bld.autoencoder.objective import untrained_lpips
 from bld.priors import NETWORKS
 from bld.priors.transformer import Block
 from bld.recompute import recompute_activations
@@ -129,8 +129,7 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
     def build() -> Built:
         model = BinaryAutoencoder(config)
         networks: dict[str, nn.Module] = {"tokenizer": model}
-        with mock.patch("bld.autoencoder.objective.load_lpips", _untrained_lpips):
-            judge = ReconstructionObjective(objective)
+        judge = ReconstructionObjective(objective, untrained_lpips() if objective.perceptual > 0 else None)
         if objective.adversarial > 0:
             networks["discriminator"] = PatchDiscriminator(
                 objective.discriminator_channels, objective.discriminator_layers, config.in_channels
@@ -147,6 +146,7 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
                 fake = critic(out.reconstruction)
             loss = judge(out.reconstruction, x, out.probs, fake, model.decoder.last_layer, 1.0, out.penalties)
             loss.total.backward()
+            model.zero_grad(set_to_none=True)
             made = out.reconstruction.detach()
             del out, loss, fake
             if critic is not None:
@@ -185,7 +185,7 @@ def _simulate(
 ) -> StepCost:
     with ExitStack() as modes:
         if bf16:
-            modes.enter_context(_attention_as_on_a_gpu())
+            modes.enter_context(always_fused())
         modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         networks, judge, step = build()
         if recompute:
@@ -201,18 +201,3 @@ def _simulate(
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     frozen = sum(p.numel() for p in judge.parameters())
     return StepCost(sum(sizes.values()), sizes[averaged], frozen, flops, peak, images)
-
-
-def _untrained_lpips() -> nn.Module:
-    import lpips
-
-    with warnings.catch_warnings():  # about how lpips asks torchvision
-        warnings.simplefilter("ignore", UserWarning)
-        return lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).eval().requires_grad_(False)
-
-
-@contextmanager
-def _attention_as_on_a_gpu() -> Iterator[None]:
-    """Fused attention, which the CPU avoids in bfloat16."""
-    with mock.patch("bld.attention.written_out", return_value=False):
-        yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -239,6 +240,48 @@ class BinaryLatentDiffusionPipeline:
         )  # fmt: skip
         filled = torch.where(hole, self._decoded(codes, batch_size), picture)
         return PipelineOutput(codes if output_type == "latent" else _output(filled, output_type), codes)
+
+    @torch.no_grad()
+    def vary(
+        self,
+        codes: Tensor,
+        strength: float = 0.5,
+        class_labels: int | str | Sequence[int | str] | None = None,
+        num_inference_steps: int | None = None,
+        temperature: float | None = None,
+        guidance_scale: float | None = None,
+        generator: Generators = None,
+        output_type: OutputType = "pil",
+        callback_on_step_end: StepCallback | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> PipelineOutput:
+        """Noise codes (n, h, w, c) to the step t = ⌈strength·T⌉ (eq. 5) and denoise them from there: images like them.
+
+        strength: in (0, 1]; the larger, the less of the codes is left, and at 1 nothing is.  num_inference_steps: of a
+        whole generation; the part of them that lies below t is walked.  The rest is as in a plain call.
+        Raises `SettingError` for another strength, and for priors other than the Bernoulli diffusion.
+        """
+        if not isinstance(self.diffusion, BernoulliDiffusion):
+            raise SettingError(f"Only the Bernoulli diffusion can vary codes; this prior is {self._kind}.")
+        if not 0 < strength <= 1:
+            raise SettingError(f"The strength of a variation lies above 0 and is at most 1, not {strength}.")
+        total = self.diffusion.steps
+        t = math.ceil(strength * total)
+        steps = num_inference_steps or self.index.sampling.num_inference_steps or total
+        labels = self._labels(class_labels, len(codes))
+        generators = _generators(generator, len(codes), 0, purpose="vary")
+        parts = []
+        for first in range(0, len(codes), batch_size):
+            rows = slice(first, first + batch_size)
+            z_t = self.diffusion.diffuse(to_tokens(codes[rows]).to(self.device), t, generators[rows])
+            made = self._sample(
+                labels[rows], generators[rows], math.ceil(steps * t / total), temperature, guidance_scale,
+                callback_on_step_end, batch_size, start=(z_t, t),
+            )  # fmt: skip
+            parts.append(made)
+        varied = torch.cat(parts)
+        return PipelineOutput(self.decode(varied, output_type, batch_size=batch_size), varied)
 
     @torch.no_grad()
     def reconstruct(self, images: ImageInput, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:

@@ -127,3 +127,21 @@ def test_an_impossible_request_is_refused_with_its_value_and_a_cure(settings: di
     arguments = {"shape": (2, 3, 2), "diffusion": DIFFUSION, **settings}
     with pytest.raises(SettingError, match=message):
         sample_codes(lambda z, t: torch.zeros(z.shape), **arguments)
+
+
+def test_a_chain_begun_where_another_stood_ends_where_the_other_ended(denoiser: Denoiser):
+    """The first half of the steps draws the same numbers either way, so the second half sees the same state."""
+    seen: list[SamplingStep] = []
+    whole = draw(denoiser, range(3), callback=seen.append)
+    half = seen[STEPS // 2 - 1]
+    generators = keyed_generators(7, "sample", range(3))
+    for generator in generators:  # as far as the other chain had drawn: its first bits, and half of the steps
+        torch.rand((1 + STEPS // 2, N, C), generator=generator)
+    rest = sample_codes(denoiser, (3, N, C), DIFFUSION, generators=generators, start=(half.codes, half.s))
+    assert half.s == STEPS // 2 and torch.equal(rest, whole)
+
+
+@pytest.mark.parametrize("t, n", [(0, 3), (STEPS + 1, 3), (4, 2)])
+def test_a_start_outside_the_steps_or_of_another_shape_is_refused(denoiser: Denoiser, t: int, n: int):
+    with pytest.raises(SettingError):
+        draw(denoiser, range(3), start=(torch.zeros(n, N, C, dtype=torch.uint8), t))

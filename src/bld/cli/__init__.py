@@ -30,6 +30,7 @@ VERBS = {
     "train-features": "bld.cli.train_features",
     "reproduce": "bld.cli.reproduce",
     "info": "bld.cli.info",
+    "studio": "bld.cli.studio",
     "demo": "bld.cli.demo",
 }
 

@@ -16,7 +16,7 @@ from bld.diffusion.corrector import gibbs_flip_probs
 from bld.diffusion.precision import at_least_float32
 from bld.diffusion.process import BernoulliDiffusion
 from bld.errors import SettingError
-from bld.process import Callback, Denoise, SamplingStep, check_sampling
+from bld.process import Callback, Denoise, SamplingStep, check_sampling, spaced_steps
 from bld.seeding import uniform
 
 KnownBits = Literal["noised", "clean"]
@@ -38,6 +38,7 @@ def sample_codes(
     resample: int = 1,
     corrector_steps: int = 0,
     final: Literal["threshold", "draw"] = "threshold",
+    start: tuple[Tensor, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Draw codes, (n, N, c) uint8.
@@ -51,12 +52,19 @@ def sample_codes(
     resample: how often each step of an inpainting is walked (jump back, repeat), to harmonise borders; 1 is once.
     corrector_steps: Gibbs redraws at each visited step (an extra network call each).
     final: whether the predicted z_0 is thresholded at ½ or drawn.
+    start: (z_t, t) to begin from, bits (n, N, c) at step t, in place of uniform bits at T; then `steps` of the t are
+        visited.
     """
     check_sampling(shape, temperature, known, mask)
     _validate(known_bits, resample, corrector_steps, final)
     clamp = _Clamp.of(known, mask, shape, known_bits, diffusion, generators, device)
-    visited = diffusion.schedule.timesteps(steps)
-    z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
+    if start is None:
+        visited = diffusion.schedule.timesteps(steps)
+        z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
+    else:
+        z, t_start = start[0].to(device=device, dtype=torch.uint8), start[1]
+        _validate_start(z, t_start, shape, diffusion.steps)
+        visited = spaced_steps(t_start, steps)
 
     def logits_at(z_t: Tensor, t: int) -> Tensor:
         logits = denoise(z_t, torch.full((shape[0],), t, device=device))
@@ -156,3 +164,12 @@ def _validate(known_bits: str, resample: int, corrector_steps: int, final: str) 
         raise SettingError(f"known_bits is 'noised' or 'clean', not '{known_bits}'.")
     if final not in ("threshold", "draw"):
         raise SettingError(f"final is 'threshold' or 'draw', not '{final}'.")
+
+
+def _validate_start(z: Tensor, t: int, shape: tuple[int, int, int], total: int) -> None:
+    if not 1 <= t <= total:
+        raise SettingError(f"Sampling can start at the steps 1 to {total} here, not at {t}.")
+    if tuple(z.shape) != tuple(shape):
+        raise SettingError(
+            f"The bits to start from have the shape {tuple(z.shape)}: give {tuple(shape)}, as the codes."
+        )

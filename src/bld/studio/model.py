@@ -1,0 +1,93 @@
+"""A trained model as the studio holds it: used by one visitor at a time, with limits that keep the page quick."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import torch
+
+from bld.diffusion import BernoulliDiffusion
+from bld.pipeline import BinaryLatentDiffusionPipeline
+
+MOST_IMAGES = 64
+PIXELS_AT_ONCE = MOST_IMAGES * 128**2  # as many images of 128×128; fewer of larger ones
+
+
+@dataclass
+class Model:
+    """A pipeline, and how this studio uses it.
+
+    name: of the run, without its path.  precision: what the networks compute in.
+    """
+
+    pipe: BinaryLatentDiffusionPipeline
+    name: str
+    precision: Literal["float32", "bf16"] = "float32"
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The model for one piece of work at a time, computing in its precision."""
+        with self._lock, torch.autocast(self.pipe.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            yield
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the weights."""
+        return self.pipe.fingerprint()
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in label order; empty when the prior is unconditional."""
+        return self.pipe.classes if self.pipe.prior.config.num_classes else []
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether the prior is conditioned on text."""
+        return bool(getattr(self.pipe, "takes_prompts", False))
+
+    @property
+    def is_bernoulli(self) -> bool:
+        """Whether there are posteriors to choose, walks to repeat, and codes that can be varied."""
+        return isinstance(self.pipe.diffusion, BernoulliDiffusion)
+
+    @property
+    def posterior(self) -> str | None:
+        """The run's own; None for the alternatives to the Bernoulli diffusion."""
+        return self.pipe.diffusion.posterior if isinstance(self.pipe.diffusion, BernoulliDiffusion) else None
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether codes are bits, and not real numbers or indices of a codebook."""
+        return self.pipe.tokenizer.config.bottleneck == "bernoulli"
+
+    @property
+    def steps(self) -> int:
+        """T, the most steps a sample takes."""
+        return self.pipe.diffusion.steps
+
+    @property
+    def default_steps(self) -> int:
+        """How many of the T are taken unless asked otherwise."""
+        return self.pipe.index.sampling.num_inference_steps or self.steps
+
+    @property
+    def most_images(self) -> int:
+        """How many images can be asked for at a time: 64 up to 128×128, fewer of larger ones."""
+        return max(1, min(MOST_IMAGES, PIXELS_AT_ONCE // self.pipe.image_size**2))
+
+    @property
+    def default_images(self) -> int:
+        """How many are made unless asked otherwise."""
+        return max(1, min(8, self.most_images // 4))
+
+    @property
+    def parameters(self) -> int:
+        """Of the tokenizer and the prior together."""
+        networks = (self.pipe.tokenizer, self.pipe.prior)
+        return sum(parameter.numel() for network in networks for parameter in network.parameters())

@@ -1,0 +1,102 @@
+"""What visitors send: pictures only, decoded with suspicion, kept as plain PNG files under names that nobody can guess."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+import secrets
+import threading
+from collections import deque
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from bld.errors import DataError
+from bld.images import to_rgb
+from bld.images.decoding import FORMATS, decode
+
+MOST_BYTES = 20 * 2**20
+MOST_PIXELS = 32_000_000
+MOST_FILES = 256
+TOKEN = re.compile(r"[0-9a-f]{32}\.png")
+DATA_URI = "data:image/png;base64,"
+
+
+class Uploads:
+    """A folder of pictures that visitors sent; the oldest go when there are more than `most_files`.
+
+    A picture is known to its visitor by a token, never by a path, and the token cannot be guessed.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES, most_files: int = MOST_FILES):
+        self.folder, self.most_bytes, self.most_files = folder, most_bytes, most_files
+        self._tokens: deque[str] = deque()
+        self._lock = threading.Lock()
+
+    def take(self, data: bytes) -> str:
+        """Check a picture and keep it; returns its token.  Raises DataError, in a sentence, for anything else."""
+        picture = safe_picture(data, self.most_bytes)
+        token = f"{secrets.token_hex(16)}.png"
+        picture.save(self.folder / token, "PNG", compress_level=1)
+        with self._lock:
+            self._tokens.append(token)
+            while len(self._tokens) > self.most_files:
+                (self.folder / self._tokens.popleft()).unlink(missing_ok=True)
+        return token
+
+    def path(self, token: object) -> Path:
+        """The file of a token.  Raises DataError for what is no token, or of a picture that is gone."""
+        if not isinstance(token, str) or not TOKEN.fullmatch(token):
+            raise DataError("Only pictures that were uploaded here can be used: upload the picture.")
+        if not (path := self.folder / token).is_file():
+            raise DataError("This picture is no longer here: upload it again.")
+        return path
+
+
+def safe_picture(data: bytes, most_bytes: int = MOST_BYTES) -> Image.Image:
+    """Encoded bytes → a picture of mode RGB or RGBA, upright, without any metadata.
+
+    Raises DataError, in a sentence, for too many bytes or pixels and for what is no picture.
+    """
+    if len(data) > most_bytes:
+        raise DataError(f"The file has more than {most_bytes / 2**20:g} MiB: send a smaller picture.")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as header:
+            size = header.size
+        if size[0] * size[1] > MOST_PIXELS:
+            raise DataError(
+                f"The picture has {size[0]:,}×{size[1]:,} pixels, more than {MOST_PIXELS / 1e6:g} million: shrink it."
+            )
+        picture = decode(data)
+        if picture.has_transparency_data and not picture.mode.startswith(("I", "F")):
+            return _plain(ImageOps.exif_transpose(picture).convert("RGBA"))
+        return _plain(to_rgb(picture))
+    except DataError as error:
+        if str(error)[0].isupper():
+            raise
+        raise DataError(f"The file cannot be used: {error}.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged data raises nearly anything
+        raise DataError("The file cannot be read as a picture: send a PNG, JPEG, WebP, GIF, BMP or TIFF.") from error
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """The pixels alone."""
+    return Image.frombytes(picture.mode, picture.size, picture.tobytes())
+
+
+def mask_from(uri: object, size: tuple[int, int]) -> Image.Image:
+    """The mask that the page's brush sends, a PNG as data URI, mode L.  Raises DataError for anything else."""
+    most = 1024 + 8 * size[0] * size[1]
+    if not isinstance(uri, str) or not uri.startswith(DATA_URI) or len(uri) > most:
+        raise DataError("The mask did not arrive: brush over the picture again.")
+    try:
+        mask = safe_picture(base64.b64decode(uri.removeprefix(DATA_URI), validate=True), most)
+    except (binascii.Error, ValueError) as error:
+        raise DataError("The mask did not arrive whole: brush over the picture again.") from error
+    if mask.size != size:
+        raise DataError(f"The mask has {mask.size} pixels where the picture has {size}: brush over the picture again.")
+    return mask.convert("L")

@@ -58,7 +58,7 @@ class Gate:
     """An ASGI application before another one.
 
     hosts: names under which a browser may have asked for the page, None for any; with the loopback names no other web
-    site can reach the studio through the visitor's browser.  queue: how many may wait, for the sentence when it is full.
+    site can reach the studio through the visitor's browser.  queue: how many may wait, for the sentence when it's full.
     """
 
     def __init__(

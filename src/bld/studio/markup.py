@@ -37,10 +37,10 @@ def header(model: Model) -> str:
 
 
 def _millions(count: int) -> str:
-    """1234567 → 1.2 million."""
-    return (
-        f"{count:,}" if count < 1e6 else f"{count / 1e6:,.3g} million" if count < 1e9 else f"{count / 1e9:.3g} billion"
-    )
+    """1234567 → 1.23 million."""
+    if count < 1e6:
+        return f"{count:,}"
+    return f"{count / 1e6:.3g} million" if count < 1e9 else f"{count / 1e9:.3g} billion"
 
 
 def waiting(sentence: str) -> str:
@@ -89,7 +89,8 @@ def _figure(made: Made, index: int, picture: Picture) -> str:
     return (
         f'<figure><button type="button" class="bld-save" data-save="{escape(picture.name)}.png"'
         f' title="Save as PNG" aria-label="{escape(picture.alt)}: save as PNG">'
-        f'<img src="data:image/png;base64,{data}" alt="{escape(picture.alt)}" class="{_pixels(picture.image)}"></button>'
+        f'<img src="data:image/png;base64,{data}" alt="{escape(picture.alt)}" class="{_pixels(picture.image)}">'
+        "</button>"
         f"<figcaption>{escape(picture.caption)}</figcaption></figure>"
     )
 
@@ -134,7 +135,7 @@ def painter(view: Image.Image, rows: int, columns: int) -> str:
         f'<div class="bld-board"><img src="{_uri(view)}" alt="The picture as the model sees it" class="{_pixels(view)}"'
         ' draggable="false">'
         f'<canvas width="{view.width}" height="{view.height}" tabindex="0" role="application"'
-        ' aria-label="Brush over what is to be filled. With the keyboard: arrows move, space marks, delete clears all.">'
+        ' aria-label="Brush over what is to be filled. On the keyboard, arrows move, space marks, delete clears all.">'
         "</canvas></div>"
         '<p class="bld-tools"><label>Brush <input type="range" min="2" max="40" value="14" data-brush '
         'aria-label="Width of the brush"></label>'
@@ -150,7 +151,8 @@ def board(view: Image.Image, rows: int, columns: int, row: int, column: int) -> 
     lines = f"background-size:{100 / columns:.5g}% {100 / rows:.5g}%"
     return (
         f'<div class="bld-board bld-choose" data-rows="{rows}" data-columns="{columns}">'
-        f'<img src="{_uri(view)}" alt="The picture; a click chooses a position" class="{_pixels(view)}" draggable="false">'
+        f'<img src="{_uri(view)}" alt="The picture; a click chooses a position" class="{_pixels(view)}"'
+        ' draggable="false">'
         f'<div class="bld-lines" style="{lines}"></div><div class="bld-here" style="{place}"></div></div>'
     )
 

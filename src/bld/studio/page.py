@@ -182,7 +182,6 @@ def _flip(model: Model) -> None:
     def work(row: float, column: float, bit: float, *values: Any) -> Work[Made]:
         size = len(origin.inputs)
         picture = origin.origin(values[:size], values[size:], controls)
-        picture = picture if isinstance(picture, Image.Image) else picture
         return lambda report: tasks.flip(model, picture, int(row), int(column), int(bit), report)
 
     def drawn(row: float, column: float, *values: Any) -> str:
@@ -481,12 +480,7 @@ def _picture_of(model: Model, origin: Origin) -> Image.Image:
     """The picture that an origin names."""
     if isinstance(origin, Image.Image):
         return tasks.square(model, origin)
-    return (
-        next(
-            item
-            for item in watched(model, lambda report: tasks.generate(model, origin, 1, report))
-            if isinstance(item, Made)
-        )
-        .pictures[0]
-        .image
-    )
+    for item in watched(model, lambda report: tasks.generate(model, origin, 1, report)):
+        if isinstance(item, Made):
+            return item.pictures[0].image
+    raise AssertionError("the work ended without a result")

@@ -1,4 +1,4 @@
-"""Serve the page: from this machine only unless asked otherwise, offline, with a folder for uploads that goes at the end."""
+"""Serve the page: on this machine only unless asked otherwise, and with a folder for uploads that goes at the end."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
     from bld.studio.uploads import MOST_BYTES, Uploads
 
     hosts = LOOPBACK if is_loopback(host) else None
-    gate = Middleware(Gate, uploads=Uploads(folder), queue=queue, hosts=hosts)  # type: ignore[arg-type]
+    gate = Middleware(Gate, uploads=Uploads(folder), queue=queue, hosts=hosts)
     blocks = page.build(model)
     blocks.queue(max_size=queue, api_open=False, default_concurrency_limit=1)
     blocks.launch(

@@ -25,7 +25,8 @@ from bld.studio.model import Model
 from bld.studio.record import described, png
 from bld.studio.watching import Progress, Report
 
-ANY, EACH = "any", "each"
+ANY: Literal["any"] = "any"
+EACH: Literal["each"] = "each"
 LARGEST_SEED = 2**53 - 1  # the whole numbers that a browser can write
 PREVIEWS = 12  # decoded states of one sampling
 MOST_FRAMES = 16
@@ -71,8 +72,8 @@ class Made:
 class Sampling:
     """How codes are drawn.
 
-    seed: picture i depends on it and on i alone.  steps: None takes the run's.  which: a class, ANY leaves it open, EACH
-    takes them in turn.  posterior: None takes the run's.  prompt: for models that take prompts.
+    seed: picture i depends on it and on i alone.  steps: None takes the run's.  which: a class; ANY leaves it open,
+    EACH takes them in turn.  posterior: None takes the run's.  prompt: for models that take prompts.
     """
 
     seed: int = 0
@@ -279,10 +280,10 @@ def interpolate(
 ) -> Made:
     """A strip of pictures from one to the other; ends: an upload each, or how its picture is drawn.
 
-    Between codes of bits there is no line: one after another, in an order keyed by the seed, the bits that differ are taken
-    from the other end.  A strength above 0 then noises each mixture, most in the middle and not at all at the ends, and
-    denoises it as the first end's settings say, with any class and the same noise for all, so that what lies between is a
-    picture of the model's own kind.
+    Between codes of bits there is no line: one after another, in an order keyed by the seed, the bits that differ are
+    taken from the other end.  A strength above 0 then noises each mixture, most in the middle and not at all at the
+    ends, and denoises it as the first end's settings say, with any class and the same noise for all, so that what lies
+    between is a picture of the model's own kind.
     """
     frames = whole(frames, "number of pictures", 3, MOST_FRAMES)
     strength = number(strength, "strength", 0, 1)
@@ -345,7 +346,7 @@ def path_between(first: Tensor, second: Tensor, frames: int, seed: int) -> Tenso
 
 
 def flip(model: Model, origin: Origin, row: int, column: int, bit: int, report: Report) -> Made:
-    """What one bit of a code draws: the picture with it flipped, the difference, and the strongest bits of its position.
+    """What one bit of a code draws: the picture with it flipped, the difference, the strongest bits of its position.
 
     origin: an upload, or how its picture is drawn.  row, column, bit: counted from 1.
     """
@@ -378,10 +379,13 @@ def flip(model: Model, origin: Origin, row: int, column: int, bit: int, report: 
         ("This bit is", f"no. {ranked.index(k) + 1} of {len(tried)} at {where} by effect" if k in tried else "—"),
     ]
     how = "codes[0, row - 1, column - 1, bit - 1] ^= 1; pipe.decode(codes)"
-    drawn = isinstance(origin, Sampling)
-    record = described(model, "flip", how, origin.call(model, 1) if drawn else {}, origin.posterior if drawn else None)
-    settings = {**record, "origin": "call" if drawn else "picture.png", "row": row, "column": column, "bit": bit}
-    files = {} if drawn else {"picture.png": png(square(model, origin))}
+    call, posterior, files = {}, None, {}
+    if isinstance(origin, Sampling):
+        call, posterior, source = origin.call(model, 1), origin.posterior, "call"
+    else:
+        files, source = {"picture.png": png(square(model, origin))}, "picture.png"
+    record = described(model, "flip", how, call, posterior)
+    settings = {**record, "origin": source, "row": row, "column": column, "bit": bit}
     groups = [("", main), (f"The strongest bits at {where}, by how much they change", strongest)]
     return Made(groups, settings, facts, files=files)
 

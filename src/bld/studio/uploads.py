@@ -1,4 +1,4 @@
-"""What visitors send: pictures only, decoded with suspicion, kept as plain PNG files under names that nobody can guess."""
+"""What visitors send: pictures only, decoded with suspicion, kept as plain PNG under names that nobody can guess."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def header(model: Model) -> str:
     pipe, size = model.pipe, model.pipe.image_size
     config = pipe.tokenizer.config
     facts = [
-        ("Pictures", f"{size}×{size}"),
+        ("Picture", f"{size}×{size} pixels"),
         ("Code", f"{pipe.prior.code_shape}, {config.code_bytes:,} bytes"),
         ("Parameters", _millions(model.parameters)),
         ("Prior", f"{pipe.diffusion.kind}, {model.steps} steps"),
@@ -33,7 +33,10 @@ def header(model: Model) -> str:
         ("Runs on", f"{pipe.device.type}, {model.precision}"),
     ]
     items = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    return f'<header class="bld-head"><h1>{escape(model.name)}</h1><dl class="bld-facts">{items}</dl></header>'
+    return (
+        f'<header class="bld-head"><p>Binary latent diffusion</p><h1>{escape(model.name)}</h1>'
+        f'<dl class="bld-facts">{items}</dl></header>'
+    )
 
 
 def _millions(count: int) -> str:
@@ -61,7 +64,7 @@ def progress(now: Progress, pictures: Sequence[Image.Image] = ()) -> str:
         f'<figure><img src="{_uri(image)}" alt="Picture {i} after {words.lower()}" class="{_pixels(image)}"></figure>'
         for i, image in enumerate(pictures)
     )
-    grid = f'<div class="bld-grid" style="{_cell(pictures[0])}">{small}</div>' if pictures else ""
+    grid = f'<div class="bld-grid" style="{_layout(pictures)}">{small}</div>' if pictures else ""
     return f'<div class="bld-result" aria-busy="true"><p class="bld-steps">{bar}<span>{words}</span></p>{grid}</div>'
 
 
@@ -73,8 +76,8 @@ def result(made: Made, name: str) -> str:
         title = f"<h3>{escape(heading)}</h3>" if heading else ""
         figures = "".join(_figure(made, start + i, picture) for i, picture in enumerate(pictures))
         start += len(pictures)
-        grid = f'<div class="bld-grid" style="{_cell(pictures[0].image)}">{figures}</div>'
-        parts.append(f"<section>{title}{grid}</section>")
+        grid = f'<div class="bld-grid" style="{_layout([picture.image for picture in pictures], made.in_a_row)}">'
+        parts.append(f"<section>{title}{grid}{figures}</div></section>")
     body = "".join(parts)
     if side_by_side:
         body = f'<div class="bld-columns">{body}</div>'
@@ -175,9 +178,11 @@ def _pixels(image: Image.Image) -> str:
     return "bld-pixels" if image.width <= SMALL else ""
 
 
-def _cell(image: Image.Image) -> str:
-    """How wide pictures like this one stand on the page."""
-    width = 104 if image.width <= 64 else 168 if image.width <= 128 else min(256, image.width)
-    if image.width > 1.5 * image.height or image.height > 1.5 * image.width or image.mode == "L":
-        width = max(width, min(image.width, 480))
-    return f"--cell:{width}px"
+def _layout(images: Sequence[Image.Image], in_a_row: bool = False) -> str:
+    """How many pictures like these stand in a row, and how wide they are at most."""
+    n, image = len(images), images[0]
+    columns = n if in_a_row or n <= 4 else 4 if n <= 16 else 8
+    most = 152 if image.width <= 128 else 256
+    if image.mode == "L":  # a sheet of planes
+        most = 480
+    return f"--n:{columns};--most:{most}px"

@@ -49,6 +49,18 @@ def theme() -> gr.themes.Base:
         radius_size=gr.themes.sizes.radius_sm,
         font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
         font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    ).set(
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_title_text_color="*neutral_800",
+        block_title_text_color_dark="*neutral_100",
+        block_label_text_color="*neutral_700",
+        block_label_text_color_dark="*neutral_200",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
     )
 
 
@@ -162,7 +174,7 @@ def _flip(model: Model) -> None:
     shape = model.pipe.prior.code_shape
     with gr.Row(elem_classes="bld-tab"):
         with gr.Column(scale=1, min_width=300):
-            _explain("What a single bit draws: flip it, and see which pixels change.")
+            _explain("What a single bit draws: flip it, and see which pixels change. A click on the picture flips too.")
             origin = _End(model, "Picture", 0)
             show = gr.Button("Show the picture", elem_id="bld-show")
             board = gr.HTML(
@@ -194,10 +206,12 @@ def _flip(model: Model) -> None:
 
     sources = [row, column, *origin.inputs, *controls.inputs]
     show.click(_guarded(drawn), sources, board, **_heavy())
-    board.click(_guarded(chosen), None, [row, column], **_light())
+    origin.upload.change(_guarded(drawn), sources, board, **_heavy())
     for place in (row, column):
         place.change(None, [row, column], None, js="(row, column) => { window.bldStudio.place(row, column); }")
-    _run(model, run, stop, [row, column, bit, *origin.inputs, *controls.inputs], output, work, "flipped")
+    click = board.click(_guarded(chosen), None, [row, column], **_light())
+    inputs = [row, column, bit, *origin.inputs, *controls.inputs]
+    _run(model, run, stop, inputs, output, work, "flipped", also=click)
 
 
 def _compare(model: Model) -> None:
@@ -209,9 +223,8 @@ def _compare(model: Model) -> None:
             count = _count(model, default=min(4, model.default_images))
         with gr.Row():
             for letter, steps in zip("ABC", _three_steps(model), strict=True):
-                with gr.Column(min_width=260, elem_classes="bld-setting"):
-                    gr.HTML(f"<h3>{letter}</h3>")
-                    used = gr.Checkbox(letter != "C", label=f"Show {letter}")
+                with gr.Column(min_width=260):
+                    used = gr.Checkbox(letter != "C", label=f"Column {letter}", info="Made only when ticked.")
                     own = _Controls(model, seed=False, classes=False, default_steps=steps, tag=f" {letter}")
                     columns.append((used, own))
         run, stop = _buttons("Compare", "compare")
@@ -320,10 +333,10 @@ class _End:
     """One picture to start from: an upload, or else the picture of a seed and class."""
 
     def __init__(self, model: Model, name: str, seed: int):
-        with gr.Accordion(f"{name}: from a seed, or an upload", open=True):
-            self.seed = seed_box(f"{name} seed", seed)
-            self.which = class_choice(model, f"{name} class") if model.classes else None
-            self.upload = _upload(f"{name} upload", "Takes the place of the seed while there is one.", height=150)
+        self.seed = seed_box(f"{name} seed", seed)
+        self.which = class_choice(model, f"{name} class") if model.classes else None
+        with gr.Accordion(f"{name}: an upload in place of the seed", open=False):
+            self.upload = _upload(f"{name} upload", "It is used as long as it is here.", height=170)
         self.inputs: list[Any] = [self.seed, self.upload, *([self.which] if self.which is not None else [])]
 
     def origin(self, own: Sequence[Any], rest: Sequence[Any], controls: _Controls) -> Origin:
@@ -367,7 +380,7 @@ def _count(model: Model, label: str = "Pictures", default: int | None = None) ->
 def _upload(label: str, info: str, height: int = 200) -> gr.Image:
     return gr.Image(
         type="filepath", image_mode=None, sources=["upload", "clipboard"], label=label, height=height,
-        buttons=[], placeholder=f"Drop a picture here, or click to choose one. {info}",
+        buttons=[], placeholder=f"Drop a picture here, or click to choose one.\n{info}",
     )  # fmt: skip
 
 
@@ -383,7 +396,7 @@ def _buttons(label: str, name: str) -> tuple[gr.Button, gr.Button]:
 
 
 def _output(sentence: str) -> gr.HTML:
-    with gr.Column(scale=2, min_width=300):
+    with gr.Column(scale=2, min_width=300, elem_classes="bld-sticky"):
         return gr.HTML(markup.waiting(sentence), elem_classes="bld-output", js_on_load=None, min_height=140)
 
 
@@ -422,8 +435,12 @@ def _run(
     work: Callable[..., Work[Made]],
     name: str,
     js: str | None = None,
+    also: Any = None,
 ) -> None:
-    """Let the button do the work, shown step by step, and the other one stop it."""
+    """Let the button do the work, shown step by step, and the other one stop it.
+
+    also: an event after which it starts as well.
+    """
 
     def handler(*values: Any) -> Iterator[str]:
         try:
@@ -439,8 +456,10 @@ def _run(
             yield markup.problem(sentence)
             raise gr.Error(sentence, print_exception=False) from None
 
-    event = run.click(handler, inputs, output, js=js, **_heavy())
-    stop.click(None, None, None, cancels=[event], api_visibility="private").then(
+    events = [run.click(handler, inputs, output, js=js, **_heavy())]
+    if also is not None:
+        events.append(also.success(handler, inputs, output, **_heavy()))
+    stop.click(None, None, None, cancels=events, api_visibility="private").then(
         None, None, None, js="() => window.bldStudio.stopped()", api_visibility="private"
     )
 

@@ -37,12 +37,16 @@ def described(
         "precision": model.precision,
         "device": str(model.pipe.device),
         "posterior": posterior or model.posterior,
-        "python": python,
+        "python": f"with {_autocast(model)}: {python}" if model.precision == "bf16" else python,
         "call": dict(call),
     }
     if task == "generate" and settings["posterior"] == model.posterior and "prompt" not in call:
         settings["command"] = _command(model, call)
     return settings
+
+
+def _autocast(model: Model) -> str:
+    return f'torch.autocast("{model.pipe.device.type}", torch.bfloat16)'
 
 
 def _command(model: Model, call: Mapping[str, Any]) -> str:

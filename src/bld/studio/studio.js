@@ -130,6 +130,24 @@
     }
   });
 
+  // Gradio puts the status before the sentence of a refused upload: "HTTP 415: The file cannot be read …".
+  new MutationObserver((changes) => {
+    for (const change of changes)
+      for (const added of change.addedNodes) {
+        if (!added.parentElement?.closest(".toast-wrap")) continue;
+        const texts = document.createTreeWalker(added, NodeFilter.SHOW_TEXT);
+        for (let text = texts.currentNode; text; text = texts.nextNode())
+          if (/^HTTP \d{3}: /.test(text.data ?? "")) text.data = text.data.replace(/^HTTP \d{3}: /, "");
+      }
+  }).observe(document.documentElement, { childList: true, subtree: true });
+
+  // Where controls and result stand below each other, a started work is scrolled to.
+  document.addEventListener("click", (event) => {
+    const run = event.target.closest?.("[id^=bld-run-]");
+    if (run && window.innerWidth < 800)
+      run.closest("[role=tabpanel]")?.querySelector(".bld-output")?.scrollIntoView({ behavior: "smooth" });
+  });
+
   window.bldStudio = {
     // The mask that is brushed, white on black, as a PNG; "" where there is no picture.
     mask() {

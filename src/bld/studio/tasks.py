@@ -54,6 +54,7 @@ class Made:
 
     groups: pictures under a heading each, which may be empty.  settings: all that decides the pictures, ready for JSON.
     facts: (name, value) worth saying.  history: how the first picture came about.  files: further ones to keep.
+    in_a_row: whether the pictures are a strip.
     """
 
     groups: list[tuple[str, list[Picture]]]
@@ -61,6 +62,7 @@ class Made:
     facts: list[tuple[str, str]] = field(default_factory=list)
     history: list[Image.Image] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    in_a_row: bool = False
 
     @property
     def pictures(self) -> list[Picture]:
@@ -324,7 +326,7 @@ def interpolate(
     said = [end.call(model, 1) if isinstance(end, Sampling) else f"end{i}.png" for i, end in enumerate(ends)]
     files = {f"end{i}.png": png(square(model, end)) for i, end in enumerate(ends) if isinstance(end, Image.Image)}
     settings = {**record, "ends": said, "frames": frames, "strength": strength, "seed": seed}
-    return Made([("", pictures)], settings, facts, files=files)
+    return Made([("", pictures)], settings, facts, files=files, in_a_row=True)
 
 
 def path_between(first: Tensor, second: Tensor, frames: int, seed: int) -> Tensor:

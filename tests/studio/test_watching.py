@@ -1,0 +1,70 @@
+"""Work runs in a thread of its own, is shown step by step, and stops when nobody waits for it."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from bld.errors import SettingError
+from bld.studio import tasks
+from bld.studio.model import Model
+from bld.studio.tasks import Made, Sampling
+from bld.studio.watching import Progress, Report, Stopped, watched
+
+
+def test_the_result_comes_last_and_progress_before_it(model: Model):
+    items = list(watched(model, lambda report: tasks.generate(model, Sampling(steps=24), 2, report)))
+    assert isinstance(items[-1], Made) and len(items) > 5
+    assert all(isinstance(item, Progress) for item in items[:-1])
+    assert [item.step for item in items[:-1]] == sorted({item.step for item in items[:-1]})
+
+
+def test_closing_stops_the_work_at_its_next_step_and_frees_the_model(model: Model):
+    steps: list[int] = []
+    ended = threading.Event()
+
+    def work(report: Report) -> None:
+        try:
+            for step in range(10_000):
+                steps.append(step)
+                report(Progress(step, 10_000, pictures=()))
+                time.sleep(0.001)
+        except Stopped:
+            ended.set()
+            raise
+
+    running = watched(model, work)
+    next(running)
+    running.close()
+    assert ended.is_set() and len(steps) < 10_000
+    taken = len(steps)
+    assert isinstance(
+        list(watched(model, lambda report: tasks.generate(model, Sampling(steps=1), 1, report)))[-1], Made
+    )
+    assert len(steps) == taken
+
+
+def test_an_error_of_the_work_is_raised_where_it_is_watched(model: Model):
+    with pytest.raises(SettingError, match="steps"):
+        list(watched(model, lambda report: tasks.generate(model, Sampling(steps=1000), 1, report)))
+
+
+def test_one_piece_of_work_waits_for_the_other(model: Model):
+    running, most = 0, 0
+
+    def work(report: Report) -> int:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.01)
+        running -= 1
+        return most
+
+    threads = [threading.Thread(target=lambda: list(watched(model, work))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1

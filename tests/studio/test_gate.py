@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import socket
-import threading
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 
@@ -143,9 +141,7 @@ def test_uploads_that_are_no_pictures_are_refused_in_a_sentence(visitor: Visitor
         assert answer.status_code == status and answer.text.endswith("."), answer.text
     stream = (b"x" * 65536 for _ in range(400))  # says nothing of its length beforehand
     headers = {"content-type": "multipart/form-data; boundary=b"}
-    with pytest.raises((AssertionError, httpx.HTTPError)) if False else threading.Lock():
-        answer = visitor.client.post("/gradio_api/upload", content=stream, headers=headers)
-        assert answer.status_code in (400, 413)
+    assert visitor.client.post("/gradio_api/upload", content=stream, headers=headers).status_code in (400, 413)
     for content in (b"", b"--b\r\n", b"--b\r\nContent-Disposition: form-data; name=files\r\n\r\nx\r\n--b--\r\n"):
         assert visitor.client.post("/gradio_api/upload", content=content, headers=headers).status_code == 400
 
@@ -161,7 +157,7 @@ def test_an_upload_is_known_by_a_token_and_used_by_it(visitor: Visitor):
     picture = {
         "path": token,
         "url": "http://elsewhere/x",
-        "orig_name": "evil.svg",
+        "orig_name": "x.svg",
         "meta": {"_type": "gradio.FileData"},
     }
     html, succeeded, _ = visitor.answer(visitor.join("bld-run-reconstruct", [picture]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import zipfile
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_a_path_takes_the_differing_bits_over_one_after_another(frames: int):
     differing = int((a != b).sum())
     moved = [int((frame != a).sum()) for frame in path]
     assert moved == [round(differing * i / (frames - 1)) for i in range(frames)]
-    for before, after in zip(path, path[1:], strict=False):
+    for before, after in itertools.pairwise(path):
         assert not bool(((before == b) & (after != b)).any())  # what has been taken over stays so
     assert frames == 2 or not torch.equal(path[1], tasks.path_between(a, b, frames, seed=2)[1])
 

@@ -42,6 +42,7 @@ def test_more_than_can_wait_are_refused_in_a_sentence_and_the_others_are_served(
             refusals.append(refusal.args)
     assert refusals and {status for status, _ in refusals} == {429}
     assert all(sentence.startswith(f"The studio is busy: {QUEUE} requests are waiting") for _, sentence in refusals)
+    visitor.join("bld-stop-generate", [0])  # a stop does not wait in line
     html, succeeded, _ = visitor.answer(events[-1])
     assert succeeded and len(pictures_in(html)) == 1
 

@@ -11,7 +11,7 @@ from bld.errors import SettingError
 from bld.studio import tasks
 from bld.studio.model import Model
 from bld.studio.tasks import Made, Sampling
-from bld.studio.watching import Progress, Report, Stopped, watched
+from bld.studio.watching import Progress, Report, Stopped, Stops, watched
 
 
 def test_the_result_comes_last_and_progress_before_it(model: Model):
@@ -68,3 +68,31 @@ def test_one_piece_of_work_waits_for_the_other(model: Model):
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+def test_work_stops_when_asked_and_takes_no_step_when_asked_before(model: Model):
+    stops, steps = Stops(), []
+
+    def work(report: Report) -> None:
+        for step in range(1, 100):
+            steps.append(step)
+            if step == 5:
+                stops.ask("visitor", click=10)
+            report(Progress(step, 100, pictures=()))
+
+    with pytest.raises(Stopped):
+        list(watched(model, work, lambda: stops.asked("visitor", 9)))
+    assert steps == [1, 2, 3, 4, 5]
+    with pytest.raises(Stopped):
+        list(watched(model, work, lambda: stops.asked("visitor", 10)))
+    assert len(steps) == 5
+
+
+def test_a_stop_concerns_the_clicks_before_it_and_nobody_else():
+    stops = Stops(most=2)
+    stops.ask("a", 5)
+    stops.ask("a", 3)  # came late
+    assert stops.asked("a", 4) and not stops.asked("a", 6) and not stops.asked("b", 4)
+    stops.ask("b", 1)
+    stops.ask("c", 1)
+    assert not stops.asked("a", 4)  # forgotten: only so many are remembered

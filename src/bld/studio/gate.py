@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -54,21 +55,33 @@ HEADERS = [
 ]
 
 
+@dataclass(frozen=True)
+class Line:
+    """Who waits for the model.
+
+    most: how many may.  waiting: how many do.  urgent: numbers of the events that need not wait, such as a stop.
+    """
+
+    most: int
+    waiting: Callable[[], int]
+    urgent: frozenset[int]
+
+
 class Gate:
     """An ASGI application before another one.
 
     hosts: names under which a browser may have asked for the page, None for any; with the loopback names no other web
-    site can reach the studio through the visitor's browser.  queue: how many may wait, for the sentence when it's full.
+    site can reach the studio through the visitor's browser.  line: the queue, and how many may wait in it.
     """
 
     def __init__(
         self,
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         uploads: Uploads,
-        queue: int,
+        line: Line,
         hosts: frozenset[str] | None = LOOPBACK,
     ):
-        self.app, self.uploads, self.queue, self.hosts = app, uploads, queue, hosts
+        self.app, self.uploads, self.line, self.hosts = app, uploads, line, hosts
         self._decoding = asyncio.Semaphore(DECODED_AT_ONCE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +95,7 @@ class Gate:
         if isinstance(response, Response):
             await response(scope, receive, _with_headers(send))
         else:
-            await self.app(scope, response or receive, self._sentences(scope["path"], _with_headers(send)))
+            await self.app(scope, response or receive, _with_headers(send))
 
     async def _answer(self, request: Request) -> Response | Receive | None:
         """A response, or how the application is to receive the request, None being as it came."""
@@ -148,6 +161,9 @@ class Gate:
             asked = json.loads(await _bounded(request, MOST_JOIN_BYTES).body())
             if not isinstance(asked, dict):
                 raise ValueError("not an object")
+            if asked.get("fn_index") not in self.line.urgent and self.line.waiting() >= self.line.most:
+                sentence = f"The studio is busy: {self.line.most} requests are waiting already. Try again in a minute."
+                return Json({"detail": sentence}, 429, headers={"retry-after": "60"})
             rewritten = json.dumps({name: self._resolved(value) for name, value in asked.items()}).encode()
         except _TooLarge:
             return _too_large()
@@ -173,26 +189,6 @@ class Gate:
             return _replay(await _bounded(request, most).body(), request)
         except _TooLarge:
             return _too_large()
-
-    def _sentences(self, path: str, send: Send) -> Send:
-        """Turns Gradio's 503 of a full queue into a sentence that its page shows."""
-        if path != f"{API}/queue/join":
-            return send
-        replaced = False
-
-        async def say(message: Message) -> None:
-            nonlocal replaced
-            if message["type"] == "http.response.start" and message["status"] == 503:
-                replaced = True
-            elif not replaced:
-                await send(message)
-            elif not message.get("more_body"):
-                sentence = f"The studio is busy: {self.queue} requests are waiting already. Try again in a minute."
-                response = Json({"detail": sentence}, 429, headers={"retry-after": "60"})
-                await send({"type": "http.response.start", "status": 429, "headers": response.raw_headers})
-                await send({"type": "http.response.body", "body": response.body})
-
-        return say
 
 
 class _TooLarge(Exception):

@@ -56,16 +56,17 @@ def problem(sentence: str) -> str:
     return f'<div class="bld-result bld-problem" role="alert"><p>{escape(sentence)}</p></div>'
 
 
-def progress(now: Progress, pictures: Sequence[Image.Image] = ()) -> str:
-    """How far the work is, and the pictures as they are by now."""
-    words = f"Step {now.step} of {now.total}"
+def progress(now: Progress, pictures: Sequence[Image.Image] = (), stopped: bool = False) -> str:
+    """How far the work is, or was when it was stopped, and the pictures as they are by now."""
+    words = f"Step {now.step} of {now.total}" if not stopped else f"Stopped after step {now.step} of {now.total}"
     bar = f'<progress max="{now.total}" value="{now.step}" aria-label="Steps done"></progress>'
     small = "".join(
         f'<figure><img src="{_uri(image)}" alt="Picture {i} after {words.lower()}" class="{_pixels(image)}"></figure>'
         for i, image in enumerate(pictures)
     )
     grid = f'<div class="bld-grid" style="{_layout(pictures)}">{small}</div>' if pictures else ""
-    return f'<div class="bld-result" aria-busy="true"><p class="bld-steps">{bar}<span>{words}</span></p>{grid}</div>'
+    busy = "data-stopped" if stopped else 'aria-busy="true"'
+    return f'<div class="bld-result" {busy}><p class="bld-steps">{bar}<span>{words}</span></p>{grid}</div>'
 
 
 def result(made: Made, name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -18,7 +19,7 @@ from bld.studio import markup, tasks
 from bld.studio.model import Model
 from bld.studio.tasks import ANY, EACH, Made, Origin, Sampling
 from bld.studio.uploads import mask_from
-from bld.studio.watching import Progress, Work, watched
+from bld.studio.watching import Progress, Stopped, Stops, Work, watched
 
 LOG = logging.getLogger("bld.studio")
 UNEXPECTED = "Something went wrong in the studio, and its log says what: the page can be used on, with other settings."
@@ -27,7 +28,8 @@ MOST_PROMPT = 1000
 TASKS_AT_ONCE, LIGHT_AT_ONCE = 1, 4
 
 NEW_SEED = "() => Math.floor(Math.random() * 2 ** 31)"
-MASK_OF_PAGE = "(...values) => [...values.slice(0, -1), window.bldStudio.mask()]"
+CLICK = "(...values) => [...values.slice(0, -1), Date.now()]"
+CLICK_AND_MASK = "(...values) => [...values.slice(0, -2), window.bldStudio.mask(), Date.now()]"
 
 
 def build(model: Model) -> gr.Blocks:
@@ -39,6 +41,11 @@ def build(model: Model) -> gr.Blocks:
                 with gr.Tab(name, id=name.lower()):
                     tab(model)
     return page
+
+
+def urgent(page: gr.Blocks) -> frozenset[int]:
+    """Numbers of the events that need not wait for the model."""
+    return frozenset(i for i, event in page.fns.items() if event.concurrency_id == "urgent")
 
 
 def theme() -> gr.themes.Base:
@@ -125,7 +132,7 @@ def _inpaint(model: Model) -> None:
 
     upload.change(_guarded(show), upload, board, **_light())
     inputs = [upload, count, walks, *controls.inputs, mask]
-    _run(model, run, stop, inputs, output, work, "inpainted", js=MASK_OF_PAGE)
+    _run(model, run, stop, inputs, output, work, "inpainted", brushed=True)
 
 
 def _reconstruct(model: Model) -> None:
@@ -426,6 +433,10 @@ def _light() -> dict[str, Any]:
     return {**_heavy(), "concurrency_id": "light", "concurrency_limit": LIGHT_AT_ONCE, "show_progress": "hidden"}
 
 
+def _urgent() -> dict[str, Any]:
+    return {**_light(), "concurrency_id": "urgent"}
+
+
 def _run(
     model: Model,
     run: gr.Button,
@@ -434,34 +445,42 @@ def _run(
     output: gr.HTML,
     work: Callable[..., Work[Made]],
     name: str,
-    js: str | None = None,
+    brushed: bool = False,
     also: Any = None,
 ) -> None:
     """Let the button do the work, shown step by step, and the other one stop it.
 
-    also: an event after which it starts as well.
+    brushed: whether the last of the inputs is the mask of the page.  also: an event after which the work starts too.
     """
+    click = gr.Number(visible=False)  # when the button was pressed, in the visitor's milliseconds
+    stops = Stops()
 
-    def handler(*values: Any) -> Iterator[str]:
+    def handler(request: gr.Request, *values: Any) -> Iterator[str]:
+        *settings, begun = values
+        now, pictures = Progress(0, 1), ()
         try:
-            pictures: Sequence[Image.Image] = ()
-            for item in watched(model, work(*values)):
-                if isinstance(item, Progress):
-                    pictures = item.pictures or pictures
-                    yield markup.progress(item, pictures)
-                else:
+            task = work(*settings)
+            for item in watched(model, task, lambda: stops.asked(request.session_hash, begun or math.inf)):
+                if isinstance(item, Made):
                     yield markup.result(item, f"{model.name}-{name}")
+                else:
+                    now, pictures = item, item.pictures or pictures
+                    yield markup.progress(now, pictures)
+        except Stopped:
+            yield markup.progress(now, pictures, stopped=True)
         except Exception as error:
             sentence = _sentence(error)
             yield markup.problem(sentence)
             raise gr.Error(sentence, print_exception=False) from None
 
-    events = [run.click(handler, inputs, output, js=js, **_heavy())]
+    def ask_to_stop(request: gr.Request, pressed: float) -> None:
+        stops.ask(request.session_hash, pressed)
+
+    arguments = CLICK_AND_MASK if brushed else CLICK
+    run.click(handler, [*inputs, click], output, js=arguments, **_heavy())
     if also is not None:
-        events.append(also.success(handler, inputs, output, **_heavy()))
-    stop.click(None, None, None, cancels=events, api_visibility="private").then(
-        None, None, None, js="() => window.bldStudio.stopped()", api_visibility="private"
-    )
+        also.success(handler, [*inputs, click], output, js=arguments, **_heavy())
+    stop.click(ask_to_stop, click, None, js="() => Date.now()", **_urgent())
 
 
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from bld.studio.model import Model
 
 FIRST_PORT = 7860
 PORTS_TRIED = 100
+STOPS_WAITING = 64  # beyond the requests for work, of which there may be --queue
 
 
 def serve(
@@ -68,13 +69,14 @@ def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
     from starlette.middleware import Middleware
 
     from bld.studio import page
-    from bld.studio.gate import LOOPBACK, Gate
+    from bld.studio.gate import LOOPBACK, Gate, Line
     from bld.studio.uploads import MOST_BYTES, Uploads
 
     hosts = LOOPBACK if is_loopback(host) else None
-    gate = Middleware(Gate, uploads=Uploads(folder), queue=queue, hosts=hosts)
     blocks = page.build(model)
-    blocks.queue(max_size=queue, api_open=False, default_concurrency_limit=1)
+    blocks.queue(max_size=queue + STOPS_WAITING, api_open=False, default_concurrency_limit=1)
+    line = Line(queue, lambda: len(blocks._queue), page.urgent(blocks))
+    gate = Middleware(Gate, uploads=Uploads(folder), line=line, hosts=hosts)
     blocks.launch(
         server_name=host,
         server_port=port,

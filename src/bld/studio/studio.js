@@ -183,13 +183,5 @@
       here.style.top = `${(100 * (row - 1)) / rows}%`;
       here.style.left = `${(100 * (column - 1)) / columns}%`;
     },
-    // After a stop: what is there stays, and says that it is not finished.
-    stopped() {
-      for (const result of document.querySelectorAll('.bld-result[aria-busy="true"]')) {
-        result.removeAttribute("aria-busy");
-        const words = result.querySelector(".bld-steps span");
-        if (words && !words.textContent.startsWith("Stopped")) words.textContent = `Stopped at ${words.textContent.toLowerCase()}`;
-      }
-    },
   };
 })();

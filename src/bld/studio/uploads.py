@@ -19,6 +19,7 @@ from bld.images.decoding import FORMATS, decode
 
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 32_000_000
+TOO_MANY_PIXELS = f"The picture has more than {MOST_PIXELS / 1e6:g} million pixels: shrink it."
 MOST_FILES = 256
 TOKEN = re.compile(r"[0-9a-f]{32}\.png")
 DATA_URI = "data:image/png;base64,"
@@ -66,9 +67,7 @@ def safe_picture(data: bytes, most_bytes: int = MOST_BYTES) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as header:
             size = header.size
         if size[0] * size[1] > MOST_PIXELS:
-            raise DataError(
-                f"The picture has {size[0]:,}×{size[1]:,} pixels, more than {MOST_PIXELS / 1e6:g} million: shrink it."
-            )
+            raise DataError(TOO_MANY_PIXELS)
         picture = decode(data)
         if picture.has_transparency_data and not picture.mode.startswith(("I", "F")):
             return _plain(ImageOps.exif_transpose(picture).convert("RGBA"))
@@ -77,6 +76,8 @@ def safe_picture(data: bytes, most_bytes: int = MOST_BYTES) -> Image.Image:
         if str(error)[0].isupper():
             raise
         raise DataError(f"The file cannot be used: {error}.") from error
+    except Image.DecompressionBombError as error:  # more than PIL itself puts up with
+        raise DataError(TOO_MANY_PIXELS) from error
     except MemoryError:
         raise
     except Exception as error:  # damaged data raises nearly anything

@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -32,7 +33,7 @@ Work = Callable[[Report], T]
 
 
 class Stopped(Exception):
-    """Nobody is waiting for the work any more."""
+    """The work is not wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,32 @@ class _Ended(Generic[T]):
     error: BaseException | None = None
 
 
-def watched(model: Model, work: Work[T]) -> Iterator[Progress | T]:
+class Stops:
+    """Who has asked to stop which work, by the number of the click: work that was begun by an earlier one stops."""
+
+    def __init__(self, most: int = 1000):
+        self._asked: OrderedDict[Hashable, float] = OrderedDict()
+        self._most = most
+        self._lock = threading.Lock()
+
+    def ask(self, who: Hashable, click: float) -> None:
+        """Stop whatever `who` began by a click before this one."""
+        with self._lock:
+            self._asked[who] = max(click, self._asked.pop(who, click))
+            while len(self._asked) > self._most:
+                self._asked.popitem(last=False)
+
+    def asked(self, who: Hashable, click: float) -> bool:
+        """Whether the work that this click began is to stop."""
+        with self._lock:
+            return click <= self._asked.get(who, float("-inf"))
+
+
+def watched(model: Model, work: Work[T], stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress | T]:
     """What the work reports while it runs in a thread of its own, then its result; its error is raised here.
 
-    Closing the iterator stops the work at its next step.  Steps that follow each other within a tenth of a second and
-    bring no pictures are left out.
+    Closing the iterator stops the work at its next step; when `stopped()` says so it ends there with `Stopped`.  Steps
+    that follow each other within a tenth of a second and bring no pictures are left out.
     """
     items: queue.SimpleQueue[Progress | _Ended[T]] = queue.SimpleQueue()
     stop = threading.Event()
@@ -55,7 +77,7 @@ def watched(model: Model, work: Work[T]) -> Iterator[Progress | T]:
 
     def report(progress: Progress) -> None:
         nonlocal last
-        if stop.is_set():
+        if stop.is_set() or stopped():
             raise Stopped
         if progress.pictures is not None or time.monotonic() - last > SECONDS_BETWEEN:
             last = time.monotonic()
@@ -64,6 +86,8 @@ def watched(model: Model, work: Work[T]) -> Iterator[Progress | T]:
     def run() -> None:
         try:
             with model.in_use():
+                if stop.is_set() or stopped():
+                    raise Stopped
                 items.put(_Ended(work(report)))
         except BaseException as error:  # raised again where somebody waits for it
             items.put(_Ended(error=error))

@@ -160,5 +160,5 @@ def test_an_upload_is_known_by_a_token_and_used_by_it(visitor: Visitor):
         "orig_name": "x.svg",
         "meta": {"_type": "gradio.FileData"},
     }
-    html, succeeded, _ = visitor.answer(visitor.join("bld-run-reconstruct", [picture]))
+    html, succeeded, _ = visitor.ask("bld-run-reconstruct", A_picture=picture)
     assert succeeded and "PSNR" in html and "40×30" in html and "/tmp" not in html

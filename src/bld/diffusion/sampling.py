@@ -65,10 +65,10 @@ def sample_codes(
         z, t_start = start[0].to(device=device, dtype=torch.uint8), start[1]
         _validate_start(z, t_start, shape, diffusion.steps)
         visited = spaced_steps(t_start, steps)
+    times = torch.tensor(visited, device=device).unsqueeze(1).expand(-1, shape[0])
 
-    def logits_at(z_t: Tensor, t: int) -> Tensor:
-        logits = denoise(z_t, torch.full((shape[0],), t, device=device))
-        return at_least_float32(logits) / temperature
+    def logits_at(z_t: Tensor, index: int) -> Tensor:
+        return at_least_float32(denoise(z_t, times[index])) / temperature
 
     total = len(visited) - 1
     for index, (t, s) in enumerate(pairwise(visited)):
@@ -78,10 +78,10 @@ def sample_codes(
                 z = diffusion.renoise(z, s, t, generators)
             z = z if clamp is None else clamp(z, t)
             for _ in range(corrector_steps):
-                flips = gibbs_flip_probs(diffusion.flip_logits(logits_at(z, t), z), diffusion.retention(t))
+                flips = gibbs_flip_probs(diffusion.flip_logits(logits_at(z, index), z), diffusion.retention(t))
                 z = z ^ (uniform(shape, generators, device) < flips).to(torch.uint8)
                 z = z if clamp is None else clamp(z, t)
-            probs, z = _step(diffusion, logits_at(z, t), z, t, s, generators, final)
+            probs, z = _step(diffusion, logits_at(z, index), z, t, s, generators, final)
         if s == 0 and clamp is not None:
             z = clamp.paste(z)
         if callback is not None:

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test chromium lint clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,8 +20,14 @@ setup: $(VENV)/.installed  ## Make .venv with everything in it
 demo: $(VENV)/.installed  ## Train and sample on the embedded digits (minutes on two CPU cores)
 	$(BIN)/bld demo
 
-test: lint  ## Lint, check types, run all tests
+test: lint chromium  ## Lint, check types, run all tests
 	$(BIN)/python -m pytest
+
+chromium:  ## Install the browser that the studio is tested in, where it is missing and apt can
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium >/dev/null; \
+	else echo "No Chromium is installed: the tests of the studio's page are skipped (as root, apt-get install chromium)."; fi
 
 lint: $(VENV)/.installed  ## Ruff and mypy
 	$(BIN)/ruff check .

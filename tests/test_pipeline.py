@@ -260,3 +260,22 @@ def test_a_hub_name_downloads_json_and_safetensors_only(trained_run, monkeypatch
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert BinaryLatentDiffusionPipeline.from_pretrained("someone/flowers").image_size == 8
     assert asked == {"repo_id": "someone/flowers", "allow_patterns": ["*.json", "*.safetensors"]}
+
+
+def test_a_variation_is_the_code_at_little_noise_and_another_picture_at_full_noise(pipe, picture):
+    codes = pipe.encode([picture] * 3)
+    options = {"num_inference_steps": 16, "generator": 2, "output_type": "latent"}
+    near, far = (pipe.vary(codes, strength, **options).codes for strength in (1 / 64, 1.0))
+    assert near.shape == far.shape == codes.shape
+    changed = [float((varied != codes).float().mean()) for varied in (near, far)]
+    assert changed[0] < 0.2 < changed[1]
+    assert torch.equal(
+        far[1:2], pipe.vary(codes[1:2], 1.0, **{**options, "generator": keyed_generators(2, "vary", [1])}).codes
+    )
+    assert torch.equal(far, pipe.vary(codes, 1.0, batch_size=2, **options).codes)
+
+
+@pytest.mark.parametrize("strength", [0, -0.1, 1.01, float("nan")])
+def test_a_strength_outside_its_range_is_refused(pipe, picture, strength):
+    with pytest.raises(SettingError, match="strength"):
+        pipe.vary(pipe.encode(picture), strength)

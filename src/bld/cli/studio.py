@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> None:
 
     pipe = load_pipeline(args)
     bf16 = autocast_dtype(args.precision, pipe.device) == "bf16"
-    torch.set_grad_enabled(False)
+    if bf16:
+        torch.set_float32_matmul_precision("high")  # as `precision` does for the other verbs
     name = Path(args.run_folder).resolve().name if Path(args.run_folder).is_dir() else args.run_folder
     model = Model(pipe, name, "bf16" if bf16 else "float32")
     serve(model, say, args.host, args.port, args.queue, args.open)

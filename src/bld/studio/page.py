@@ -457,7 +457,8 @@ def _run(
 
     def handler(request: gr.Request, *values: Any) -> Iterator[str]:
         *settings, begun = values
-        now, pictures = Progress(0, 1), ()
+        now = Progress(0, 1)
+        pictures: Sequence[Image.Image] = ()
         try:
             task = work(*settings)
             for item in watched(model, task, lambda: stops.asked(request.session_hash, begun or math.inf)):

@@ -1,0 +1,64 @@
+"""How the studio is started: where it can be reached, and what keeps it from opening."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from bld.cli import main
+from bld.errors import MissingPackageError, SettingError
+from bld.studio.model import Model
+from bld.studio.server import FIRST_PORT, free_port, gradio_settings, is_loopback, launch
+
+
+def test_zero_is_any_free_port_and_none_the_first_from_7860():
+    assert free_port("127.0.0.1", 0) > 1023
+    assert FIRST_PORT <= free_port("127.0.0.1", None) < FIRST_PORT + 100
+
+
+def test_a_taken_port_an_odd_one_and_a_strange_host_are_refused_in_a_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingError, match=f"Port {port} of 127.0.0.1 cannot be used"):
+            free_port("127.0.0.1", port)
+    with pytest.raises(SettingError, match="between 0 and 65535"):
+        free_port("127.0.0.1", 70_000)
+    with pytest.raises(SettingError, match="no host"):
+        free_port("no.such.host.invalid", 0)
+    with pytest.raises(SettingError, match="cannot be used"):
+        free_port("192.0.2.1", 0)  # an address for documentation: never this machine's
+
+
+def test_the_verb_refuses_what_it_cannot_serve(trained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["studio", str(trained_run), "--queue", "0", "--device", "cpu"]) == 2
+    assert "--queue 0" in capsys.readouterr().err
+    assert main(["studio", str(tmp_path)]) == 2
+    assert "model_index.json" in capsys.readouterr().err
+
+
+def test_without_gradio_the_extra_is_named(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[studio\]"):
+        launch(model, tmp_path, "127.0.0.1", 0, 4)
+
+
+def test_settings_that_others_left_in_the_environment_do_not_open_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    left = {"GRADIO_ALLOWED_PATHS": "/", "GRADIO_SHARE": "True", "GRADIO_SERVER_NAME": "0.0.0.0", "HOME": "/root"}
+    monkeypatch.setattr(os, "environ", dict(left))
+    gradio_settings(tmp_path)
+    expected = {"HOME": "/root", "GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(tmp_path)}
+    assert os.environ == expected
+
+
+@pytest.mark.parametrize(
+    "host, alone", [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("10.0.0.1", False)]
+)
+def test_which_hosts_this_machine_alone_can_reach(host: str, alone: bool):
+    assert is_loopback(host) == alone

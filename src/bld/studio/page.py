@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -226,7 +225,7 @@ def _compare(model: Model) -> None:
     with gr.Column(elem_classes="bld-tab"):
         _explain("The same seeds under several settings, side by side: what a setting does, and nothing else.")
         with gr.Row():
-            shared = _Controls(model, steps=False, temperature=False, guidance=False, posterior=False, wide=True)
+            shared = _Controls(model, steps=False, temperature=False, guidance=False, posterior=False)
             count = _count(model, default=min(4, model.default_images))
         with gr.Row():
             for letter, steps in zip("ABC", _three_steps(model), strict=True):
@@ -285,7 +284,6 @@ class _Controls:
         posterior: bool = True,
         default_steps: int | None = None,
         tag: str = "",
-        wide: bool = False,
     ):
         defaults = model.pipe.index.sampling
         self.parts: dict[str, Any] = {}
@@ -341,7 +339,7 @@ class _End:
 
     def __init__(self, model: Model, name: str, seed: int):
         self.seed = seed_box(f"{name} seed", seed)
-        self.which = class_choice(model, f"{name} class") if model.classes else None
+        self.which = class_choice(model, f"{name} class", each=False) if model.classes else None
         with gr.Accordion(f"{name}: an upload in place of the seed", open=False):
             self.upload = _upload(f"{name} upload", "It is used as long as it is here.", height=170)
         self.inputs: list[Any] = [self.seed, self.upload, *([self.which] if self.which is not None else [])]
@@ -356,9 +354,9 @@ class _End:
         return controls.sampling(rest, {"seed": seed, **({"which": which[0]} if which else {})})
 
 
-def class_choice(model: Model, label: str = "Class") -> gr.Dropdown:
+def class_choice(model: Model, label: str = "Class", each: bool = True) -> gr.Dropdown:
     """Any class, each in turn, or one of them."""
-    choices: list[tuple[str, Any]] = [("Any", ANY), ("Each in turn", EACH)]
+    choices: list[tuple[str, Any]] = [("Any", ANY), *([("Each in turn", EACH)] if each else [])]
     choices += [(name, i) for i, name in enumerate(model.classes)]
     return gr.Dropdown(choices, value=ANY, label=label, info="What the pictures are to show.", filterable=True)
 
@@ -415,18 +413,14 @@ def _three_steps(model: Model) -> list[int]:
 # -- handlers ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Heavy:
-    """How an event that uses the model is queued."""
-
-    concurrency_id: str = "model"
-    concurrency_limit: int = TASKS_AT_ONCE
-    api_visibility: str = "private"
-    show_progress: str = "minimal"
-
-
 def _heavy() -> dict[str, Any]:
-    return dict(vars(_Heavy()))
+    """How an event that uses the model is queued."""
+    return {
+        "concurrency_id": "model",
+        "concurrency_limit": TASKS_AT_ONCE,
+        "api_visibility": "private",
+        "show_progress": "minimal",
+    }
 
 
 def _light() -> dict[str, Any]:

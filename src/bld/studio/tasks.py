@@ -33,6 +33,7 @@ MOST_FRAMES = 16
 MOST_WALKS = 8
 MOST_TRIED = 256  # bits of a position whose effect is measured
 SHOWN_BITS = 8
+DECODED_AT_ONCE = 64
 
 Which = int | Literal["any", "each"]
 Label = int | list[int] | None
@@ -357,12 +358,17 @@ def flip(model: Model, origin: Origin, row: int, column: int, bit: int, report: 
     i = whole(row, "row", 1, shape.h) - 1
     j = whole(column, "column", 1, shape.w) - 1
     k = whole(bit, "bit", 1, shape.c) - 1
-    code = _code_of(model, origin, report)
+    steps = _steps(model, origin.call(model, 1)) if isinstance(origin, Sampling) else 0
     tried = list(range(min(shape.c, MOST_TRIED)))
+    code = _code_of(model, origin, report, total=steps + 1)
     flipped = code.repeat(1 + len(tried) + 1, 1, 1, 1)  # as it is, each bit of the position, the chosen one
     for n, one in enumerate([*tried, k]):
         flipped[1 + n, i, j, one] ^= 1
-    images = model.pipe.decode(flipped)
+    parts = flipped.split(model.pipe.tokenizer.config.images_at_a_time(DECODED_AT_ONCE))
+    images: list[Image.Image] = []
+    for n, part in enumerate(parts):
+        images += model.pipe.decode(part)
+        report(Progress(steps + n + 1, steps + len(parts)))
     before, after = images[0], images[-1]
     effects = [effect(before, image) for image in images[1:-1]]
     ranked = sorted(tried, key=lambda one: -effects[one])

@@ -1,0 +1,66 @@
+"""The page offers what a model has a use for, and its handlers turn every error into a sentence."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
+from bld.diffusion import BernoulliDiffusion, NoiseSchedule
+from bld.errors import DataError
+from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.priors import NETWORKS, Autoregression, DenoiserConfig
+from bld.studio.model import Model
+
+page = pytest.importorskip("bld.studio.page")
+
+
+def model_of(kind: str, classes: int, size: int = 16) -> Model:
+    tokenizer = BinaryAutoencoder(
+        AutoencoderConfig(image_size=size, code_bits=8, base_channels=8, embed_dim=8, channel_multipliers=(1, 1))
+    )
+    h, w, c = tokenizer.code_shape
+    steps = h * w if kind == "autoregressive" else 8
+    prior = NETWORKS[kind](DenoiserConfig(h, w, c, steps=steps, num_classes=classes, dim=16, depth=1, heads=2))
+    process = Autoregression(steps) if kind == "autoregressive" else BernoulliDiffusion(NoiseSchedule("linear", steps))
+    return Model(BinaryLatentDiffusionPipeline(tokenizer, prior, process), "run")
+
+
+def labels_of(model: Model) -> set[str]:
+    blocks = page.build(model).blocks.values()
+    return {block.label for block in blocks if getattr(block, "label", None) and block.visible}
+
+
+def test_a_conditional_bernoulli_model_has_every_control():
+    labels = labels_of(model_of("bernoulli", classes=3))
+    assert {"Class", "Seed", "Steps", "Temperature τ", "Guidance", "Resample walks", "Posterior A"} <= labels
+    assert "Prompt" not in labels
+
+
+def test_controls_without_a_use_are_left_out():
+    labels = labels_of(model_of("bernoulli", classes=0))
+    assert "Steps" in labels and not labels & {"Class", "Guidance", "Guidance A"}
+    labels = labels_of(model_of("autoregressive", classes=0))
+    assert "Seed" in labels and not labels & {"Steps", "Resample walks", "Posterior A"}
+
+
+def test_a_model_that_takes_prompts_gets_a_box_for_them():
+    model = model_of("bernoulli", classes=0)
+    model.pipe.takes_prompts = True  # type: ignore[attr-defined]
+    assert {"Prompt", "Guidance"} <= labels_of(model)
+
+
+def test_large_pictures_are_made_few_at_a_time():
+    assert [model_of("bernoulli", 0, size).most_images for size in (16, 256, 512)] == [64, 16, 4]
+
+
+def test_what_is_no_fault_of_the_visitor_is_a_general_sentence_and_its_traceback_goes_to_the_log(
+    caplog: pytest.LogCaptureFixture,
+):
+    with caplog.at_level(logging.ERROR, logger="bld.studio"):
+        assert page._sentence(DataError("Upload a picture.")) == "Upload a picture."
+        assert not caplog.records
+        assert page._sentence(KeyError("/secret/path")) == page.UNEXPECTED and "secret" not in page.UNEXPECTED
+        assert "KeyError: '/secret/path'" in caplog.text
+        assert page._sentence(MemoryError()) == page.NO_MEMORY

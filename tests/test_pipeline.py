@@ -1,5 +1,9 @@
+from __future__ import annotations
+
+import functools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,3 +264,17 @@ def test_a_hub_name_downloads_json_and_safetensors_only(trained_run, monkeypatch
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert BinaryLatentDiffusionPipeline.from_pretrained("someone/flowers").image_size == 8
     assert asked == {"repo_id": "someone/flowers", "allow_patterns": ["*.json", "*.safetensors"]}
+
+
+def test_compiled_networks_make_the_same_images(trained_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Traced as for torch.compile, and run without its code generator, which takes a minute."""
+    pipe, plain = (BinaryLatentDiffusionPipeline.from_pretrained(trained_run) for _ in range(2))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    assert pipe.compile() is pipe
+    options = {"num_inference_steps": 2, "generator": 0, "output_type": "pt", "class_labels": [1, 2]}
+    mine, theirs = pipe(**options), plain(**options)
+    assert pipe.prior._compiled_call_impl is not None
+    torch.testing.assert_close(mine.images, theirs.images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        pipe.reconstruct(mine.images * 2 - 1, "pt"), plain.reconstruct(mine.images * 2 - 1, "pt")
+    )

@@ -30,6 +30,7 @@ VERBS = {
     "train-features": "bld.cli.train_features",
     "reproduce": "bld.cli.reproduce",
     "info": "bld.cli.info",
+    "bench": "bld.cli.bench",
     "demo": "bld.cli.demo",
 }
 

@@ -1,5 +1,9 @@
+from __future__ import annotations
+
+import functools
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,3 +283,17 @@ def test_a_variation_is_the_code_at_little_noise_and_another_picture_at_full_noi
 def test_a_strength_outside_its_range_is_refused(pipe, picture, strength):
     with pytest.raises(SettingError, match="strength"):
         pipe.vary(pipe.encode(picture), strength)
+
+
+def test_compiled_networks_make_the_same_images(trained_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """Traced as for torch.compile, and run without its code generator, which takes a minute."""
+    pipe, plain = (BinaryLatentDiffusionPipeline.from_pretrained(trained_run) for _ in range(2))
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager", fullgraph=True))
+    assert pipe.compile() is pipe
+    options = {"num_inference_steps": 2, "generator": 0, "output_type": "pt", "class_labels": [1, 2]}
+    mine, theirs = pipe(**options), plain(**options)
+    assert pipe.prior._compiled_call_impl is not None
+    torch.testing.assert_close(mine.images, theirs.images, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        pipe.reconstruct(mine.images * 2 - 1, "pt"), plain.reconstruct(mine.images * 2 - 1, "pt")
+    )

@@ -31,6 +31,7 @@ VERBS = {
     "reproduce": "bld.cli.reproduce",
     "info": "bld.cli.info",
     "studio": "bld.cli.studio",
+    "bench": "bld.cli.bench",
     "demo": "bld.cli.demo",
 }
 

@@ -1,0 +1,67 @@
+"""Building a stage of training at any size without images or hours: for the benchmarks of training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from bld.autoencoder import BinaryAutoencoder, objective
+from bld.code_cache import CacheKey, write_cache
+from bld.images import ImageSet
+from bld.training.loop import StageRun, make_accelerator
+from bld.training.prior_stage import HeldOutCodes, PriorStage
+from bld.training.run_folder import RunFolder
+from bld.training.settings import Settings
+from bld.training.tokenizer_stage import TokenizerStage
+
+
+def prior_run(settings: Settings, folder: Path, codes: int = 4096, classes: int = 0) -> StageRun:
+    """The prior stage on random codes."""
+    key = CacheKey("none", "none", (*settings.tokenizer.code_shape,), images=codes, flips=False, draws=1, seed=0)
+
+    def arrays(wanted):
+        for rows in wanted:
+            data = np.random.default_rng(rows.start).bytes(len(rows) * key.row_bytes)
+            yield np.frombuffer(data, np.uint8).reshape(-1, key.row_bytes)
+
+    labels = torch.arange(codes) % classes if classes else None
+    cache = write_cache(folder / "codes", key, arrays, labels, [str(i) for i in range(classes)])
+    with torch.device("meta"):
+        tokenizer = BinaryAutoencoder(settings.tokenizer)  # the prior never touches a pixel
+    tokenizer.to = lambda *_, **__: tokenizer  # type: ignore[method-assign, assignment]
+    accelerator = make_accelerator(settings.mixed_precision)
+    held_out = HeldOutCodes(cache.read(np.arange(8)), labels[:8] if labels is not None else None)
+    run = RunFolder(folder / "run")
+    stage = PriorStage(settings, cache, held_out, tokenizer, accelerator, run)
+    return StageRun(stage, run, accelerator, None, lambda _: None)
+
+
+def tokenizer_run(settings: Settings, folder: Path, images: int = 64) -> StageRun:
+    """The tokenizer stage on random images; LPIPS, if the objective has it, with random weights."""
+    objective.load_lpips = objective.untrained_lpips
+    size = settings.tokenizer.image_size
+    (folder / "images").mkdir(parents=True)
+    for i in range(images):
+        pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    data = ImageSet.open(folder / "images", settings.preprocessing())
+    accelerator = make_accelerator(settings.mixed_precision)
+    run = RunFolder(folder / "run")
+    stage = TokenizerStage(settings, *data.split(images // 2, 0), accelerator, run)
+    return StageRun(stage, run, accelerator, None, lambda _: None)
+
+
+def stepping(going: StageRun) -> Callable[[], None]:
+    """One step of the real loop: data, networks, update, weight average."""
+    batches = going.stage.batches(0)
+
+    def step() -> None:
+        going._train_step(batches, 0.5)
+        going.step += 1
+        going.average.update(going.step)
+
+    return step

@@ -169,7 +169,7 @@ class Gate:
             return _too_large()
         except DataError as error:
             return Json({"detail": str(error)}, 400)
-        except (ValueError, RecursionError):
+        except (ValueError, TypeError, RecursionError):
             return Json({"detail": "The request did not arrive whole: try again."}, 400)
         _set_length(request.scope, len(rewritten))
         return _replay(rewritten, request)

@@ -107,7 +107,10 @@ def test_requests_that_name_files_or_addresses_are_refused_and_nothing_is_fetche
             other.accept()
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"7", b"{", b'{"a":' * 5000, b"\xff", b'{"data": NaN', b'{"fn_index": []}'])
+NO_REQUESTS = [b"", b"[]", b"7", b"{", b'{"a":' * 5000, b"\xff", b'{"data": NaN', b'{"fn_index": []}']
+
+
+@pytest.mark.parametrize("body", NO_REQUESTS)
 def test_a_request_that_is_no_request_is_refused(visitor: Visitor, body: bytes):
     headers = {"content-type": "application/json"}
     answer = visitor.client.post("/gradio_api/queue/join", content=body, headers=headers)

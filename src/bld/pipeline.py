@@ -242,10 +242,10 @@ class BinaryLatentDiffusionPipeline:
         num_images: 4 by default, or one per label, prompt or vector.  class_labels: indices or names, one for all or
         one per image; none leaves the class open.  prompt: a text for all images, or one per image.  condition: a
         vector (V,) for all, or (n, V), one per image.  num_images_per_prompt: so many images of each label, prompt or
-        vector, in a row, in place of num_images.  num_inference_steps: 1 … T denoising steps.  temperature: τ, lower is safer and
-        less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i depends on it
-        and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline, step, t,
-        {"latents": codes}) is called after each step.  batch_size: images made at a time.  first_index: number of the
+        vector, in a row, in place of num_images.  num_inference_steps: 1 … T denoising steps.  temperature: τ, lower is
+        safer and less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i
+        depends on it and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline,
+        step, t, {"latents": codes}) is called after each step.  batch_size: images made at a time.  first_index: number of the
         first image, to make images 100 … 199 of a seed.  corrector_steps: Gibbs redraws per step (Bernoulli only).
         reveal: which positions come next (absorbing only).
         """

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bld.attention import attention
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
+from bld.priors.packed import fastest
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST = {
@@ -141,11 +142,16 @@ class Attention(nn.Module):
 
         visible: bool (B, L), which of all tokens, those of `past` first, the others see; None is all.
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
+        return self.out(self.attend(self.qkv(x), causal, past, visible))
+
+    def attend(
+        self, qkv: Tensor, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """Queries, keys and values in one (B, M, 3·D) → (B, M, D), before the projection out."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
         if past is not None:
             k, v = past.extend(k, v)
-        y = attention(q, k, v, causal, visible)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return attention(q, k, v, causal, visible).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -334,9 +340,13 @@ class Transformer(nn.Module):
         tokens, given = self.condition(t, condition)
         x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, N + 1 or 2, D)
         visible = None if given is None else F.pad(given.unsqueeze(1), (x.shape[1] - 1, 0), value=True)
-        for block in self.blocks:
+        for block in fastest(self.blocks, x):
             x = block(x, visible=visible)
-        return self.head(self.norm(x[:, :N])).float()
+        return self.to_logits(x[:, :N])
+
+    def to_logits(self, x: Tensor) -> Tensor:
+        """What the blocks give (B, M, D) → outputs (B, M, c), float32."""
+        return self.head(self.norm(x.to(self.head.weight.dtype))).float()
 
 
 def _marked(vectors: Tensor, width: int) -> Tensor:

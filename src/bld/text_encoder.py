@@ -74,7 +74,7 @@ class TextEncoder:
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer, as transformers reads them."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     def fingerprint(self) -> str:

@@ -56,7 +56,7 @@ def tiny_clip(folder: Path, seed: int = 0) -> Path:
         max_position_embeddings=8, projection_dim=WIDTH, pad_token_id=0, bos_token_id=1, eos_token_id=table["<end>"],
     )  # fmt: skip
     model = CLIPTextModel(config)
-    torch.nn.init.normal_(model.text_model.embeddings.token_embedding.weight, std=1.0)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=1.0)
     TextEncoder(model, fast).save(folder)
     return folder
 

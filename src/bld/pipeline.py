@@ -245,8 +245,9 @@ class BinaryLatentDiffusionPipeline:
         vector, in a row, in place of num_images.  num_inference_steps: 1 … T denoising steps.  temperature: τ, lower is
         safer and less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i
         depends on it and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline,
-        step, t, {"latents": codes}) is called after each step.  batch_size: images made at a time.  first_index: number of the
-        first image, to make images 100 … 199 of a seed.  corrector_steps: Gibbs redraws per step (Bernoulli only).
+        step, t, {"latents": codes}) is called after each step.  batch_size: images made at a time.  first_index: number
+        of the first image, to make images 100 … 199 of a seed.  corrector_steps: Gibbs redraws per step (Bernoulli
+        only).
         reveal: which positions come next (absorbing only).
         """
         asked = self._asked(num_images, class_labels, prompt, condition, num_images_per_prompt)

@@ -122,7 +122,8 @@ class BinaryLatentDiffusionPipeline:
         if include_text_encoder is None:
             include_text_encoder = bool(index.text_encoder) and Path(index.text_encoder).is_dir()
         if include_text_encoder:
-            self.text_encoder.save(folder / TEXT_ENCODER)
+            if (folder / TEXT_ENCODER).resolve() != Path(index.text_encoder).resolve():  # else it is there already
+                self.text_encoder.save(folder / TEXT_ENCODER)
             index = replace(index, text_encoder=TEXT_ENCODER)
         save_model(folder / "tokenizer", self.tokenizer)
         save_model(folder / "prior", self.prior)
@@ -388,7 +389,7 @@ class BinaryLatentDiffusionPipeline:
         parts = []
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size].to(self.device)
-            null = self.prior.no_condition(len(batch)).to(batch)
+            null = self.prior.no_condition(len(batch), self.device)
             tokens = self.diffusion.sample(
                 with_guidance(self.prior.for_sampling(), batch, null, scale),
                 (len(batch), shape.positions, shape.c),
@@ -448,13 +449,17 @@ class BinaryLatentDiffusionPipeline:
             raise SettingError(
                 f"{len(rows)} {names[0]}s were given for {num_images} images: give one, or one per image."
             )
-        return F.pad(rows, (1, 0), value=1).repeat_interleave(each, 0)
+        asked = F.pad(rows, (1, 0), value=1)
+        if prompt is not None:  # an empty one is none, as an image without a caption was in the training
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            asked *= torch.tensor([[bool(text.strip())] for text in texts])
+        return asked.repeat_interleave(each, 0)
 
     def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
         """Texts → vectors float32 (n, V), as `condition` takes them."""
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not texts:
-            raise SettingError("An empty list of prompts was given: give one, or none at all.")
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise SettingError(f"A prompt is a text or a list of texts, not {prompt!r}: give one, or none at all.")
         return self.text_encoder.encode([" ".join(text.split()) for text in texts])
 
     def _vectors(self, condition: Any) -> Tensor:
@@ -462,7 +467,10 @@ class BinaryLatentDiffusionPipeline:
         width = self.prior.config.condition_dim
         if not width:
             raise SettingError(f"A condition was given, but this prior knows no vectors: it takes {self._takes}.")
-        rows = torch.as_tensor(condition).detach().to("cpu", torch.float32)
+        try:
+            rows = torch.as_tensor(condition).detach().to("cpu", torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SettingError(f"A condition is an array of numbers: this one is not ({error}).") from error
         rows = rows.unsqueeze(0) if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
             raise SettingError(f"A condition of shape {tuple(rows.shape)} was given: give ({width},) or (n, {width}).")

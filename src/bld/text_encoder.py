@@ -46,6 +46,8 @@ class TextEncoder:
                 )
             model = transformers.CLIPTextModel.from_pretrained(name, use_safetensors=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+            if tokenizer.pad_token is None:
+                tokenizer.pad_token = tokenizer.eos_token  # what follows the end token is not seen
         return cls(model, tokenizer, str(name))
 
     @property

@@ -134,6 +134,7 @@ def test_a_prompt_is_its_vector_and_counts_as_asked(texts: Path):
     assert torch.equal(by_prompt, pipe(prompt=["a green square"] * 3, generator=1, batch_size=2).codes)
     assert len(pipe(prompt="a green square", generator=1).codes) == 1
     assert len(pipe(generator=1).codes) == 4  # of no prompt at all
+    assert torch.equal(pipe(2, prompt=" ", generator=1).codes, pipe(2, generator=1).codes)
     filled = pipe.inpaint(
         torch.zeros(3, 8, 8), np.eye(8, dtype=bool)[::-1], 2, prompt="a red square", generator=0, output_type="pt"
     )
@@ -159,6 +160,8 @@ def test_a_saved_pipeline_carries_its_local_encoder_and_names_one_of_the_hub(tex
     assert torch.equal(moved.encode_prompt("a red square"), pipe.encode_prompt("a red square"))
     moved.save_pretrained(tmp_path / "bare", include_text_encoder=False)
     assert not (tmp_path / "bare" / "text_encoder").exists()
+    moved.save_pretrained(tmp_path / "moved")  # over itself
+    assert torch.equal(moved.encode_prompt("a red square"), pipe.encode_prompt("a red square"))
 
 
 def test_another_encoder_than_the_trained_one_is_refused(texts: Path, tmp_path: Path):
@@ -435,7 +438,9 @@ def test_what_the_prior_cannot_be_asked_for_is_refused(texts: Path, vector_run: 
         (of_text, {"class_labels": 1}, "no classes: it takes a prompt or vectors of width 16 as condition"),
         (of_text, {"prompt": "a", "class_labels": 1}, "class_labels and prompt were given"),
         (of_text, {"prompt": ["a", "b"], "num_images": 3}, "2 prompts were given for 3 images"),
-        (of_text, {"prompt": []}, "An empty list of prompts"),
+        (of_text, {"prompt": []}, r"A prompt is a text or a list of texts, not \[\]"),
+        (of_text, {"prompt": [3]}, r"not \[3\]"),
+        (of_text, {"condition": ["red"]}, "A condition is an array of numbers"),
         (of_text, {"num_images_per_prompt": 2}, "num_images_per_prompt=2 makes so many images of each prompt"),
         (of_text, {"condition": np.zeros((2, 3))}, r"shape \(2, 3\) was given: give \(16,\) or \(n, 16\)"),
         (of_text, {"condition": np.full(16, np.nan)}, "not finite numbers"),

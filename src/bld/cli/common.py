@@ -202,6 +202,8 @@ class Asked:
         self.prompts = [*(args.prompt or []), *(_lines(args.prompts) if args.prompts else [])]
         self.labels = labels_from(args, pipe, count)
         self._vectors: Any = None
+        if not all(text.strip() for text in self.prompts):
+            raise SettingError("An empty --prompt was given: leave --prompt out for images of no prompt.")
         if self.prompts:
             self._vectors = pipe.encode_prompt(self.prompts)  # once, not in each batch
         elif args.condition is not None:

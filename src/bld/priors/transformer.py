@@ -280,10 +280,12 @@ class Transformer(nn.Module):
         """The label that stands for "no class"."""
         return self.config.num_classes
 
-    def no_condition(self, count: int) -> Tensor:
-        """The condition that stands for none, `count` times, on the CPU."""
+    def no_condition(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """The condition that stands for none, `count` times."""
         V = self.config.condition_dim
-        return torch.zeros(count, 1 + V) if V else torch.full((count,), self.null_label)
+        if V:
+            return torch.zeros(count, 1 + V, device=device)
+        return torch.full((count,), self.null_label, device=device)
 
     def dropped(self, condition: Tensor, drop: Tensor) -> Tensor:
         """The condition without that of the samples in `drop`, bool (B,)."""
@@ -317,7 +319,7 @@ class Transformer(nn.Module):
     def _condition_token(self, count: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """((B, D), bool (B,): where it is a condition, None for all); with "learned", the null token elsewhere."""
         if condition is None:
-            condition = self.no_condition(count).to(self.device)
+            condition = self.no_condition(count, self.device)
         if self.classes is not None:
             if condition.ndim != 1 or condition.is_floating_point():
                 raise SettingError(f"This prior wants labels, int64 (B,), not {_kind_of(condition)}.")

@@ -385,6 +385,18 @@ def test_a_file_without_vectors_is_refused(vectors: tuple[Path, Path], tmp_path:
             cached(tmp_path / "c", tmp_path / name, vectors[0])
 
 
+def test_paths_in_settings_hold_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from bld.cli.common import _with_absolute_path
+
+    (tmp_path / "clip").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _with_absolute_path("prior.text_encoder=clip") == f'prior.text_encoder="{tmp_path / "clip"}"'
+    assert _with_absolute_path("prior.text_encoder=openai/clip-vit-large-patch14").endswith(
+        "=openai/clip-vit-large-patch14"
+    )
+    assert _with_absolute_path("data.captions=auto") == "data.captions=auto"
+
+
 # -- refusals ---------------------------------------------------------------------------------------------
 
 

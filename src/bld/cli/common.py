@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.training.recipe import Recipe
 
+PATH_KEYS = ("data.captions", "data.condition", "prior.text_encoder")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -84,7 +85,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
             if preset is None and not run.has_settings():
                 preset = _preset_for(args.data)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
-            words = list(args.settings)
+            words = [_with_absolute_path(word) for word in args.settings]
             if args.condition is not None:
                 words.append(f"data.condition={json.dumps(str(args.condition.expanduser().resolve()))}")
             settings = run.adopt(preset, words, _absolute(args.data), writes=processes.is_main)
@@ -97,6 +98,14 @@ def _absolute(data: str | None) -> str | None:
         return data
     is_pattern = data.endswith(".tar") and re.search(r"[{*]", data) is not None
     return str(Path(data).expanduser().resolve()) if is_pattern or Path(data).exists() else data
+
+
+def _with_absolute_path(word: str) -> str:
+    """A setting that names a file or folder here, in a form that holds when the command is repeated from elsewhere."""
+    key, _, value = word.partition("=")
+    if key in PATH_KEYS and value and Path(value).expanduser().exists():
+        return f"{key}={json.dumps(str(Path(value).expanduser().resolve()))}"
+    return word
 
 
 def _preset_for(data: str | None) -> str:

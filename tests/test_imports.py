@@ -14,9 +14,9 @@ import bld
 
 SOURCE = Path(bld.__file__).parent
 
-LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "_version"}
+LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "text_encoder", "_version"}
 HEART = LEAVES | {"images", "autoencoder", "diffusion", "priors"}
-PRODUCT = HEART | {"checkpoint", "code_cache", "pipeline", "training", "evaluation"}
+PRODUCT = HEART | {"checkpoint", "blocks", "code_cache", "pipeline", "training", "evaluation"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
@@ -25,9 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diffusion": LEAVES,
     "priors": LEAVES,
     "checkpoint": HEART,
-    "code_cache": LEAVES | {"checkpoint"},
+    "blocks": LEAVES | {"checkpoint"},
+    "code_cache": LEAVES | {"checkpoint", "blocks"},
     "pipeline": HEART | {"checkpoint"},
-    "training": HEART | {"checkpoint", "code_cache"},
+    "training": HEART | {"checkpoint", "blocks", "code_cache"},
     "evaluation": PRODUCT,
     "experiments": PRODUCT,
     "studio": PRODUCT,
@@ -105,6 +106,7 @@ def test_the_pipeline_pulls_in_no_optional_dependency():
         "torchvision.models",
         "scipy",
         "diffusers",
+        "transformers",
     ]
     optional += ["vector_quantize_pytorch", "torch_fidelity", "torchmetrics"]
     assert run_python(f"import sys, bld.pipeline; print([n for n in {optional} if n in sys.modules])") == "[]"

@@ -254,7 +254,7 @@ def test_a_folder_without_a_pipeline_says_what_is_missing(run_copy, tmp_path):
         BinaryLatentDiffusionPipeline.from_pretrained(tmp_path / "a" / "b")
 
 
-def test_a_hub_name_downloads_json_and_safetensors_only(trained_run, monkeypatch):
+def test_a_hub_name_downloads_json_safetensors_and_an_encoders_words_only(trained_run, monkeypatch):
     asked = {}
 
     def snapshot(repo_id, allow_patterns):
@@ -263,7 +263,10 @@ def test_a_hub_name_downloads_json_and_safetensors_only(trained_run, monkeypatch
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert BinaryLatentDiffusionPipeline.from_pretrained("someone/flowers").image_size == 8
-    assert asked == {"repo_id": "someone/flowers", "allow_patterns": ["*.json", "*.safetensors"]}
+    assert asked == {
+        "repo_id": "someone/flowers",
+        "allow_patterns": ["*.json", "*.safetensors", "text_encoder/*.txt"],
+    }
 
 
 def test_a_variation_is_the_code_at_little_noise_and_another_picture_at_full_noise(pipe, picture):

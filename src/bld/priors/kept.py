@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from torch import nn
+from torch import Tensor, nn
 
-_kept: WeakKeyDictionary[nn.Module, tuple[object, dict[Any, Any]]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[nn.Module, tuple[object, list[Tensor], dict[Any, Any]]] = WeakKeyDictionary()
 
 
 def kept(network: nn.Module) -> dict[Any, Any]:
@@ -15,5 +15,6 @@ def kept(network: nn.Module) -> dict[Any, Any]:
     state = [(p.data_ptr(), p._version) for p in network.parameters()]
     known = _kept.get(network)
     if known is None or known[0] != state:
-        known = _kept[network] = (state, {})
-    return known[1]
+        held = [p.detach() for p in network.parameters()]  # so that no other tensor can come to lie where one of them did
+        known = _kept[network] = (state, held, {})
+    return known[2]

@@ -16,7 +16,7 @@ SOURCE = Path(bld.__file__).parent
 
 LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "_version"}
 HEART = LEAVES | {"images", "autoencoder", "diffusion", "priors"}
-PRODUCT = HEART | {"checkpoint", "code_cache", "pipeline", "training", "evaluation"}
+PRODUCT = HEART | {"checkpoint", "code_cache", "official", "pipeline", "training", "evaluation"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "priors": LEAVES,
     "checkpoint": HEART,
     "code_cache": LEAVES | {"checkpoint"},
+    "official": HEART | {"checkpoint"},
     "pipeline": HEART | {"checkpoint"},
     "training": HEART | {"checkpoint", "code_cache"},
     "evaluation": PRODUCT,

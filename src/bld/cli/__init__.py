@@ -29,6 +29,7 @@ VERBS = {
     "neighbours": "bld.cli.neighbours",
     "train-features": "bld.cli.train_features",
     "reproduce": "bld.cli.reproduce",
+    "convert": "bld.cli.convert",
     "info": "bld.cli.info",
     "demo": "bld.cli.demo",
 }

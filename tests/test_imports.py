@@ -14,7 +14,7 @@ import bld
 
 SOURCE = Path(bld.__file__).parent
 
-LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "_version"}
+LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "hub", "_version"}
 HEART = LEAVES | {"images", "autoencoder", "diffusion", "priors"}
 PRODUCT = HEART | {"checkpoint", "code_cache", "official", "pipeline", "training", "evaluation"}
 

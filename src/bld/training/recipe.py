@@ -19,6 +19,7 @@ from bld.images import ImageSet
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, make_accelerator, processes_of
 from bld.training.order import spread
+from bld.training.origin import beginning_of, given_tokenizer
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, TrainingSettings
@@ -112,7 +113,13 @@ class Recipe:
     # -- stages -------------------------------------------------------------------------------------------
 
     def train_tokenizer(self, budget_seconds: float | None = None) -> BinaryAutoencoder:
-        """Stage one; returns the averaged tokenizer from RUN/tokenizer."""
+        """Stage one; returns the averaged tokenizer from RUN/tokenizer.  A given one is not trained: `SettingError`."""
+        given = given_tokenizer(self.run)
+        if given is not None:
+            raise SettingError(
+                f"{self.run.path} uses the tokenizer of {given} as it is, and its prior knows those codes: to train it "
+                f"on, begin another run with bld train-tokenizer --init-from {given}."
+            )
         with self.locked():
             self._train_tokenizer(budget_seconds)
         return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
@@ -165,14 +172,18 @@ class Recipe:
             self._train()
 
     def _train(self) -> None:
-        budget = self.budget_seconds
+        budget, given = self.budget_seconds, given_tokenizer(self.run)
+        if given is not None:
+            self.say(f"The tokenizer is that of {given} and used as it is.")
         if budget is None:
-            self.train_tokenizer()
+            if given is None:
+                self.train_tokenizer()
             self.train_prior()
             return
         if budget <= 0:
             raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
-        self.train_tokenizer(TOKENIZER_SHARE * budget)
+        if given is None:
+            self.train_tokenizer(TOKENIZER_SHARE * budget)
         self.encode()
         reserved = min(RESERVED_SHARE * budget, MOST_RESERVED_SECONDS)
         spent = self.run.progress()["tokenizer"]["seconds"]
@@ -188,7 +199,10 @@ class Recipe:
 
     def _run(self, stage: Stage, budget_seconds: float | None) -> None:
         started = time.monotonic()
-        StageRun(stage, self.run, self.accelerator, budget_seconds, self.say).train()
+        origin = beginning_of(self.run, stage.name)
+        if origin is not None:
+            self.say(stage.begin_from(origin))
+        StageRun(stage, self.run, self.accelerator, budget_seconds, self.say, origin is not None).train()
         if self.processes.is_main:
             self.run.record(stage.name, goal=self._goal(stage.training))
         self.processes.wait()  # so that all find the same record and the saved model

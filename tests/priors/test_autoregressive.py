@@ -54,7 +54,7 @@ def test_its_likelihood_is_a_distribution(network):
 def test_the_cached_walk_gives_the_same_logits_as_the_full_pass(network):
     z = all_codes()[::17]
     labels = torch.arange(len(z)) % 4  # the null label among them
-    whole, walk = network(z, labels=labels), network.for_sampling()
+    whole, walk = network(z, condition=labels), network.for_sampling()
     for i in range(N):
         logits = walk(z, torch.full((len(z),), i + 1), labels)
         assert logits.shape == (len(z), 1, C)

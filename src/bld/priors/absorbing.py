@@ -40,11 +40,11 @@ class AbsorbingDenoiser(Transformer):
         super().__init__(config)
         self.mask_token = nn.Parameter(0.02 * torch.randn(config.dim))
 
-    def forward(self, z_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z_t: uint8, whole positions masked; t (B,) int64 in 1 … N; labels (B,), null for all if not given."""
+    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z_t: uint8, whole positions masked; t (B,) int64 in 1 … N; condition: labels or vectors, or none."""
         x = self.embed(2 * z_t.to(self.positions.dtype) - 1)
         x = torch.where(z_t[..., :1] == MASKED, self.mask_token.to(x.dtype), x)
-        return self.see_all(x + self.positions, t, labels)
+        return self.see_all(x + self.positions, t, condition)
 
 
 class AbsorbingDiffusion:

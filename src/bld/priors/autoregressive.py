@@ -20,22 +20,31 @@ from bld.seeding import uniform
 
 
 class AutoregressiveTransformer(Transformer):
-    """Codes z_0 (B, N, c) → logits (B, N, c): those at position i have seen positions before i, and the class.
+    """Codes z_0 (B, N, c) → logits (B, N, c): those at position i have seen positions before i, and the condition.
 
     The step token is the one it starts with, always the same.
     """
 
-    def forward(self, z0: Tensor, t: Tensor | None = None, labels: Tensor | None = None) -> Tensor:
+    def forward(self, z0: Tensor, t: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """All positions at once, as in training.  z0: bits of any dtype.  t: not used.  Returns float32."""
-        start = self.condition(torch.ones(len(z0), dtype=torch.long, device=z0.device), labels)
+        start, given = self.start(len(z0), condition)
         x = torch.cat([start, self._tokens(z0[:, :-1], 0).to(start.dtype)], 1)
+        visible = _visible(given, x.shape[1])
         for block in self.blocks:
-            x = block(x, causal=True)
+            x = block(x, causal=True, visible=visible)
         return self.head(self.norm(x[:, start.shape[1] - 1 :])).float()
 
     def for_sampling(self) -> OneByOne:
         """A walk over the positions that computes each token once."""
         return OneByOne(self)
+
+    def start(self, count: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The tokens before the first position, the last of which predicts it, and where the condition can be seen.
+
+        A condition's token that can be absent comes first, so that the step token predicts with it or without.
+        """
+        tokens, given = self.condition(torch.ones(count, dtype=torch.long, device=self.device), condition)
+        return tokens.flip(1) if self.config.null_condition == "absent" else tokens, given
 
     def _tokens(self, z: Tensor, first: int) -> Tensor:
         """Bits (B, n, c) of positions first … first + n - 1 → tokens (B, n, D)."""
@@ -49,16 +58,27 @@ class OneByOne:
         self.network = network
         self.position = 0
         self.past = [KeyValues() for _ in network.blocks]
+        self.given: Tensor | None = None  # where the first token can be seen
+        self.length = 0
 
-    def __call__(self, z: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+    def __call__(self, z: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z (B, N, c) with all positions before this one in place → logits (B, 1, c)."""
         network, i = self.network, self.position
-        first = i == 0
-        x = network.condition(torch.ones_like(t), labels) if first else network._tokens(z[:, i - 1 : i], i - 1)
+        if i == 0:
+            x, self.given = network.start(len(z), condition)
+        else:
+            x = network._tokens(z[:, i - 1 : i], i - 1)
+        self.length += x.shape[1]
+        visible = _visible(self.given, self.length)
         for block, past in zip(network.blocks, self.past, strict=True):
-            x = block(x, causal=True, past=past)
+            x = block(x, causal=True, past=past, visible=visible)
         self.position += 1
         return network.head(network.norm(x[:, -1:])).float()
+
+
+def _visible(given: Tensor | None, length: int) -> Tensor | None:
+    """Bool (B, length): all tokens but the first where that is not given; None where it is in all."""
+    return None if given is None else F.pad(given.unsqueeze(1), (0, length - 1), value=True)
 
 
 class Autoregression:

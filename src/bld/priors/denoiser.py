@@ -1,6 +1,6 @@
 """The denoiser T_θ of Bernoulli diffusion (Section 4.1).
 
-(z_t, t, labels) ─▶ N position tokens + step token [+ class token] ─▶ blocks ─▶ logits at the N positions
+(z_t, t, condition) ─▶ N position tokens + step token [+ condition token] ─▶ blocks ─▶ logits at the N positions
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from bld.priors.transformer import DenoiserConfig, Transformer
 
 
 class Denoiser(Transformer):
-    """Bits z_t (B, N, c), steps t (B,) and labels (B,) → logits (B, N, c), float32.
+    """Bits z_t (B, N, c), steps t (B,) and conditions (labels or vectors) → logits (B, N, c), float32.
 
     By Bayes' rule the logit of a flip is a known part, from the noised bit itself at its noise level, plus what the
     *other* bits say.  With `evidence` the known part is added at the end, so that the transformer has only the other to
@@ -30,12 +30,11 @@ class Denoiser(Transformer):
             known = torch.zeros(config.steps) if evidence_logits is None else evidence_logits.float()
             self.register_buffer("evidence_logits", known)
 
-    def forward(self, z_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """z_t (B, N, c) bits of any dtype; t (B,) int64 in 1 … T; labels (B,) int64 in 0 … num_classes.
-
-        No labels means the null label for all.  Returns logits (B, N, c), float32.
+    def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """z_t (B, N, c) bits of any dtype; t (B,) int64 in 1 … T; condition: labels or vectors as
+        `Transformer.condition` takes them, none for all if not given.  Returns logits (B, N, c), float32.
         """
-        logits = self.see_all(self.embed(2 * z_t.to(self.positions.dtype) - 1) + self.positions, t, labels)
+        logits = self.see_all(self.embed(2 * z_t.to(self.positions.dtype) - 1) + self.positions, t, condition)
         if self.config.evidence == "none":
             return logits
         known = self.evidence_logits[t - 1].float().view(-1, 1, 1)

@@ -32,9 +32,9 @@ LONGEST_SCHEDULE = 1000  # the number of steps diffusers' β are meant for
 class GaussianDenoiser(Transformer):
     """Noised latents x_t (B, N, c), float → predicted noise (B, N, c), float32."""
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x_t: float; t (B,) int64 in 1 … T; labels (B,), null for all if not given."""
-        return self.see_all(self.embed(x_t.to(self.positions.dtype)) + self.positions, t, labels)
+    def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x_t: float; t (B,) int64 in 1 … T; condition: labels or vectors, or none."""
+        return self.see_all(self.embed(x_t.to(self.positions.dtype)) + self.positions, t, condition)
 
 
 class GaussianDiffusion:

@@ -39,7 +39,11 @@ class DenoiserConfig:
         code_width: w, latent positions in a row
         code_bits: c, bits per position
         steps: T, the steps of the process it is trained for
-        num_classes: classes to condition on; 0 is unconditional
+        num_classes: classes to condition on; 0 is none
+        condition_dim: V, width of a real vector (a text's, say) to condition on; 0 is none.  With neither, the prior is
+            unconditional
+        null_condition: what stands for "no condition": a learned token, or no token at all (absent), as in the paper's
+            public code
         dim: D, the width
         depth: number of transformer blocks
         heads: attention heads per block
@@ -62,6 +66,8 @@ class DenoiserConfig:
     step_embedding: Literal["table", "sinusoidal"] = "table"
     layer_scale: float = 0.0
     evidence: Literal["none", "flip", "value"] = "none"
+    condition_dim: int = 0
+    null_condition: Literal["learned", "absent"] = "learned"
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -69,11 +75,22 @@ class DenoiserConfig:
                 raise SettingError(f"prior.{name} is {getattr(self, name)}, but must be 1 to {most}.")
         if self.num_classes < 0:
             raise SettingError(f"prior.num_classes is 0 (unconditional) or more, not {self.num_classes}.")
+        if not 0 <= self.condition_dim <= MOST["dim"]:
+            raise SettingError(f"prior.condition_dim is {self.condition_dim}, but must be 0 (none) to {MOST['dim']}.")
+        if self.num_classes and self.condition_dim:
+            raise SettingError(
+                f"A prior is conditioned on classes or on vectors, not on {self.num_classes} classes and vectors of "
+                f"width {self.condition_dim}: set one of num_classes and condition_dim to 0."
+            )
         if not self.mlp_ratio > 0:
             raise SettingError(f"prior.mlp_ratio is {self.mlp_ratio}, but must be above 0; 4 is usual.")
         if not self.layer_scale >= 0:
             raise SettingError(f"prior.layer_scale is {self.layer_scale}, but must be at least 0, which is off.")
-        known = {"step_embedding": ["table", "sinusoidal"], "evidence": ["none", "flip", "value"]}
+        known = {
+            "step_embedding": ["table", "sinusoidal"],
+            "evidence": ["none", "flip", "value"],
+            "null_condition": ["learned", "absent"],
+        }
         for name, names in known.items():
             value = getattr(self, name)
             if value not in names:
@@ -87,6 +104,11 @@ class DenoiserConfig:
     def code_shape(self) -> CodeShape:
         """(h, w, c)."""
         return CodeShape(self.code_height, self.code_width, self.code_bits)
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether there is something to condition on."""
+        return self.num_classes > 0 or self.condition_dim > 0
 
 
 class KeyValues:
@@ -112,12 +134,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, causal: bool = False, past: KeyValues | None = None) -> Tensor:
-        """(B, M, D) → (B, M, D); causal: a token sees itself, those before it, and those of `past`."""
+    def forward(
+        self, x: Tensor, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """(B, M, D) → (B, M, D); causal: a token sees itself, those before it, and those of `past`.
+
+        visible: bool (B, L), which of all tokens, those of `past` first, the others see; None is all.
+        """
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
         if past is not None:
             k, v = past.extend(k, v)
-        y = attention(q, k, v, causal)
+        y = attention(q, k, v, causal, visible)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
@@ -135,9 +162,11 @@ class Block(nn.Module):
         self.scale1 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
         self.scale2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
 
-    def forward(self, x: Tensor, causal: bool = False, past: KeyValues | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
+    ) -> Tensor:
         """(B, M, D) → (B, M, D)."""
-        y = self.attention(self.norm1(x), causal, past)
+        y = self.attention(self.norm1(x), causal, past, visible)
         x = x + (y if self.scale1 is None else y * self.scale1)
         y = self.contract(F.gelu(self.expand(self.norm2(x))))
         return x + (y if self.scale2 is None else y * self.scale2)
@@ -169,6 +198,27 @@ class StepSinusoids(nn.Module):
         return self.out(F.silu(self.expand(angles.to(self.out.weight.dtype))))
 
 
+class VectorToken(nn.Module):
+    """A vector as a token: centred and scaled, then through a trained linear map.
+
+    mean (V,), scale (): of the vectors it is trained on, kept with the weights; 0 and 1 until they are set.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, dim: int):
+        super().__init__()
+        self.project = nn.Linear(width, dim)
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(B, V) → (B, D)."""
+        centred = (vectors.float() - self.mean.float()) / self.scale.float()
+        return self.project(centred.to(self.project.weight.dtype))
+
+
 class Transformer(nn.Module):
     """What the priors have in common; each says how its codes become tokens, and which of them may see which."""
 
@@ -180,8 +230,11 @@ class Transformer(nn.Module):
         self.positions = nn.Parameter(sine_positions(shape.h, shape.w, dim))
         table = config.step_embedding == "table"
         self.step = StepTable(config.steps, dim) if table else StepSinusoids(config.steps, dim)
+        learned = config.null_condition == "learned"
         # One row more than there are classes: the learned token that stands for "no class".
-        self.classes = nn.Embedding(config.num_classes + 1, dim) if config.num_classes else None
+        self.classes = nn.Embedding(config.num_classes + learned, dim) if config.num_classes else None
+        self.vectors = VectorToken(config.condition_dim, dim) if config.condition_dim else None
+        self.no_vector = nn.Parameter(0.02 * torch.randn(dim)) if config.condition_dim and learned else None
         self.blocks = nn.ModuleList(
             Block(dim, config.heads, config.mlp_ratio, config.layer_scale) for _ in range(config.depth)
         )
@@ -198,6 +251,8 @@ class Transformer(nn.Module):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         nn.init.normal_(self.embed.weight, std=self.config.code_bits**-0.5)
+        if self.vectors is not None:
+            nn.init.normal_(self.vectors.project.weight, std=self.config.condition_dim**-0.5)
         for module in self.modules():
             if isinstance(module, Block):
                 for last in (module.attention.out, module.contract):
@@ -216,27 +271,81 @@ class Transformer(nn.Module):
 
     @property
     def null_label(self) -> int:
-        """The label that stands for "no class"; it selects the learned null token."""
+        """The label that stands for "no class"."""
         return self.config.num_classes
+
+    def no_condition(self, count: int) -> Tensor:
+        """The condition that stands for none, `count` times, on the CPU."""
+        V = self.config.condition_dim
+        return torch.zeros(count, 1 + V) if V else torch.full((count,), self.null_label)
+
+    def dropped(self, condition: Tensor, drop: Tensor) -> Tensor:
+        """The condition without that of the samples in `drop`, bool (B,)."""
+        if not self.config.condition_dim:
+            return condition.masked_fill(drop, self.null_label)
+        return _marked(condition, self.config.condition_dim).masked_fill(drop.unsqueeze(1), 0)
 
     def for_sampling(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """What a sampler calls for one batch: the network itself, unless it can remember what it has computed."""
         return self
 
-    def condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
-        """Step token, and class token where there are classes, (B, 1 or 2, D); no labels are null labels."""
-        tokens = [self.step(t)]
-        if self.classes is not None:
-            tokens.append(self.classes(torch.full_like(t, self.null_label) if labels is None else labels))
-        return torch.stack(tokens, 1).to(self.positions.dtype)
+    def condition(self, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Step token, then the condition's if there is one, (B, 1 or 2, D); and in which samples that can be seen.
 
-    def see_all(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        condition: labels, int64 (B,) in 0 … num_classes, the last for none; or vectors, float: (B, V), or (B, 1 + V)
+            where each begins with 1, or is zeros for none.  None is none for all.
+        The second result, bool (B,), is None where it can be seen in all.
+        """
+        step, config = self.step(t), self.config
+        absent = config.null_condition == "absent"
+        given = None
+        if not config.is_conditional or (condition is None and absent):
+            tokens = [step]
+        else:
+            token, given = self._condition_token(len(t), condition)
+            tokens = [step, token]
+        # Looking at a mask on a GPU would make every step wait for it.
+        seen_in_all = not absent or given is None or (given.device.type == "cpu" and bool(given.all()))
+        return torch.stack(tokens, 1).to(self.positions.dtype), None if seen_in_all else given
+
+    def _condition_token(self, count: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """((B, D), bool (B,): where it is a condition, None for all); with "learned", the null token elsewhere."""
+        if condition is None:
+            condition = self.no_condition(count).to(self.device)
+        if self.classes is not None:
+            if condition.ndim != 1 or condition.is_floating_point():
+                raise SettingError(f"This prior wants labels, int64 (B,), not {_kind_of(condition)}.")
+            given = condition != self.null_label
+            absent = self.config.null_condition == "absent"
+            return self.classes(condition.masked_fill(~given, 0) if absent else condition), given
+        V = self.config.condition_dim
+        assert self.vectors is not None
+        if condition.ndim != 2 or condition.shape[1] not in (V, 1 + V) or not condition.is_floating_point():
+            raise SettingError(f"This prior wants vectors, float (B, {V}), not {_kind_of(condition)}.")
+        marks = condition[:, 0] > 0 if condition.shape[1] > V else None
+        token = self.vectors(condition[:, -V:])
+        if marks is not None and self.no_vector is not None:
+            token = torch.where(marks.unsqueeze(1), token, self.no_vector.to(token.dtype))
+        return token, marks
+
+    def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Position tokens (B, N, D), each seeing all → outputs (B, N, c), float32."""
         N = x.shape[1]
-        x = torch.cat([x, self.condition(t, labels).to(x.dtype)], 1)  # (B, N + 1 or 2, D)
+        tokens, given = self.condition(t, condition)
+        x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, N + 1 or 2, D)
+        visible = None if given is None else F.pad(given.unsqueeze(1), (x.shape[1] - 1, 0), value=True)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, visible=visible)
         return self.head(self.norm(x[:, :N])).float()
+
+
+def _marked(vectors: Tensor, width: int) -> Tensor:
+    """Vectors (B, V) → (B, 1 + V), each beginning with 1 for "given"; those that do already stay."""
+    return vectors if vectors.shape[1] > width else F.pad(vectors, (1, 0), value=1)
+
+
+def _kind_of(condition: Tensor) -> str:
+    return f"{str(condition.dtype).removeprefix('torch.')} {tuple(condition.shape)}"
 
 
 def sinusoids(position: Tensor, dim: int, scale: float = 1.0) -> Tensor:

@@ -266,6 +266,8 @@ def _class_tokens(model: Transformer, other: Transformer, origin: Origin, classe
     if other.classes is None:
         return tokens, "it knew no classes, so the class tokens begin anew"
     theirs, names = other.classes.weight.detach(), origin.classes(other.config.num_classes)
+    if theirs.shape[1] != tokens.shape[1]:
+        return tokens, f"its class tokens are {theirs.shape[1]} wide, so they begin anew"
     has_null = len(theirs) > len(names)
     general = theirs[len(names)] if has_null else theirs.mean(0)
     tokens[:] = general  # of the learned null token too, where there is one

@@ -91,8 +91,12 @@ class Recipe:
                 "set sampling.guidance_scale=1, or put the images into one folder per class."
             )
 
+    def _trainings(self) -> list[str]:
+        """The sections of the stages that this run may train."""
+        return ["prior_training"] if given_tokenizer(self.run) else ["tokenizer_training", "prior_training"]
+
     def _refuse_too_few(self, train: ImageSet) -> None:
-        for name in ("tokenizer_training", "prior_training"):
+        for name in self._trainings():
             batch = getattr(self.settings, name).batch_size
             if len(train) < batch:
                 raise DataError(
@@ -101,7 +105,7 @@ class Recipe:
                 )
 
     def _refuse_small_batches(self) -> None:
-        for name in ("tokenizer_training", "prior_training"):
+        for name in self._trainings():
             training = getattr(self.settings, name)
             parts = self.processes.count * training.accumulate
             if training.batch_size < parts:

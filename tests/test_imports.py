@@ -14,7 +14,18 @@ import bld
 
 SOURCE = Path(bld.__file__).parent
 
-LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "hub", "_version"}
+LEAVES = {
+    "codes",
+    "errors",
+    "seeding",
+    "attention",
+    "process",
+    "processes",
+    "recompute",
+    "hub",
+    "model_card",
+    "_version",
+}
 HEART = LEAVES | {"images", "autoencoder", "diffusion", "priors"}
 PRODUCT = HEART | {"checkpoint", "code_cache", "official", "pipeline", "training", "evaluation"}
 

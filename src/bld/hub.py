@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from bld.errors import CheckpointError, SettingError
 
@@ -63,11 +63,11 @@ def _one_sentence(what: str) -> Iterator[None]:
     """Whatever the hub's library raises, as one sentence."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # Of an unreachable hub the library passes on what its way of connecting raises: httpx's errors, or an OSError.
-    unreachable = (importlib.import_module("httpx").HTTPError,) if importlib.util.find_spec("httpx") else ()
+    # The bases are of whatever library it connects with, whose other errors say that the hub was not reached.
+    refusals = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, HFValidationError, OSError))
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, OSError, *unreachable) as error:
+    except refusals as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = "the token is missing, wrong, or may not do this" if status in (401, 403) else type(error).__name__
         raise CheckpointError(f"{what} ({why}): check the name, the token and the connection.") from error

@@ -30,6 +30,7 @@ VERBS = {
     "train-features": "bld.cli.train_features",
     "reproduce": "bld.cli.reproduce",
     "convert": "bld.cli.convert",
+    "share": "bld.cli.share",
     "info": "bld.cli.info",
     "demo": "bld.cli.demo",
 }

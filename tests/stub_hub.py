@@ -1,6 +1,7 @@
 """A small Hugging Face hub on this machine: repositories, commits of regular and large files, downloads by revision.
 
-Speaks the HTTP that huggingface_hub speaks, as far as sharing and loading a model needs it, and remembers all it was asked.
+Speaks the HTTP that huggingface_hub speaks, as far as sharing and loading a model needs it, and remembers what it was
+asked.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ class StubHub(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: StubHub
-    protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: Any) -> None: ...
 
@@ -88,7 +88,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return getattr(self, name)(method, body, *match.groups())
         self._send(404, {"error": f"no route {method} {path}"})
 
-    def _send(self, status: int, value: Any = None, headers: dict[str, str] | None = None, raw: bytes | None = None) -> None:
+    def _send(
+        self, status: int, value: Any = None, headers: dict[str, str] | None = None, raw: bytes | None = None
+    ) -> None:
         content = json.dumps(value).encode() if raw is None else raw
         self.send_response(status)
         for name, text in {"Content-Length": str(len(content)), **(headers or {})}.items():

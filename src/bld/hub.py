@@ -63,8 +63,10 @@ def _one_sentence(what: str) -> Iterator[None]:
     """Whatever the hub's library raises, as one sentence."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # The bases are of whatever library it connects with, whose other errors say that the hub was not reached.
-    refusals = cast("tuple[type[Exception], ...]", (*HfHubHTTPError.__bases__, HFValidationError, OSError))
+    # The bases are of whatever library it connects with, whose other errors say that the hub was not reached; an upload
+    # that breaks off is a RuntimeError.
+    bases = HfHubHTTPError.__bases__
+    refusals = cast("tuple[type[Exception], ...]", (*bases, HFValidationError, OSError, RuntimeError))
     try:
         yield
     except refusals as error:

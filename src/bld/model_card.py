@@ -107,7 +107,10 @@ def training(run: Path | None) -> Iterator[tuple[str, str]]:
             batch, rate = how.get("batch_size"), how.get("learning_rate")
             begun = ", begun with the weights of another model" if done.get("init_from") else ""
             hours = f", {_duration(done['seconds'])}" if done.get("seconds") else ""
-            yield f"training of the {stage}", f"{done['steps']:,} steps of {batch} at learning rate {rate}{hours}{begun}"
+            yield (
+                f"training of the {stage}",
+                f"{done['steps']:,} steps of {batch} at learning rate {rate}{hours}{begun}",
+            )
 
 
 def _duration(seconds: float) -> str:

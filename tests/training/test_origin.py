@@ -119,6 +119,7 @@ def test_a_tokenizer_comes_too_late_for_a_run_that_has_one_but_not_if_it_is_the_
     words = ("train-prior", "--out", run_copy, "prior_training.steps=6", "--tokenizer")
     assert "has begun its tokenizer already" in refused(*words, tmp_path / "other")
     assert main([str(word) for word in (*words, trained_run)]) == 0
+    assert "given" not in RunFolder(run_copy).progress()["tokenizer"]  # it was trained here, and may be trained on
 
 
 # -- the weights of another -----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
 from bld.checkpoint import (
+    CONFIG,
     load_index,
     load_prior,
     load_process,
@@ -58,14 +59,14 @@ class Origin:
 
     def part(self, stage: str) -> Path | None:
         """The folder of the tokenizer or the prior, if there is one."""
-        if (self.folder / "config.json").is_file():
-            fields = read_json(self.folder / "config.json")
+        if (self.folder / CONFIG).is_file():
+            fields = read_json(self.folder / CONFIG)
             found = fields.get("_class_name") if isinstance(fields, dict) else None
             is_prior = found in {network.__name__ for network in NETWORKS.values()}
             held = "prior" if is_prior else "tokenizer" if found == BinaryAutoencoder.__name__ else None
             return self.folder if held == stage else None
         folder = self.folder / stage
-        return folder if (folder / "config.json").is_file() else None
+        return folder if (folder / CONFIG).is_file() else None
 
     @property
     def _whole(self) -> Path:
@@ -165,9 +166,10 @@ class Beginning:
         for stage, origin in self.begun.items():
             run.record(stage, init_from=origin.name)
         if self.given is not None:
-            if not run.tokenizer.is_dir():
+            if not (run.tokenizer / CONFIG).is_file():
                 save_model(run.tokenizer, self.given.tokenizer())
-            run.record("tokenizer", given=self.given.name, steps=0, seconds=0.0)
+            if "steps" not in run.progress().get("tokenizer", {}):  # else it was trained here, and is the same
+                run.record("tokenizer", given=self.given.name, steps=0, seconds=0.0)
 
 
 def _is_recorded(run: RunFolder, stage: str, what: str, where: str) -> bool:
@@ -182,9 +184,10 @@ def _has(run: RunFolder, stage: str) -> bool:
 
 
 def _same_tokenizer(run: RunFolder, origin: Origin) -> bool:
-    return run.tokenizer.is_dir() and tokenizer_hash(load_tokenizer(run.tokenizer)) == tokenizer_hash(
-        origin.tokenizer()
-    )
+    """Whether the run has these codes already, or a copy of them that was cut short."""
+    if not (run.tokenizer / CONFIG).is_file():
+        return not run.checkpoints("tokenizer").list()
+    return tokenizer_hash(load_tokenizer(run.tokenizer)) == tokenizer_hash(origin.tokenizer())
 
 
 def _refuse_other_tokenizer(origin: Origin, given: AutoencoderConfig, asked: AutoencoderConfig) -> None:

@@ -23,7 +23,7 @@ BITS = torch.randint(0, 2, (11, 4, 6, 7), dtype=torch.uint8, generator=torch.Gen
 
 @pytest.fixture(autouse=True)
 def _blocks_of_four(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("bld.code_cache.BLOCK", 4)
+    monkeypatch.setattr("bld.blocks.BLOCK", 4)
 
 
 def encode(wanted: list[range]) -> Iterator[np.ndarray]:

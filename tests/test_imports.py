@@ -24,10 +24,11 @@ LEAVES = {
     "recompute",
     "hub",
     "model_card",
+    "text_encoder",
     "_version",
 }
 HEART = LEAVES | {"images", "autoencoder", "diffusion", "priors"}
-PRODUCT = HEART | {"checkpoint", "code_cache", "official", "pipeline", "training", "evaluation"}
+PRODUCT = HEART | {"checkpoint", "blocks", "code_cache", "official", "pipeline", "training", "evaluation"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
@@ -36,10 +37,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diffusion": LEAVES,
     "priors": LEAVES,
     "checkpoint": HEART,
-    "code_cache": LEAVES | {"checkpoint"},
+    "blocks": LEAVES | {"checkpoint"},
+    "code_cache": LEAVES | {"checkpoint", "blocks"},
     "official": HEART | {"checkpoint"},
     "pipeline": HEART | {"checkpoint"},
-    "training": HEART | {"checkpoint", "code_cache"},
+    "training": HEART | {"checkpoint", "blocks", "code_cache"},
     "evaluation": PRODUCT,
     "experiments": PRODUCT,
     "studio": PRODUCT,
@@ -117,6 +119,7 @@ def test_the_pipeline_pulls_in_no_optional_dependency():
         "torchvision.models",
         "scipy",
         "diffusers",
+        "transformers",
     ]
     optional += ["vector_quantize_pytorch", "torch_fidelity", "torchmetrics"]
     assert run_python(f"import sys, bld.pipeline; print([n for n in {optional} if n in sys.modules])") == "[]"

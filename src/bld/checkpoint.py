@@ -175,12 +175,18 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class PipelineIndex:
-    """What a pipeline knows beside its models: class names in label order, and how images become squares."""
+    """What a pipeline knows beside its models: class names in label order, and how images become squares.
+
+    text_encoder: what turns prompts into vectors, a folder or a name on the hub; "" for none.  text_encoder_hash: its
+    fingerprint in the training.
+    """
 
     classes: list[str]
     background: tuple[int, int, int] = (255, 255, 255)
     sampling: SamplingDefaults = SamplingDefaults()
     resample: Resample = "lanczos"
+    text_encoder: str = ""
+    text_encoder_hash: str = ""
 
 
 def save_index(
@@ -205,7 +211,8 @@ def load_index(folder: Path) -> PipelineIndex:
     try:
         red, green, blue = fields["background"]
         defaults = SamplingDefaults(**fields["sampling"])
-        return PipelineIndex(fields["classes"], (red, green, blue), defaults, fields["resample"])
+        encoder = str(fields.get("text_encoder", "")), str(fields.get("text_encoder_hash", ""))
+        return PipelineIndex(fields["classes"], (red, green, blue), defaults, fields["resample"], *encoder)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
 

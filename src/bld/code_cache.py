@@ -12,8 +12,7 @@ A cache whose key is not the one asked for is stale and never used.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bld.blocks import ALONE, write_blocks
 from bld.checkpoint import read_json, write_json
 from bld.codes import CodeShape, pack, unpack
-from bld.errors import CheckpointError, DataError
+from bld.errors import CheckpointError
 from bld.processes import Processes
 
 HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
-BLOCK = 1024  # images that a crash can cost a process
-ALONE = Processes()
 
 
 @dataclass(frozen=True)
@@ -158,83 +156,27 @@ def write_cache(
 
     encode: given ranges of at most `at_a_time` images, yields the rows (n·views, bytes) of `to_rows` for each in turn.
 
-    Images are written in blocks, each to its place in one file; `done-RANK` lists the blocks that are on the disk, so
-    that another number of processes can go on with what is left.
+    Images are written in blocks (`bld.blocks`), so that an interruption costs little.
     """
-    part, note = folder / f"{CODES}.part", folder / "part.json"
+    with processes.main_first():
+        if processes.is_main:
+            (folder / HEADER).unlink(missing_ok=True)
+
+    def finish(part: Path) -> None:
+        _finish(folder, part, key, labels, classes)
+
     row_bytes = key.row_bytes * key.views
-    with processes.main_first():
-        if processes.is_main:
-            _begin(folder, part, note, key)
-    blocks = [range(start, min(start + BLOCK, key.images)) for start in range(0, key.images, BLOCK)]
-    left = sorted(set(range(len(blocks))) - _blocks_done(folder))
-    processes.wait()  # all have read the same lists before anyone writes on
-    mine = left[processes.rank :: processes.count]
-    batches = [list(_batches(blocks[index], at_a_time)) for index in mine]
-    encoded = iter(encode([batch for block in batches for batch in block]))
-    with part.open("r+b") as file, (folder / f"done-{processes.rank}").open("a", encoding="ascii") as done:
-        for index, block in zip(mine, batches, strict=True):
-            file.seek(block[0].start * row_bytes)
-            for batch in block:
-                rows = next(encoded)
-                if rows.nbytes != len(batch) * row_bytes:
-                    raise DataError(f"Encoding gave {rows.nbytes} bytes for {len(batch)} images of {row_bytes} each.")
-                file.write(rows.data)
-            file.flush()
-            os.fsync(file.fileno())
-            done.write(f"{index}\n")
-            done.flush()
-    processes.wait()
-    with processes.main_first():
-        if processes.is_main:
-            _finish(folder, part, note, key, labels, classes)
+    write_blocks(folder, CODES, asdict(key), key.images, row_bytes, encode, finish, at_a_time, processes)
     return CodeCache(folder)
 
 
-def _begin(folder: Path, part: Path, note: Path, key: CacheKey) -> None:
-    """Leave a file of full size to write into, and what was done under this key."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / HEADER).unlink(missing_ok=True)
-    size = key.images * key.views * key.row_bytes
-    if not (_noted(note, key) and part.is_file() and part.stat().st_size == size):
-        part.unlink(missing_ok=True)
-        for done in folder.glob("done-*"):
-            done.unlink()
-        write_json(note, asdict(key))
-    with part.open("ab") as file:
-        file.truncate(size)
-
-
-def _finish(folder: Path, part: Path, note: Path, key: CacheKey, labels: Tensor | None, classes: list[str]) -> None:
+def _finish(folder: Path, part: Path, key: CacheKey, labels: Tensor | None, classes: list[str]) -> None:
     """Make the full file a cache."""
     part.replace(folder / CODES)
     (folder / LABELS).unlink(missing_ok=True)
     if labels is not None:
         np.save(folder / LABELS, labels.numpy().astype(np.int64), allow_pickle=False)
     write_json(folder / HEADER, {"key": asdict(key), "classes": classes})
-    note.unlink(missing_ok=True)
-    for done in folder.glob("done-*"):
-        done.unlink()
-
-
-def _blocks_done(folder: Path) -> set[int]:
-    """The blocks on the disk, by all lists; a last line cut short by a crash does not count."""
-    lines = [line for path in folder.glob("done-*") for line in path.read_text("ascii").split("\n")[:-1]]
-    return {int(line) for line in lines if line.isdigit()}
-
-
-def _batches(block: range, at_a_time: int) -> Iterator[range]:
-    for start in range(block.start, block.stop, at_a_time):
-        yield range(start, min(start + at_a_time, block.stop))
-
-
-def _noted(note: Path, key: CacheKey) -> bool:
-    """Whether the note beside an interrupted cache names this key; a note that cannot be read does not."""
-    try:
-        fields = read_json(note)
-        return CacheKey(**{**fields, "shape": tuple(fields["shape"])}) == key
-    except (CheckpointError, KeyError, TypeError, ValueError):
-        return False
 
 
 def _read_labels(path: Path, images: int) -> Tensor | None:

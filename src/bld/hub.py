@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models come and go as JSON, safetensors, a README and PNGs, and nothing else."""
+"""The Hugging Face hub: models come and go as JSON, safetensors, a README and PNGs, and nothing that is executed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from bld.errors import CheckpointError, SettingError
+from bld.text_encoder import FOLDER as TEXT_ENCODER
 
-LOADED = ["*.json", "*.safetensors"]
+LOADED = ["*.json", "*.safetensors", f"{TEXT_ENCODER}/*.txt"]  # the last: the words a text encoder knows
 SHARED = [*LOADED, "README.md", "*.png"]
 
 

@@ -27,6 +27,7 @@ class CardFacts:
     repo_id: the name it is shared under.  licence: an identifier of the hub, "other" if none was chosen.
     classes: names, or empty.  settings: (what, how) rows.  pictures: (file beside the card, caption).
     run: the folder it was trained in, of which measurements and training settings are read, if there are any.
+    takes_prompts: whether it is conditioned on texts.
     """
 
     repo_id: str
@@ -35,6 +36,7 @@ class CardFacts:
     settings: Sequence[tuple[str, str]]
     pictures: Sequence[tuple[str, str]] = ()
     run: Path | None = None
+    takes_prompts: bool = False
 
 
 def model_card(facts: CardFacts) -> str:
@@ -42,7 +44,7 @@ def model_card(facts: CardFacts) -> str:
     front = {
         "license": facts.licence,
         "library_name": "bld",
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": "text-to-image" if facts.takes_prompts else "unconditional-image-generation",
         "tags": [*TAGS, *(["class-conditional"] if facts.classes else [])],
     }
     if facts.pictures:
@@ -52,7 +54,7 @@ def model_card(facts: CardFacts) -> str:
         "title": facts.repo_id.rsplit("/", 1)[-1],
         "facts": facts,
         "named": ", ".join(" ".join(name.split()) for name in facts.classes[:MOST_CLASSES_NAMED]),
-        "example": json.dumps(facts.classes[0], ensure_ascii=False) if facts.classes else "",
+        "example": _example(facts),
         "unnamed": max(0, len(facts.classes) - MOST_CLASSES_NAMED),
         "figures": list(figures(facts.run)),
         "training": list(training(facts.run)),
@@ -64,6 +66,13 @@ def model_card(facts: CardFacts) -> str:
         autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(text).render(page)
+
+
+def _example(facts: CardFacts) -> str:
+    """What to condition on, as an argument; empty where there is nothing."""
+    if facts.takes_prompts:
+        return 'prompt="what to show"'
+    return f"class_labels={json.dumps(facts.classes[0], ensure_ascii=False)}" if facts.classes else ""
 
 
 def figures(run: Path | None) -> Iterator[tuple[str, str, str]]:

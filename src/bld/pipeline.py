@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -30,19 +30,23 @@ from bld.checkpoint import (
 )
 from bld.codes import to_grid, to_tokens
 from bld.diffusion import BernoulliDiffusion, with_guidance
-from bld.errors import CheckpointError, SettingError, did_you_mean
+from bld.errors import CheckpointError, DataError, SettingError, did_you_mean
 from bld.hub import download, upload
 from bld.images import Preprocessing, center_view, make_grid, save_png, to_pil, to_rgb, to_unit
 from bld.model_card import LICENCE_UNKNOWN, CardFacts, model_card
 from bld.priors import Transformer
 from bld.process import Process, SamplingStep
 from bld.seeding import keyed_generators
+from bld.text_encoder import FOLDER as TEXT_ENCODER
+from bld.text_encoder import TextEncoder
 
 CARD_COLUMNS, MOST_CARD_COLUMNS, CARD_ROWS, CARD_PIXELS = 8, 10, 4, 96
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Generators = int | torch.Generator | Sequence[torch.Generator] | None
 ImageInput = Image.Image | Sequence[Image.Image] | Tensor
+Labels = int | str | Sequence[int | str] | None
+Vectors = np.ndarray | Tensor | Sequence[float] | None
 StepCallback = Callable[["BinaryLatentDiffusionPipeline", int, int, dict[str, Tensor]], Any]
 
 
@@ -63,7 +67,8 @@ class BinaryLatentDiffusionPipeline:
     """Generate, inpaint, reconstruct, encode and decode.
 
     tokenizer, prior: the trained networks.  diffusion: how the prior generates; a Bernoulli diffusion unless the prior
-    is one of the alternatives.  index: class names and sampling defaults.
+    is one of the alternatives.  index: class names and sampling defaults.  text_encoder: for prompts; where the index
+    names one it is loaded when it is first needed.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class BinaryLatentDiffusionPipeline:
         prior: Transformer,
         diffusion: Process,
         index: PipelineIndex | None = None,
+        text_encoder: TextEncoder | None = None,
     ):
         if tokenizer.code_shape != prior.code_shape:
             raise SettingError(
@@ -85,6 +91,7 @@ class BinaryLatentDiffusionPipeline:
         self.tokenizer, self.prior, self.diffusion = tokenizer.eval(), prior.eval(), diffusion
         self.folder: Path | None = None  # where it was loaded from
         self.index = index or PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)])
+        self._text_encoder = text_encoder
 
     # -- loading and saving -------------------------------------------------------------------------------
 
@@ -110,22 +117,36 @@ class BinaryLatentDiffusionPipeline:
             raise CheckpointError(
                 f"{folder} holds no model_index.json: name a saved pipeline, or a run whose prior is trained."
             )
+        index = load_index(folder)
+        if (folder / TEXT_ENCODER).is_dir():
+            index = replace(index, text_encoder=str(folder / TEXT_ENCODER))
         pipeline = cls(
             load_tokenizer(folder / "tokenizer"),
             load_prior(folder / "prior"),
             load_process(folder / "diffusion"),
-            load_index(folder),
+            index,
         )
         pipeline.folder = folder
         return pipeline if torch_dtype is None else pipeline.to(dtype=torch_dtype)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `model_index.json` and one folder per part, each with `config.json` (and `model.safetensors`)."""
+    def save_pretrained(self, folder: str | Path, include_text_encoder: bool | None = None) -> None:
+        """Write `model_index.json` and one folder per part, each with `config.json` (and `model.safetensors`).
+
+        include_text_encoder: whether the text encoder, if there is one, is written too.  If not told, one that lies in
+            a folder here is, and one of the hub is referred to by its name.
+        """
         folder = Path(folder)
+        index = self.index
+        if include_text_encoder is None:
+            include_text_encoder = bool(index.text_encoder) and Path(index.text_encoder).is_dir()
+        if include_text_encoder:
+            if (folder / TEXT_ENCODER).resolve() != Path(index.text_encoder).resolve():  # else it is there already
+                self.text_encoder.save(folder / TEXT_ENCODER)
+            index = replace(index, text_encoder=TEXT_ENCODER)
         save_model(folder / "tokenizer", self.tokenizer)
         save_model(folder / "prior", self.prior)
         save_process(folder / "diffusion", self.diffusion)
-        save_index(folder, self.index, type(self.prior).__name__, type(self.diffusion).__name__)
+        save_index(folder, index, type(self.prior).__name__, type(self.diffusion).__name__)
 
     def push_to_hub(
         self,
@@ -171,6 +192,7 @@ class BinaryLatentDiffusionPipeline:
             list(self._card_settings()),
             [(name, caption) for name, caption, _ in pictures],
             self.folder,
+            bool(self.index.text_encoder),
         )
         with written_aside(folder / "README.md") as aside:
             aside.write_text(model_card(facts), encoding="utf-8")
@@ -257,6 +279,40 @@ class BinaryLatentDiffusionPipeline:
         return self.index.classes
 
     @property
+    def text_encoder(self) -> TextEncoder:
+        """What turns prompts into vectors, loaded when it is first asked for.
+
+        Raises `SettingError` where the prior is not conditioned on text, and `CheckpointError` where the encoder is
+        missing or another one than in the training.
+        """
+        if self._text_encoder is None:
+            name = self.index.text_encoder
+            if not name:
+                raise SettingError(
+                    f"A prompt was given, but this prior is not conditioned on text: it takes {self._takes}."
+                )
+            encoder = TextEncoder.load(name)
+            if self.index.text_encoder_hash not in ("", encoder.fingerprint()):
+                raise CheckpointError(
+                    f"The text encoder {name} is not the one this prior was trained with (its weights or words have "
+                    f"changed): restore that one, or name its folder as text_encoder in model_index.json."
+                )
+            self._text_encoder = encoder
+        return self._text_encoder.to(self.device)
+
+    @property
+    def _takes(self) -> str:
+        """What the prior can be asked for, in words."""
+        config = self.prior.config
+        if config.num_classes:
+            return f"one of {config.num_classes} class_labels"
+        if not config.condition_dim:
+            return "no condition"
+        return (
+            f"{'a prompt or ' if self.index.text_encoder else ''}vectors of width {config.condition_dim} as condition"
+        )
+
+    @property
     def image_size(self) -> int:
         """Height and width of an image, in pixels."""
         return self.tokenizer.config.image_size
@@ -267,7 +323,7 @@ class BinaryLatentDiffusionPipeline:
     def __call__(
         self,
         num_images: int | None = None,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: Labels = None,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
@@ -278,24 +334,30 @@ class BinaryLatentDiffusionPipeline:
         return_dict: bool = True,
         batch_size: int = 64,
         first_index: int = 0,
+        prompt: str | Sequence[str] | None = None,
+        condition: Vectors = None,
+        num_images_per_prompt: int = 1,
         corrector_steps: int = 0,
         reveal: Literal["random", "confidence"] = "random",
     ) -> PipelineOutput:
         """Generate images.
 
-        num_images: 4 by default, or one per label.  class_labels: indices or names, one for all or one per image;
-        none leaves the class open.  num_inference_steps: 1 … T denoising steps.  temperature: τ, lower is safer and
-        less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i depends on it
-        and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline, step, t,
-        {"latents": codes}) is called after each step; where it returns a dict with other latents, sampling goes on
-        from those (Bernoulli only).  return_dict: False gives the tuple (images,).  batch_size: images made at a time,
-        which changes nothing else.  first_index: number of the first image, to make images 100 … 199 of a seed.
-        corrector_steps: Gibbs redraws per step (Bernoulli only).  reveal: which positions come next (absorbing only).
+        num_images: 4 by default, or one per label, prompt or vector.  class_labels: indices or names, one for all or
+        one per image; none leaves the class open.  prompt: a text for all images, or one per image.  condition: a
+        vector (V,) for all, or (n, V), one per image.  num_images_per_prompt: so many images of each label, prompt or
+        vector, in a row, in place of num_images.  num_inference_steps: 1 … T denoising steps.  temperature: τ, lower is
+        safer and less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i
+        depends on it and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline,
+        step, t, {"latents": codes}) is called after each step; where it returns a dict with other latents, sampling
+        goes on from those (Bernoulli only).  return_dict: False gives the tuple (images,).  batch_size: images made at
+        a time, which changes nothing else.  first_index: number of the first image, to make images 100 … 199 of a
+        seed.  corrector_steps: Gibbs redraws per step (Bernoulli only).  reveal: which positions come next (absorbing
+        only).
         """
-        labels = self._labels(class_labels, num_images)
-        generators = _generators(generator, len(labels), first_index)
+        asked = self._asked(num_images, class_labels, prompt, condition, num_images_per_prompt)
+        generators = _generators(generator, len(asked), first_index)
         codes = self._sample(
-            labels, generators, num_inference_steps, temperature, guidance_scale,
+            asked, generators, num_inference_steps, temperature, guidance_scale,
             callback_on_step_end, batch_size,
             **self._only("bernoulli", corrector_steps=(corrector_steps, 0)),
             **self._only("absorbing", reveal=(reveal, "random")),
@@ -308,7 +370,7 @@ class BinaryLatentDiffusionPipeline:
         image: ImageInput,
         mask: Image.Image | np.ndarray | Tensor,
         num_images: int = 1,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: Labels = None,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
@@ -316,6 +378,8 @@ class BinaryLatentDiffusionPipeline:
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
         *,
+        prompt: str | Sequence[str] | None = None,
+        condition: Vectors = None,
         return_dict: bool = True,
         known_bits: Literal["noised", "clean"] = "noised",
         resample: int = 1,
@@ -334,9 +398,9 @@ class BinaryLatentDiffusionPipeline:
         bits = to_tokens(self.tokenizer.encode(seen.to(self.device)))
         factor = self.tokenizer.config.factor
         positions = F.max_pool2d(hole.float()[None, None], factor).flatten() > 0  # (N,), True where bits are made
-        labels = self._labels(class_labels, num_images)
+        asked = self._asked(num_images, class_labels, prompt, condition)
         codes = self._sample(
-            labels, _generators(generator, len(labels), 0), num_inference_steps, temperature, guidance_scale,
+            asked, _generators(generator, len(asked), 0), num_inference_steps, temperature, guidance_scale,
             callback_on_step_end, batch_size, known=bits, mask=positions,
             **self._only("bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1)),
         )  # fmt: skip
@@ -363,11 +427,13 @@ class BinaryLatentDiffusionPipeline:
     def likelihood_bits(
         self,
         codes: Tensor,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: Labels = None,
         num_inference_steps: int | None = None,
         draws: int = 1,
         generator: Generators = None,
         *,
+        prompt: str | Sequence[str] | None = None,
+        condition: Vectors = None,
         batch_size: int = 64,
     ) -> Tensor:
         """Bits that the prior needs for each code (n, h, w, c), float64 (n,): the sharper its model, the fewer.
@@ -375,12 +441,12 @@ class BinaryLatentDiffusionPipeline:
         Bernoulli and absorbing diffusion: an unbiased estimate of an upper bound, visiting `num_inference_steps` steps
         (all by default) `draws` times each.  Autoregressive: exact.  Gaussian: `SettingError`, it has no bits.
         """
-        labels = self._labels(class_labels, len(codes)).to(self.device)
+        asked = self._asked(len(codes), class_labels, prompt, condition).to(self.device)
         generators = _generators(generator, len(codes), 0, purpose="likelihood")
         parts = []
         for start in range(0, len(codes), batch_size):
             rows = slice(start, start + batch_size)
-            own = labels[rows]
+            own = asked[rows]
             bits = self.diffusion.likelihood_bits(
                 with_guidance(self.prior, own, own, 1.0),
                 to_tokens(codes[rows]).to(self.device),
@@ -404,7 +470,7 @@ class BinaryLatentDiffusionPipeline:
 
     def _sample(
         self,
-        labels: Tensor,
+        asked: Tensor,
         generators: list[torch.Generator],
         num_inference_steps: int | None,
         temperature: float | None,
@@ -417,15 +483,17 @@ class BinaryLatentDiffusionPipeline:
         defaults, shape = self.index.sampling, self.prior.code_shape
         steps = num_inference_steps if num_inference_steps is not None else defaults.num_inference_steps
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        if scale != 1 and self.prior.config.num_classes == 0:
-            raise SettingError(f"guidance_scale={scale} needs a class-conditional prior; this one has no classes.")
+        if scale != 1 and not self.prior.config.is_conditional:
+            raise SettingError(
+                f"guidance_scale={scale} needs a conditional prior; this one has no classes, text or vectors."
+            )
         if batch_size < 1:
             raise SettingError(f"batch_size is at least 1, not {batch_size}.")
         observe = None if callback is None else self._observer(callback)
         parts = []
-        for start in range(0, len(labels), batch_size):
-            batch = labels[start : start + batch_size].to(self.device)
-            null = torch.full_like(batch, self.prior.null_label)
+        for start in range(0, len(asked), batch_size):
+            batch = asked[start : start + batch_size].to(self.device)
+            null = self.prior.no_condition(len(batch), self.device)
             tokens = self.diffusion.sample(
                 with_guidance(self.prior.for_sampling(), batch, null, scale),
                 (len(batch), shape.positions, shape.c),
@@ -471,8 +539,66 @@ class BinaryLatentDiffusionPipeline:
 
         return observe
 
-    def _labels(self, class_labels: int | str | Sequence[int | str] | None, num_images: int | None) -> Tensor:
-        """int64 (n,): one label per image, the null label where the class is left open."""
+    def _asked(
+        self,
+        num_images: int | None,
+        class_labels: Labels,
+        prompt: str | Sequence[str] | None = None,
+        condition: Vectors = None,
+        each: int = 1,
+    ) -> Tensor:
+        """What the prior is asked for, one row per image: labels int64 (n,), or vectors float32 (n, 1 + V)."""
+        given = {"class_labels": class_labels, "prompt": prompt, "condition": condition}
+        names = [name for name, value in given.items() if value is not None]
+        if len(names) > 1:
+            raise SettingError(f"{' and '.join(names)} were given: an image is conditioned on one of them.")
+        if each < 1 or (each > 1 and (not names or num_images is not None)):
+            raise SettingError(
+                f"num_images_per_prompt={each} makes so many images of each prompt, label or vector: it is at least 1, "
+                "needs one of these, and takes the place of num_images."
+            )
+        if prompt is None and condition is None:
+            return self._labels(class_labels, num_images).repeat_interleave(each, 0)
+        rows = self.encode_prompt(prompt) if prompt is not None else self._vectors(condition)
+        if isinstance(prompt, str) or (condition is not None and np.ndim(condition) == 1):
+            each = each if num_images is None else num_images
+            if each < 1:
+                raise SettingError(f"The number of images is at least 1, not {each}.")
+        elif num_images not in (None, len(rows)):
+            raise SettingError(
+                f"{len(rows)} {names[0]}s were given for {num_images} images: give one, or one per image."
+            )
+        asked = F.pad(rows, (1, 0), value=1)
+        if prompt is not None:  # an empty one is none, as an image without a caption was in the training
+            texts = [prompt] if isinstance(prompt, str) else prompt
+            asked *= torch.tensor([[bool(text.strip())] for text in texts])
+        return asked.repeat_interleave(each, 0)
+
+    def encode_prompt(self, prompt: str | Sequence[str]) -> Tensor:
+        """Texts → vectors float32 (n, V), as `condition` takes them."""
+        texts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise SettingError(f"A prompt is a text or a list of texts, not {prompt!r}: give one, or none at all.")
+        return self.text_encoder.encode([" ".join(text.split()) for text in texts])
+
+    def _vectors(self, condition: Any) -> Tensor:
+        """float32 (n, V), of the prior's width."""
+        width = self.prior.config.condition_dim
+        if not width:
+            raise SettingError(f"A condition was given, but this prior knows no vectors: it takes {self._takes}.")
+        try:
+            rows = torch.as_tensor(condition).detach().to("cpu", torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SettingError(f"A condition is an array of numbers: this one is not ({error}).") from error
+        rows = rows.unsqueeze(0) if rows.ndim == 1 else rows
+        if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+            raise SettingError(f"A condition of shape {tuple(rows.shape)} was given: give ({width},) or (n, {width}).")
+        if not rows.isfinite().all():
+            raise DataError("The condition holds values that are not finite numbers: mend them.")
+        return rows
+
+    def _labels(self, class_labels: Labels, num_images: int | None) -> Tensor:
+        """One label per image, int64 (n,); where it is left open, what stands for no condition."""
         if isinstance(class_labels, Tensor | np.ndarray):
             class_labels = class_labels.tolist()
         many = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
@@ -480,7 +606,7 @@ class BinaryLatentDiffusionPipeline:
         if n < 1:
             raise SettingError(f"The number of images is at least 1, not {n}.")
         if class_labels is None:
-            return torch.full((n,), self.prior.null_label)
+            return self.prior.no_condition(n)
         wanted = list(class_labels) if many else [class_labels] * n  # type: ignore[arg-type]
         if len(wanted) != n:
             raise SettingError(f"{len(wanted)} class labels were given for {n} images: give one, or one per image.")
@@ -489,7 +615,7 @@ class BinaryLatentDiffusionPipeline:
     def _label(self, label: int | str) -> int:
         count = self.prior.config.num_classes
         if count == 0:
-            raise SettingError(f"Class {label!r} was asked for, but this prior has no classes.")
+            raise SettingError(f"Class {label!r} was asked for, but this prior has no classes: it takes {self._takes}.")
         if isinstance(label, str) and label in self.classes:
             return self.classes.index(label)
         if isinstance(label, str) and not label.isdigit():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import re
 import sys
@@ -47,7 +48,7 @@ def duration(text: str) -> float:
 def add_training_arguments(
     parser: argparse.ArgumentParser, budget: bool = True, stages: Sequence[str] = ("tokenizer", "prior")
 ) -> None:
-    """--data, --out, --preset, --budget, what to begin with, and key=value words.
+    """--data, --out, --condition, --preset, --budget, what to begin with, and key=value words.
 
     stages: those that the verb trains.
     """
@@ -58,6 +59,12 @@ def add_training_arguments(
     )
     parser.add_argument(
         "--out", metavar="RUN", required=True, type=Path, help="folder of the run; the same one goes on"
+    )
+    parser.add_argument(
+        "--condition",
+        type=Path,
+        metavar="FILE",
+        help="vectors (n, V) as .npy to condition on, one for each image in the sorted order of their names",
     )
     parser.add_argument("--preset", metavar="NAME", help="settings to start from: a preset's name or a YAML file")
     if budget:
@@ -94,8 +101,11 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
             if preset is None and not run.has_settings():
                 preset = _preset_for(args.data, beginning.image_size)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
+            words = list(args.settings)
+            if args.condition is not None:
+                words.append(f"data.condition={json.dumps(str(args.condition.expanduser().resolve()))}")
             settings = run.adopt(
-                preset, args.settings, _absolute(args.data), processes.is_main, beginning.settings(), beginning.check
+                preset, words, _absolute(args.data), processes.is_main, beginning.settings(), beginning.check
             )
             if processes.is_main:
                 beginning.record(run)
@@ -144,6 +154,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="τ: lower is safer and less diverse (default: the run's)")
     parser.add_argument("--guidance-scale", type=float, help="1 + ω: how strongly the class is followed; 1 is off")
     parser.add_argument("--classes", metavar="A,B,…", help="names or numbers, taken in turn; 'all' for every class")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="what the images show; several are taken in turn"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, a line each, taken in turn")
+    parser.add_argument("--condition", type=Path, metavar="FILE", help="vectors (n, V) as .npy, taken in turn")
     parser.add_argument("--batch-size", type=int, default=64, help="images made at a time (default 64)")
     add_device_arguments(parser)
 
@@ -200,6 +215,64 @@ def labels_from(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, c
         if not names:
             raise SettingError("--classes was given, but this prior has no classes.")
     return [names[i % len(names)] for i in range(count)]
+
+
+class Asked:
+    """What each image is conditioned on, as the arguments say: classes, prompts or vectors, taken in turn."""
+
+    def __init__(self, args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, count: int):
+        names = ("classes", "prompt", "prompts", "condition")
+        given = [f"--{name}" for name in names if getattr(args, name) is not None]
+        if len(given) > 1 and set(given) != {"--prompt", "--prompts"}:
+            raise SettingError(f"{' and '.join(given)} were given: images are conditioned on one of them.")
+        self.prompts = [*(args.prompt or []), *(_lines(args.prompts) if args.prompts else [])]
+        self.labels = labels_from(args, pipe, count)
+        self._vectors: Any = None
+        if not all(text.strip() for text in self.prompts):
+            raise SettingError("An empty --prompt was given: leave --prompt out for images of no prompt.")
+        if self.prompts:
+            self._vectors = pipe.encode_prompt(self.prompts)  # once, not in each batch
+        elif args.condition is not None:
+            self._vectors = _vectors(args.condition)
+
+    def of(self, images: Sequence[int]) -> dict[str, Any]:
+        """The pipeline's arguments for the images of these numbers."""
+        if self._vectors is not None:
+            return {"condition": self._vectors[[i % len(self._vectors) for i in images]]}
+        return {"class_labels": None if self.labels is None else [self.labels[i] for i in images]}
+
+    def settings(self) -> dict[str, Any]:
+        """What the note of settings says of prompts or vectors; nothing where there are none."""
+        if self._vectors is None:
+            return {}
+        import hashlib
+
+        import numpy as np
+
+        digest = hashlib.sha256(np.ascontiguousarray(np.asarray(self._vectors)).tobytes()).hexdigest()[:16]
+        return {"prompts": self.prompts} if self.prompts else {"condition": digest}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"The prompts {path} cannot be read ({error}): give a text file, a prompt a line.") from error
+    if not any(lines):
+        raise DataError(f"{path} holds no prompt: write one a line.")
+    return [line for line in lines if line]
+
+
+def _vectors(path: Path) -> Any:
+    import numpy as np
+
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} cannot be read as vectors ({error}): save them with numpy as .npy.") from error
+    if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or not vectors.size:
+        raise DataError(f"{path} does not hold one array of vectors, (V,) or (n, V).")
+    return np.atleast_2d(vectors)
 
 
 def refuse_other_settings(note: Path, settings: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bld.cli.common import add_sampling_arguments, labels_from, load_pipeline, precision, say
+from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
 from bld.errors import DataError
 
 HELP = "fill the masked part of an image"
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
             image,
             mask,
             num_images=args.num,
-            class_labels=labels_from(args, pipe, args.num),
+            **Asked(args, pipe, args.num).of(range(args.num)),
             num_inference_steps=args.steps,
             temperature=args.temperature,
             guidance_scale=args.guidance_scale,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bld.cli.common import add_sampling_arguments, labels_from, load_pipeline, precision, say
+from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
 from bld.errors import SettingError
 
 HELP = "samples and their nearest training images, as a picture"
@@ -43,8 +43,9 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f"The run's images cannot be opened: {opened.missing}")
     with precision(args, pipe.device):
         made = pipe(
-            args.num, labels_from(args, pipe, args.num), args.steps, args.temperature, args.guidance_scale,
+            args.num, num_inference_steps=args.steps, temperature=args.temperature, guidance_scale=args.guidance_scale,
             generator=args.seed, output_type="pt", batch_size=args.batch_size,
+            **Asked(args, pipe, args.num).of(range(args.num)),
         )  # fmt: skip
         samples = made.images * 2 - 1
         found = nearest(samples, opened.train, args.k) if args.by == "pixels" else nearest_by(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from bld.cli.common import (
+    Asked,
     add_sampling_arguments,
-    labels_from,
     load_pipeline,
     precision,
     refuse_other_settings,
@@ -40,14 +40,14 @@ def run(args: argparse.Namespace) -> None:
     processes = launched()
     pipe = load_pipeline(args)
     out = args.out or _default_folder(args)
-    labels = labels_from(args, pipe, args.num)
-    note, settings = out / "settings.json", sampling_settings(args, pipe)
+    asked = Asked(args, pipe, args.num)
+    note, settings = out / "settings.json", sampling_settings(args, pipe) | asked.settings()
     refuse_other_settings(note, settings)
     paths = [out / f"{i:06d}.png" for i in range(args.num)]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     processes.wait()  # all have seen the same before anyone writes
     with precision(args, pipe.device):
-        for rows, images in _batches(pipe, args, labels, missing[processes.rank :: processes.count]):
+        for rows, images in _batches(pipe, args, asked, missing[processes.rank :: processes.count]):
             if processes.is_main:
                 write_json(note, settings)
             for row, image in zip(rows, images, strict=True):
@@ -80,7 +80,7 @@ def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
 
 
 def _batches(
-    pipe: Any, args: argparse.Namespace, labels: list[Any] | None, missing: list[int]
+    pipe: Any, args: argparse.Namespace, asked: Asked, missing: list[int]
 ) -> Iterator[tuple[list[int], list[Any]]]:
     """(numbers, images) batch by batch; image i is the same in any batch."""
     from tqdm import tqdm
@@ -94,7 +94,7 @@ def _batches(
                 rows,
                 pipe(
                     num_images=len(rows),
-                    class_labels=None if labels is None else [labels[i] for i in rows],
+                    **asked.of(rows),
                     num_inference_steps=args.steps,
                     temperature=args.temperature,
                     guidance_scale=args.guidance_scale,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bld.checkpoint import written_aside
 from bld.diffusion import BernoulliDiffusion
+from bld.evaluation.conditions import Conditions, held_out_conditions
 from bld.evaluation.contents import MOST_CLASSES_SHOWN, Contents, default_steps
 from bld.evaluation.neighbours import nearest
 from bld.evaluation.opened_run import OpenedRun
@@ -31,27 +33,45 @@ MOST_SEARCHED_BYTES = 256 << 20  # decoding more would take minutes
 class Generated:
     """Samples.
 
-    images: (n, 3, S, S) in [-1, 1].  labels: n class indices, or None.  frames: (step, codes of the first few
-    samples after it) for some of the steps.
+    images: (n, 3, S, S) in [-1, 1].  labels: n indices into `classes`, or None.  classes: names of classes, or what
+    stands in their place: captions, or the images whose vectors were taken.  frames: (step, codes of the first few
+    samples after it) for some of the steps.  conditions: the captions or vectors.
     """
 
     images: Tensor
     labels: list[int] | None
     classes: list[str]
     frames: list[tuple[int, Tensor]]
+    conditions: Conditions | None = None
+
+    @property
+    def asked_for(self) -> str:
+        """What a sample was asked for, in words."""
+        if self.conditions is None:
+            return "class"
+        return "caption of an unseen image" if self.conditions.are_captions else "vector of an unseen image"
 
     def describe(self, index: int) -> str:
         """Alternative text of a sample."""
-        return f"Sample {index + 1}" if self.labels is None else f"Sample of class {self.class_name(index)}"
+        if self.labels is None:
+            return f"Sample {index + 1}"
+        return f"Sample {'of class' if self.conditions is None else 'for'} {self.class_name(index)}"
 
     def class_name(self, index: int) -> str:
-        """The class a sample was asked to be; empty where there are none."""
+        """The class (or caption) a sample was asked to be; empty where there are none."""
         return "" if self.labels is None else self.classes[self.labels[index]]
 
 
-def generate(pipeline: BinaryLatentDiffusionPipeline, contents: Contents, seed: int) -> Generated:
+def generate(opened: OpenedRun, contents: Contents, seed: int) -> Generated:
     """All samples in one call, as the page tells how to make them; some are watched on their way."""
-    labels = _labels(pipeline, contents.samples)
+    pipeline = opened.pipeline
+    assert pipeline is not None
+    conditions = held_out_conditions(opened, min(MOST_CLASSES_SHOWN, contents.samples))
+    labels: list[int] | None
+    if conditions is not None:
+        labels = [*range(len(conditions.names))] * (contents.samples // len(conditions.names))
+    else:
+        labels = _labels(pipeline, contents.samples)
     count = contents.samples if labels is None else len(labels)
     watched = _spread(contents.steps, contents.frames).tolist()
     frames: list[tuple[int, Tensor]] = []
@@ -62,14 +82,16 @@ def generate(pipeline: BinaryLatentDiffusionPipeline, contents: Contents, seed: 
 
     codes = pipeline(
         count,
-        labels,
+        None if conditions is not None else labels,
         contents.steps,
+        condition=None if conditions is None else conditions.vectors[labels],
         generator=seed,
         output_type="latent",
         callback_on_step_end=watch,
         batch_size=count,
     ).codes
-    return Generated(decoded(pipeline, codes), labels, pipeline.classes, frames)
+    names = pipeline.classes if conditions is None else conditions.names
+    return Generated(decoded(pipeline, codes), labels, names, frames, conditions)
 
 
 def decoded(pipeline: BinaryLatentDiffusionPipeline, codes: Tensor) -> Tensor:
@@ -103,6 +125,7 @@ def sample_section(opened: OpenedRun, generated: Generated, contents: Contents, 
     return {
         "rows": rows,
         "labelled": labels is not None,
+        "asked_for": generated.asked_for,
         "count": len(tiles),
         "default_steps": default_steps(opened),
         "steps": contents.steps,
@@ -113,14 +136,15 @@ def sample_section(opened: OpenedRun, generated: Generated, contents: Contents, 
             "temperature τ": f"{sampling.temperature:g}",
             "guidance scale": "1 (off)" if sampling.guidance_scale == 1 else f"{sampling.guidance_scale:g}",
         },
-        "command": _command(opened, labels, len(tiles), contents.steps, seed),
-        "python": _python(opened, labels, len(tiles), contents.steps, seed),
+        "command": _command(opened, generated, contents.steps, seed),
+        "python": _python(opened, generated, contents.steps, seed),
     }
 
 
-def _command(opened: OpenedRun, labels: Sequence[int] | None, count: int, steps: int, seed: int) -> str:
+def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> str:
     """The command that gives these images, in this order."""
     assert opened.pipeline is not None
+    labels, count = generated.labels, len(generated.images)
     sampling = opened.pipeline.index.sampling
     words = [
         "bld",
@@ -139,7 +163,13 @@ def _command(opened: OpenedRun, labels: Sequence[int] | None, count: int, steps:
         "--guidance-scale",
         f"{sampling.guidance_scale:g}",
     ]
-    if labels is not None:
+    if generated.conditions is not None:
+        names = generated.conditions.names
+        captions = [word for name in names for word in ("--prompt", name)]
+        words += (
+            captions if generated.conditions.are_captions else ["--condition", str(_saved_vectors(opened, generated))]
+        )
+    elif labels is not None:
         words += ["--classes", _class_words(opened.pipeline.classes, list(dict.fromkeys(labels)))]
     return shlex.join([*words, "--precision", "float32"])
 
@@ -152,16 +182,29 @@ def _class_words(classes: list[str], shown: list[int]) -> str:
     return ",".join(map(str, shown) if any("," in name for name in names) else names)
 
 
-def _python(opened: OpenedRun, labels: Sequence[int] | None, count: int, steps: int, seed: int) -> str:
+def _saved_vectors(opened: OpenedRun, generated: Generated) -> Path:
+    """A file of the vectors that the samples were asked for."""
+    assert generated.conditions is not None
+    path = opened.run.samples / "report-vectors.npy"
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.save(file, generated.conditions.vectors.numpy(), allow_pickle=False)
+    return path
+
+
+def _python(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> str:
     """The call that does the same."""
-    classes = ""
-    if labels is not None:
+    classes, labels, count = "", generated.labels, len(generated.images)
+    if generated.conditions is not None:
+        names, rounds = generated.conditions.names, count // len(generated.conditions.names)
+        array = f"np.tile(np.load({str(opened.run.samples / 'report-vectors.npy')!r}), ({rounds}, 1))"
+        classes = f", prompt={names} * {rounds}" if generated.conditions.are_captions else f", condition={array}"
+    elif labels is not None:
         shown = list(dict.fromkeys(labels))
         plain = shown == [*range(len(shown))]
         once = f"list(range({len(shown)}))" if plain else str(shown)
         classes = f", class_labels={once} * {len(labels) // len(shown)}"
     return (
-        "import bld\n"
+        f"import bld{chr(10) + 'import numpy as np' if 'np.' in classes else ''}\n"
         f"pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained({str(opened.run.path)!r})\n"
         f"images = pipe({count}{classes}, num_inference_steps={steps}, generator={seed}).images"
     )

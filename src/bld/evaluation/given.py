@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bld.codes import to_grid
+from bld.evaluation.conditions import vectors_of
 from bld.evaluation.contents import Contents
 from bld.evaluation.opened_run import OpenedRun
 from bld.evaluation.pictures import lower_half, masked_picture, picture
@@ -43,7 +44,7 @@ def inpainting_section(opened: OpenedRun, contents: Contents, seed: int) -> dict
     chosen = _inpainted(opened, contents.inpainted)
     if chosen is None:
         return None
-    images, labels = chosen
+    images, labels, vectors = chosen
     hole = lower_half(pipeline.image_size)
     rows = []
     for i, image in enumerate(images):
@@ -53,6 +54,7 @@ def inpainting_section(opened: OpenedRun, contents: Contents, seed: int) -> dict
             contents.fillings,
             labels[i] if labels is not None else None,
             contents.steps,
+            condition=vectors[i] if vectors is not None else None,
             generator=seed,
             output_type="pt",
         ).images
@@ -60,22 +62,26 @@ def inpainting_section(opened: OpenedRun, contents: Contents, seed: int) -> dict
         masked = masked_picture(image, hole, f"Image {i + 1} with its lower half hidden")
         fillings = [picture(one * 2 - 1, f"Image {i + 1}, filled, version {j + 1}") for j, one in enumerate(filled)]
         rows.append((original, masked, fillings))
-    return {"rows": rows, "class_given": labels is not None, "fillings": contents.fillings}
+    captioned = "caption" if pipeline.index.text_encoder else "vector"
+    known = "class" if labels is not None else captioned if vectors is not None else ""
+    return {"rows": rows, "class_given": known, "fillings": contents.fillings}
 
 
-def _inpainted(opened: OpenedRun, count: int) -> tuple[Tensor, list[int] | None] | None:
-    """(images (n, 3, S, S), labels where the prior knows classes): held-out, or decoded from cached codes."""
+def _inpainted(opened: OpenedRun, count: int) -> tuple[Tensor, list[int] | None, Tensor | None] | None:
+    """(images (n, 3, S, S), labels and vectors where the prior knows such): held-out, or decoded from cached codes."""
     assert opened.pipeline is not None
+    vectors = None
     if opened.held_out is not None:
         rows = _even(len(opened.held_out), count, offset=0.5)
         images, known = opened.held_out.centre(rows), opened.held_out.labels
+        vectors = vectors_of(opened, rows)
     elif opened.cache is not None:
         rows = _even(len(opened.cache), count, offset=0.5)
         images, known = _from_cache(opened, rows), opened.cache.labels
     else:
         return None
     conditional = opened.pipeline.prior.config.num_classes > 0 and known is not None
-    return images, known[rows].tolist() if conditional and known is not None else None
+    return images, known[rows].tolist() if conditional and known is not None else None, vectors
 
 
 @torch.no_grad()

@@ -59,7 +59,7 @@ def _sections(opened: OpenedRun, contents: Contents, seed: int) -> dict[str, Any
     """Everything with pictures; a section that cannot be is None."""
     sections: dict[str, Any] = dict.fromkeys(("samples", "strip", "inpainting", "neighbours"))
     if opened.pipeline is not None:
-        generated = generate(opened.pipeline, contents, seed)
+        generated = generate(opened, contents, seed)
         sections = {
             "samples": sample_section(opened, generated, contents, seed),
             "strip": strip_section(opened, generated, contents),

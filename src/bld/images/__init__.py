@@ -6,6 +6,7 @@
 An image is uint8 in 0 … 255 while it is stored and float32 in [-1, 1], v / 127.5 - 1, once a network sees it.
 """
 
+from bld.images.captions import read_captions
 from bld.images.fidelity import SMALLEST_MSE, mean_squared_error, psnr
 from bld.images.grid import make_grid
 from bld.images.image_set import ImageSet
@@ -27,6 +28,7 @@ __all__ = [
     "mean_squared_error",
     "open_images",
     "psnr",
+    "read_captions",
     "save_png",
     "to_pil",
     "to_rgb",

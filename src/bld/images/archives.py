@@ -7,7 +7,7 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from bld.errors import DataError
 from bld.images.decoding import check_file_size, decode
-from bld.images.members import is_image_path, member_path, without_wrapper
+from bld.images.members import TEXT_LIMIT_BYTES, is_image_path, member_path, text_path, without_wrapper
 from bld.images.source import ImageSource, fingerprint_of
 
 UNPACKED_LIMIT_BYTES = 1 << 30  # encoded images of a compressed tar, which are held in memory
@@ -49,6 +49,13 @@ class ZipSource(ImageSource):
             handle = self._handle = (os.getpid(), zipfile.ZipFile(self._path))
         return handle[1]
 
+    def texts_beside(self) -> list[str] | None:
+        """Of `a/1.jpg` what `a/1.txt` says."""
+        archive = self._archive()
+        members = {member_path(info.filename, self.location): info for info in archive.infolist() if _is_text(info)}
+        infos = [members.get(text_path(name)) for name in self.names]
+        return None if not any(infos) else ["" if info is None else _decoded(archive.read(info)) for info in infos]
+
     def _read(self, index: int) -> Image.Image:
         archive = self._archive()
         check_file_size(archive.getinfo(self._members[index]).file_size)
@@ -80,6 +87,16 @@ class TarSource(ImageSource):
         self._spans = [(members[name].offset_data, members[name].size) for name in names]
         self.fingerprint = _tar_fingerprint(self._path, members)
 
+    def texts_beside(self) -> list[str] | None:
+        """Of `a/1.jpg` what `a/1.txt` says."""
+        texts = {}
+        with self._path.open("rb") as file:
+            for info in plain_members(self._path):
+                if info.name.endswith(".txt") and info.size <= TEXT_LIMIT_BYTES:
+                    file.seek(info.offset_data)
+                    texts[member_path(info.name, self.location)] = _decoded(file.read(info.size))
+        return _in_order(texts, self.names)
+
     def _read(self, index: int) -> Image.Image:
         offset, size = self._spans[index]
         check_file_size(size)
@@ -98,9 +115,12 @@ class CompressedTarSource(ImageSource):
     def __init__(self, location: str, path: Path) -> None:
         members: dict[str, tarfile.TarInfo] = {}
         files: dict[str, bytes] = {}
+        self._texts: dict[str, str] = {}
         total_bytes = 0
         try:
             for info, tar in _compressed_members(path):
+                if info.name.endswith(".txt") and info.size <= TEXT_LIMIT_BYTES:
+                    self._texts[member_path(info.name, location)] = _decoded(_contents(tar, info))
                 if not (name := _image_name(info.name, location)):
                     continue
                 total_bytes += info.size
@@ -119,6 +139,10 @@ class CompressedTarSource(ImageSource):
         self._files = [files[name] for name in names]
         self.fingerprint = _tar_fingerprint(path, members)
 
+    def texts_beside(self) -> list[str] | None:
+        """Of `a/1.jpg` what `a/1.txt` says."""
+        return _in_order(self._texts, self.names)
+
     def _read(self, index: int) -> Image.Image:
         return decode(self._files[index])
 
@@ -134,6 +158,20 @@ def _image_name(raw: str, location: str) -> str | None:
     """The name of an image member, None for any other; DataError when it points outside the archive."""
     path = member_path(raw, location)
     return path if is_image_path(path) else None
+
+
+def _is_text(info: zipfile.ZipInfo) -> bool:
+    return info.filename.endswith(".txt") and info.file_size <= TEXT_LIMIT_BYTES
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8-sig", errors="replace")
+
+
+def _in_order(texts: dict[str, str], names: Sequence[str]) -> list[str] | None:
+    """The text beside each of the images, "" where there is none; None if there are none."""
+    found = [texts.get(text_path(name), "") for name in names]
+    return found if any(found) else None
 
 
 def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:

@@ -14,7 +14,7 @@ from PIL import Image
 from bld.errors import DataError
 from bld.images.decoding import check_file_size, decode
 from bld.images.index import Listing, integers, read_index, sorted_listing, write_index
-from bld.images.members import is_image_path
+from bld.images.members import TEXT_LIMIT_BYTES, is_image_path, text_path
 from bld.images.source import ImageSource, fingerprint_of
 
 INDEX_FROM = 100_000  # images; fewer are looked at one by one at every start, so that an altered file is noticed
@@ -40,10 +40,22 @@ class FolderSource(ImageSource):
         self._describe(location, listing.names)
         self.fingerprint = listing.fingerprint
 
+    def texts_beside(self) -> list[str] | None:
+        """Of `a/1.jpg` what `a/1.txt` says."""
+        found = [_text(os.path.join(self._root, text_path(name))) for name in self.names]
+        return found if any(found) else None
+
     def _read(self, index: int) -> Image.Image:
         path = self._root / self.names[index]
         check_file_size(path.stat().st_size)
         return decode(path.read_bytes())
+
+
+def _text(path: str) -> str:
+    """What a text file says; "" where there is none."""
+    if (found := _regular_file(path)) is None or not 0 < found[0] <= TEXT_LIMIT_BYTES:
+        return ""
+    return Path(path).read_text(encoding="utf-8-sig", errors="replace")
 
 
 def _kept(root: Path, index_to: Path | None) -> Listing | None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from bld.errors import DataError, MissingPackageError
 from bld.images.decoding import check_file_size, decode
-from bld.images.members import numbered
+from bld.images.members import CAPTION_KEYS, numbered
 from bld.images.source import ImageSource, Names, fingerprint_of
 
 LABEL_COLUMNS = ("label", "class", "fine_label", "labels")
@@ -50,12 +50,22 @@ class HubSource(ImageSource):
 
         self._data = data.select_columns(columns[:1]).cast_column(columns[0], ImageFeature(decode=False))
         self._column = columns[0]
+        said = next((key for key in CAPTION_KEYS if key in features and not isinstance(features[key], dict)), None)
+        self._texts = None if said is None else data.select_columns([said])
         self.location = location
         if not len(data):
             raise DataError(f"There is no image in {location}.")
         self.names = Names(f"{split}-{i:08d}" for i in range(len(data)))
         self.classes, self.labels = _labels(data)
         self.fingerprint = fingerprint_of([(_own_fingerprint(data, name), split, len(data))])
+
+    def texts_beside(self) -> list[str] | None:
+        """The column of captions; of several captions the first."""
+        if self._texts is None:
+            return None
+        values = self._texts[:][self._texts.column_names[0]]
+        firsts = [value[0] if isinstance(value, list) and value else value for value in values]
+        return [value if isinstance(value, str) else "" for value in firsts]
 
     def _read(self, index: int) -> Image.Image:
         entry = self._data[int(index)][self._column]

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,11 @@ def relabel(source: ImageSource, choice: str) -> None:
             source.classes, source.labels = [], None
             source.fingerprint = fingerprint_of([(source.fingerprint, "without classes")])
         return
-    table = _beside(source.location) if choice == "auto" else _read(Path(choice).expanduser())
+    table = table_beside(source.location) if choice == "auto" else read_table(Path(choice).expanduser())
     if table is None:
         return
     name, text = table
-    labels = dict(_entries(name, text))
+    labels = dict(entries(name, text, LABEL_KEYS, "labels"))
     if not labels and choice == "auto":
         return  # captions or the like
     where = f"{name} of {source.location}" if choice == "auto" else choice
@@ -55,12 +55,12 @@ def relabel(source: ImageSource, choice: str) -> None:
     source.fingerprint = fingerprint_of([(source.fingerprint, source.labels.tobytes(), tuple(source.classes))])
 
 
-def _beside(location: str) -> tuple[str, str] | None:
+def table_beside(location: str) -> tuple[str, str] | None:
     """(name, text) of the table at the top of a folder or .zip archive."""
     path = Path(location).expanduser()
     if path.is_dir():
         found = next((path / name for name in TABLES if (path / name).is_file()), None)
-        return None if found is None else _read(found)
+        return None if found is None else read_table(found)
     if path.is_file() and path.suffix.lower() == ".zip":
         with zipfile.ZipFile(path) as archive:
             members = set(archive.namelist())
@@ -70,24 +70,29 @@ def _beside(location: str) -> tuple[str, str] | None:
     return None
 
 
-def _read(path: Path) -> tuple[str, str]:
+def read_table(path: Path) -> tuple[str, str]:
+    """(name, text) of a table that is named."""
     try:
         return path.name, path.read_text(encoding="utf-8-sig", errors="replace")
     except OSError as error:
-        raise DataError(f"Cannot read the table of labels {path}: {error.strerror}.") from error
+        raise DataError(f"Cannot read the table {path}: {error.strerror}.") from error
 
 
-def _entries(name: str, text: str) -> Iterator[tuple[str, str]]:
-    """(file, class) of every entry that has both."""
+def entries(name: str, text: str, keys: Sequence[str], what: str) -> Iterator[tuple[str, str]]:
+    """(file, value) of every entry that has both, the value under the first of the keys it has.
+
+    what: "labels" or "captions", to say which setting a table that cannot be read belongs to.
+    """
     try:
         for row in _rows(name, text):
             row = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
             file = next((row[key] for key in FILE_KEYS if key in row), None)
-            label = next((row[key] for key in LABEL_KEYS if key in row), None)
-            if isinstance(file, str) and isinstance(label, str | int) and str(label).strip():
-                yield file.strip().replace("\\", "/").removeprefix("./"), str(label).strip()
+            value = next((row[key] for key in keys if key in row), None)
+            value = value[0] if isinstance(value, list) and value else value  # of several captions the first
+            if isinstance(file, str) and isinstance(value, str | int) and str(value).strip():
+                yield file.strip().replace("\\", "/").removeprefix("./"), str(value).strip()
     except (ValueError, AttributeError, TypeError, csv.Error) as error:
-        raise DataError(f"The table of labels {name} cannot be read ({error}): mend it or set data.labels.") from error
+        raise DataError(f"The table of {what} {name} cannot be read ({error}): mend it or set data.{what}.") from error
 
 
 def _rows(name: str, text: str) -> Iterator[dict[str, Any]]:

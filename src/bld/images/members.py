@@ -19,6 +19,11 @@ EXTENSIONS = frozenset(["png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff
 LABEL_KEYS = ("label", "class", "category", "cls")
 """What the class of an image is called in tables and in the .json beside it."""
 
+CAPTION_KEYS = ("text", "caption", "prompt", "captions")
+"""What the caption of an image is called there."""
+
+TEXT_LIMIT_BYTES = 1 << 20  # of the file beside one image
+
 
 def is_image_path(path: str) -> bool:
     """Whether the path ends like an image and no part of it is hidden (`.x`) or macOS's `__MACOSX`."""
@@ -37,6 +42,11 @@ def member_path(raw: str, location: str) -> str:
     if path.startswith("/") or re.match(r"[A-Za-z]:/", path) or ".." in path.split("/"):
         raise DataError(f"{location} holds a member outside itself, {raw!r}; pack it with relative paths.")
     return str(PurePosixPath(path))
+
+
+def text_path(path: str) -> str:
+    """Where the text beside an image lies: `a/1.jpg` → `a/1.txt`."""
+    return path.rpartition(".")[0] + ".txt"
 
 
 def natural_key(text: str) -> tuple[object, ...]:

@@ -1,7 +1,7 @@
 """Images in many .tar files, as WebDataset writes them: read in place, at any position, so any order is possible.
 
 Members that share their path up to the first dot of the file name are one sample: `0001.jpg` is its image, `0001.cls`
-(a number or name) or `0001.json` (`{"label": …}`) its class.
+(a number or name) or `0001.json` (`{"label": …}`) its class, `0001.txt` or `0001.json` (`{"caption": …}`) its caption.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -19,7 +19,7 @@ from bld.errors import DataError
 from bld.images.archives import plain_members
 from bld.images.decoding import check_file_size, decode
 from bld.images.index import Listing, integers, read_index, sorted_listing, write_index
-from bld.images.members import LABEL_KEYS, is_image_path, member_path, natural_key, numbered
+from bld.images.members import CAPTION_KEYS, LABEL_KEYS, is_image_path, member_path, natural_key, numbered
 from bld.images.source import ImageSource, fingerprint_of
 
 LABEL_LIMIT_BYTES = 1 << 20
@@ -91,6 +91,21 @@ class ShardsSource(ImageSource):
         if all(said):
             self.classes, self.labels = numbered(said)
 
+    def texts_beside(self) -> list[str] | None:
+        """The .txt of each sample, or what its .json gives as caption; the shards are read through for them."""
+        said: dict[str, str] = {}
+        for path in self._paths:
+            with path.open("rb") as file:
+                for info in plain_members(path):
+                    if info.name.endswith((".txt", ".json")) and info.size <= LABEL_LIMIT_BYTES:
+                        file.seek(info.offset_data)
+                        name = member_path(info.name, str(path))
+                        text, key = _caption(name, file.read(info.size)), f"{path.stem}/{_key(name)}"
+                        if text and (name.endswith(".txt") or key not in said):
+                            said[key] = text
+        found = [said.get(_key(name), "") for name in self.names]
+        return found if any(found) else None
+
     def _read(self, index: int) -> Image.Image:
         check_file_size(int(self._size[index]))
         with self._paths[int(self._shard[index])].open("rb") as file:
@@ -140,11 +155,21 @@ def _key(name: str) -> str:
 def _label(name: str, data: bytes) -> str:
     """What a sample's .cls or .json says of its class; empty if nothing."""
     text = data.decode("utf-8", errors="replace").strip()
-    if name.endswith(".cls"):
-        return text
+    return text if name.endswith(".cls") else _entry(text, LABEL_KEYS)
+
+
+def _caption(name: str, data: bytes) -> str:
+    """What a sample's .txt or .json says as its caption; empty if nothing."""
+    text = data.decode("utf-8-sig", errors="replace").strip()
+    return text if name.endswith(".txt") else _entry(text, CAPTION_KEYS)
+
+
+def _entry(text: str, keys: Sequence[str]) -> str:
+    """What a JSON object has under the first of the keys it has; of a list the first; empty if nothing."""
     try:
         entries = json.loads(text)
     except ValueError:
         return ""
-    found = next((entries[key] for key in LABEL_KEYS if key in entries), "") if isinstance(entries, dict) else ""
+    found = next((entries[key] for key in keys if key in entries), "") if isinstance(entries, dict) else ""
+    found = found[0] if isinstance(found, list) and found else found
     return str(found) if isinstance(found, str | int) else ""

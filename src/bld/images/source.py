@@ -87,6 +87,10 @@ class ImageSource(ABC):
             reason = str(error).rstrip(".") or type(error).__name__
             raise DataError(f"Cannot read {self.names[index]} in {self.location}: {reason}.") from error
 
+    def texts_beside(self) -> Sequence[str] | None:
+        """What the text file (or column) beside each image says, "" where there is none; None if there are none."""
+        return None
+
     @abstractmethod
     def _read(self, index: int) -> Image.Image:
         """The decoded image, or any exception."""

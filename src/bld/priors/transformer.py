@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bld.attention import attention
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
+from bld.priors.packed import fastest
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST = {
@@ -141,11 +142,16 @@ class Attention(nn.Module):
 
         visible: bool (B, L), which of all tokens, those of `past` first, the others see; None is all.
         """
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
+        return self.out(self.attend(self.qkv(x), causal, past, visible))
+
+    def attend(
+        self, qkv: Tensor, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """Queries, keys and values in one (B, M, 3·D) → (B, M, D), before the projection out."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
         if past is not None:
             k, v = past.extend(k, v)
-        y = attention(q, k, v, causal, visible)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return attention(q, k, v, causal, visible).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -274,10 +280,12 @@ class Transformer(nn.Module):
         """The label that stands for "no class"."""
         return self.config.num_classes
 
-    def no_condition(self, count: int) -> Tensor:
-        """The condition that stands for none, `count` times, on the CPU."""
+    def no_condition(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """The condition that stands for none, `count` times."""
         V = self.config.condition_dim
-        return torch.zeros(count, 1 + V) if V else torch.full((count,), self.null_label)
+        if V:
+            return torch.zeros(count, 1 + V, device=device)
+        return torch.full((count,), self.null_label, device=device)
 
     def dropped(self, condition: Tensor, drop: Tensor) -> Tensor:
         """The condition without that of the samples in `drop`, bool (B,)."""
@@ -311,7 +319,7 @@ class Transformer(nn.Module):
     def _condition_token(self, count: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """((B, D), bool (B,): where it is a condition, None for all); with "learned", the null token elsewhere."""
         if condition is None:
-            condition = self.no_condition(count).to(self.device)
+            condition = self.no_condition(count, self.device)
         if self.classes is not None:
             if condition.ndim != 1 or condition.is_floating_point():
                 raise SettingError(f"This prior wants labels, int64 (B,), not {_kind_of(condition)}.")
@@ -334,9 +342,13 @@ class Transformer(nn.Module):
         tokens, given = self.condition(t, condition)
         x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, N + 1 or 2, D)
         visible = None if given is None else F.pad(given.unsqueeze(1), (x.shape[1] - 1, 0), value=True)
-        for block in self.blocks:
+        for block in fastest(self.blocks, x):
             x = block(x, visible=visible)
-        return self.head(self.norm(x[:, :N])).float()
+        return self.to_logits(x[:, :N])
+
+    def to_logits(self, x: Tensor) -> Tensor:
+        """What the blocks give (B, M, D) → outputs (B, M, c), float32."""
+        return self.head(self.norm(x.to(self.head.weight.dtype))).float()
 
 
 def _marked(vectors: Tensor, width: int) -> Tensor:

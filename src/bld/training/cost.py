@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator
 from bld.errors import SettingError
-from bld.priors import NETWORKS
+from bld.priors import NETWORKS, Transformer
+from bld.training.conditions import condition_width
 from bld.training.devices import device_named
 from bld.training.settings import Settings
 from bld.training.simulate import prior_step, tokenizer_step
@@ -39,6 +41,15 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
             critic = PatchDiscriminator(objective.discriminator_channels, objective.discriminator_layers)
         yield "discriminator parameters", f"{parameters(critic):,}"
     yield "prior parameters", f"{parameters(prior):,}"
+    if prior.config.is_conditional:
+        own = [part for part in (prior.classes, prior.vectors) if part is not None]
+        count = sum(map(parameters, own)) + (0 if prior.no_vector is None else prior.no_vector.numel())
+        what = (
+            f"{num_classes:,} classes"
+            if prior.vectors is None
+            else _about_vectors(settings, prior.config.condition_dim)
+        )
+        yield "of them for the condition", f"{count:,} ({what})"
     yield "encode, per image", _flops(once.encode)
     yield "decode, per image", _flops(once.decode)
     yield "one denoising step, per image", _flops(once.denoise)
@@ -123,10 +134,14 @@ class Inference(NamedTuple):
     denoise: int
 
 
-def _inference(settings: Settings, num_classes: int) -> tuple[BinaryAutoencoder, nn.Module, Inference]:
+def _about_vectors(settings: Settings, width: int) -> str:
+    return f"vectors of width {width}, of {settings.prior.text_encoder or Path(settings.data.condition).name}"
+
+
+def _inference(settings: Settings, num_classes: int) -> tuple[BinaryAutoencoder, Transformer, Inference]:
     """(tokenizer, prior, what a pass through them costs); the networks have no content."""
     shape, size = settings.tokenizer.code_shape, settings.tokenizer.image_size
-    denoiser = settings.denoiser(shape, num_classes)
+    denoiser = settings.denoiser(shape, num_classes, condition_width(settings))
     with torch.device("meta"):
         tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")  # vq's codebook was made on the CPU all the same
         prior = NETWORKS[settings.prior.kind](denoiser)
@@ -147,7 +162,9 @@ def forwards(settings: Settings, num_classes: int) -> int:
         steps = settings.tokenizer.code_shape.positions
     else:
         steps = settings.sampling.steps or settings.diffusion.build().steps
-    guided = settings.sampling.guidance_scale != 1 and settings.prior.class_conditional and num_classes > 0
+    has_vectors = bool(settings.prior.text_encoder or settings.data.condition)
+    conditional = has_vectors or (settings.prior.class_conditional and num_classes > 0)
+    guided = settings.sampling.guidance_scale != 1 and conditional
     return steps * (1 + guided)
 
 

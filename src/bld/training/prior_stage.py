@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bld.autoencoder import BinaryAutoencoder
-from bld.checkpoint import PipelineIndex, SamplingDefaults, save_index, save_model, save_process
+from bld.checkpoint import PipelineIndex, SamplingDefaults, save_index, save_model, save_process, written_aside
 from bld.code_cache import CodeCache
 from bld.codes import to_grid
 from bld.diffusion import BernoulliDiffusion
@@ -23,6 +23,7 @@ from bld.priors import NETWORKS, Denoiser, DenoiserConfig, Transformer
 from bld.priors.transformer import Block
 from bld.process import Process
 from bld.seeding import derive_seed, keyed_generator, keyed_generators
+from bld.training.conditions import ImageVectors
 from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder, part_of
 from bld.training.origin import Origin, begin_prior
@@ -35,10 +36,14 @@ SCALE_IMAGES = 4096
 
 
 class HeldOutCodes(NamedTuple):
-    """Codes of images the prior is not trained on: tokens (n, N, c) uint8, and labels (n,) or None."""
+    """Codes of images the prior is not trained on.
+
+    tokens: (n, N, c) uint8.  condition: their labels (n,) or vectors (n, 1 + V), or None.  captions: n, or None.
+    """
 
     tokens: Tensor
-    labels: Tensor | None
+    condition: Tensor | None
+    captions: list[str] | None = None
 
 
 class PriorStage(Stage):
@@ -55,15 +60,22 @@ class PriorStage(Stage):
         tokenizer: BinaryAutoencoder,
         accelerator: Accelerator,
         run: RunFolder,
+        vectors: ImageVectors | None = None,
     ):
+        """vectors: of the cache's images, in their order; without them labels condition, where there are some."""
         self.settings, self.training, self.run = settings, settings.prior_training, run
         self.cache, self.held_out, self.accelerator = cache, held_out, accelerator
         self.tokenizer = tokenizer.to(accelerator.device)
         self.process = settings.process(cache.shape, _scale(cache) if settings.prior.kind == "gaussian" else 1.0)
         torch.manual_seed(derive_seed(settings.seed, "prior-weights"))
-        config = settings.denoiser(cache.shape, len(cache.classes))
-        self.model: Transformer = _network(self.process, config).to(accelerator.device)
-        self.conditional = config.num_classes > 0
+        self.vectors = vectors
+        config = settings.denoiser(cache.shape, len(cache.classes), vectors.cache.width if vectors is not None else 0)
+        self.model: Transformer = _network(self.process, config)
+        if vectors is not None:
+            mean, scale = vectors.centre_and_scale()
+            self.model.load_state_dict({"vectors.mean": mean, "vectors.scale": scale}, strict=False)
+        self.model.to(accelerator.device)
+        self.conditional = config.is_conditional
 
     def networks(self) -> dict[str, nn.Module]:
         """The denoiser alone."""
@@ -75,7 +87,7 @@ class PriorStage(Stage):
         return begin_prior(self.model, origin, classes, self.process)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None, range]]:
-        """(codes (B, N, c), steps t (B,), labels (B,) or None, global positions) of each step."""
+        """(codes (B, N, c), steps t (B,), labels or vectors or None, global positions) of each step."""
         B, seed = self.training.batch_size, self.settings.seed
         order = KeyedOrder(len(self.cache), B, seed, "prior-order")
         for step in itertools.count(first_step):
@@ -87,10 +99,16 @@ class PriorStage(Stage):
             for part in self.parts():
                 mine, rows = order.positions(step, *part), slice(*part_of(B, *part))
                 images = order.indices(mine)
-                labels = None
-                if self.conditional and self.cache.labels is not None:
-                    labels = self.cache.labels[images].masked_fill(dropped[rows], self.model.null_label)
-                yield self.cache.read(images, views[rows].numpy()), t[rows], labels, mine
+                condition = self._condition(images)
+                if condition is not None:
+                    condition = self.model.dropped(condition, dropped[rows])
+                yield self.cache.read(images, views[rows].numpy()), t[rows], condition, mine
+
+    def _condition(self, images: np.ndarray) -> Tensor | None:
+        """Labels (B,) or vectors (B, 1 + V) of the images, as far as the prior is conditioned on them."""
+        if self.vectors is not None:
+            return self.vectors.read(images)
+        return self.cache.labels[images] if self.conditional and self.cache.labels is not None else None
 
     def train_step(
         self,
@@ -102,21 +120,21 @@ class PriorStage(Stage):
         """Noise the codes to step t, predict, update (Algorithm 1)."""
         device = self.accelerator.device
         z0, t = batch[0].to(device), batch[1].to(device)
-        labels = None if batch[2] is None else batch[2].to(device)
+        condition = None if batch[2] is None else batch[2].to(device)
         generators = keyed_generators(self.settings.seed, "prior-noise", batch[3])
         loss = self.process.training_loss(
-            self._denoise(self.prepared[self.name], labels), z0, t, generators, self.settings.prior.vlb_weight
+            self._denoise(self.prepared[self.name], condition), z0, t, generators, self.settings.prior.vlb_weight
         )
         update("prior", loss.total)
         terms = {name: value for name, value in loss._asdict().items() if name != "total"}
         return {"loss": loss.total.detach(), **terms}
 
-    def _denoise(self, network: nn.Module, labels: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """The network for these labels, in the run's precision."""
+    def _denoise(self, network: nn.Module, condition: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network under this condition, in the run's precision."""
 
         def denoise(z_t: Tensor, t: Tensor) -> Tensor:
             with self.accelerator.autocast():
-                return network(z_t, t, labels)
+                return network(z_t, t, condition)
 
         return denoise
 
@@ -130,8 +148,8 @@ class PriorStage(Stage):
         rows = torch.arange(math.ceil(max(len(self.held_out.tokens), steps) / steps) * steps)
         chosen = rows % len(self.held_out.tokens)
         tokens, t = self.held_out.tokens[chosen].to(device), (rows % steps + 1).to(device)
-        labels = None if self.held_out.labels is None else self.held_out.labels[chosen].to(device)
-        denoise, seed = self._denoise(averaged, labels), self.settings.seed
+        condition = None if self.held_out.condition is None else self.held_out.condition[chosen].to(device)
+        denoise, seed = self._denoise(averaged, condition), self.settings.seed
         noise = keyed_generators(seed, "held-out", range(len(t)))
         loss = self.process.training_loss(denoise, tokens, t, noise, self.settings.prior.vlb_weight)
         figures = {"held_out_loss": float(loss.total)}
@@ -142,15 +160,18 @@ class PriorStage(Stage):
         return figures
 
     def preview(self, averaged: nn.Module, path: Path) -> None:
-        """A grid of samples, always of the same seeds; one class a column where there are classes."""
+        """A grid of samples, always of the same seeds; one class a column where there are classes.
+
+        Vectors are those of held-out images; prior-captions.txt beside it has their captions, row by row.
+        """
         device = self.accelerator.device
-        labels = torch.arange(PREVIEWED, device=device) % max(1, len(self.cache.classes))
+        condition, columns = self._previewed(path.parent)
         shape = (PREVIEWED, self.cache.shape.positions, self.cache.shape.c)
         assert isinstance(averaged, Transformer)
         network = averaged.for_sampling()
         with self.accelerator.autocast():
             codes = self.process.sample(
-                lambda z, t: network(z, t, labels if self.conditional else None),
+                lambda z, t: network(z, t, condition),
                 shape,
                 steps=min(PREVIEW_STEPS, self.process.steps) if self.process.may_skip else None,
                 temperature=self._temperature(),
@@ -164,7 +185,25 @@ class PriorStage(Stage):
             with torch.no_grad():
                 images = torch.cat([self.tokenizer.decode(batch).clamp(-1, 1).cpu() for batch in batches])
         scale = max(1, 64 // images.shape[-1])
-        save_png(make_grid(images, columns=min(10, max(6, len(self.cache.classes))), scale=scale), path)
+        save_png(make_grid(images, columns=columns, scale=scale), path)
+
+    def _previewed(self, folder: Path) -> tuple[Tensor | None, int]:
+        """(the condition of each sample of a preview, columns of the grid)."""
+        columns = min(10, max(6, len(self.cache.classes)))
+        order = torch.arange(PREVIEWED)
+        if not self.conditional:
+            return None, columns
+        if self.vectors is None:
+            return (order % len(self.cache.classes)).to(self.accelerator.device), columns
+        assert self.held_out.condition is not None
+        chosen = order % len(self.held_out.condition)
+        if self.held_out.captions is not None:
+            lines = [
+                f"{i // 6 + 1},{i % 6 + 1}: {self.held_out.captions[row]}" for i, row in enumerate(chosen.tolist())
+            ]
+            with written_aside(folder / "prior-captions.txt") as aside:
+                aside.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
+        return self.held_out.condition[chosen].to(self.accelerator.device), 6
 
     def save(self, averaged: nn.Module) -> None:
         """Write the averaged prior and its diffusion; with the tokenizer beside it, the run is now a pipeline."""
@@ -174,8 +213,16 @@ class PriorStage(Stage):
         sampling, data = self.settings.sampling, self.settings.data
         steps = min(sampling.steps, self.process.steps) if self.process.may_skip else 0
         defaults = SamplingDefaults(steps or None, self._temperature(), sampling.guidance_scale)
-        classes = self.cache.classes if self.conditional else []
-        index = PipelineIndex(classes, data.background, defaults, data.resample)
+        classes = self.cache.classes if averaged.config.num_classes else []
+        encoder = self.settings.prior.text_encoder
+        index = PipelineIndex(
+            classes,
+            data.background,
+            defaults,
+            data.resample,
+            str(Path(encoder).resolve()) if encoder and Path(encoder).is_dir() else encoder,
+            self.vectors.cache.key.encoder if self.vectors is not None else "",
+        )
         save_index(self.run.path, index, type(averaged).__name__, type(self.process).__name__)
 
     def _temperature(self) -> float:

@@ -15,7 +15,8 @@ from bld.checkpoint import load_tokenizer, tokenizer_hash
 from bld.code_cache import CodeCache
 from bld.codes import to_tokens
 from bld.errors import DataError, SettingError
-from bld.images import ImageSet
+from bld.images import ImageSet, read_captions
+from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, make_accelerator, processes_of
 from bld.training.order import spread
@@ -69,7 +70,7 @@ class Recipe:
                     verify=data.verify,
                     index_to=self.run.path,
                 )
-            self._refuse_guidance_without_classes(everything.classes)
+            self._refuse_guidance_without_condition(everything.classes)
             held_out = data.held_out if data.held_out < 1 else int(data.held_out)
             train, rest = everything.split(held_out, self.settings.seed)
             if everything.skipped:
@@ -83,11 +84,13 @@ class Recipe:
             self._images = train, rest
         return self._images
 
-    def _refuse_guidance_without_classes(self, classes: list[str]) -> None:
-        scale = self.settings.sampling.guidance_scale
-        if scale != 1 and not (classes and self.settings.prior.class_conditional):
+    def _refuse_guidance_without_condition(self, classes: list[str]) -> None:
+        scale, settings = self.settings.sampling.guidance_scale, self.settings
+        if settings.prior.text_encoder or settings.data.condition:
+            return
+        if scale != 1 and not (classes and settings.prior.class_conditional):
             raise SettingError(
-                f"sampling.guidance_scale={scale:g} needs classes, and {self.settings.data.location} is used without: "
+                f"sampling.guidance_scale={scale:g} needs classes, and {settings.data.location} is used without: "
                 "set sampling.guidance_scale=1, or put the images into one folder per class."
             )
 
@@ -156,6 +159,15 @@ class Recipe:
             self.run.record("encode", seconds=round(seconds, 1), images_per_second=round(rate, 1))
         return cache
 
+    def condition_vectors(self) -> VectorCache | None:
+        """The vectors of all images, of their captions or the user's own; None where the settings ask for none."""
+        settings, device = self.settings, self.accelerator.device
+        if not (settings.prior.text_encoder or settings.data.condition):
+            return None
+        source = self.images()[0].source
+        with self.locked():
+            return condition_vectors(settings, source, self.run.conditions, device, self.processes, self.say)
+
     def train_prior(self, budget_seconds: float | None = None) -> None:
         """Stage two; leaves a prior in RUN/prior."""
         with self.locked():
@@ -166,9 +178,14 @@ class Recipe:
         self._forget_prior_of_another(tokenizer)
         if self._finished("prior"):
             return
-        cache = self.encode()
-        stage = PriorStage(self.settings, cache, self._held_out_codes(tokenizer), tokenizer, self.accelerator, self.run)
-        self._run(stage, budget_seconds)
+        vectors = self.condition_vectors()
+        self._forget_prior_of_other_vectors(vectors)
+        cache, train = self.encode(), self.images()[0]
+        held_out = self._held_out_codes(tokenizer, vectors)
+        mine = None if vectors is None else ImageVectors(vectors, train.rows)
+        self._run(
+            PriorStage(self.settings, cache, held_out, tokenizer, self.accelerator, self.run, mine), budget_seconds
+        )
 
     def train(self) -> None:
         """All of it, within the time budget if there is one."""
@@ -239,6 +256,17 @@ class Recipe:
             self.run.record("prior", goal=None)
         self.run.record("prior", tokenizer=mine)
 
+    def _forget_prior_of_other_vectors(self, vectors: VectorCache | None) -> None:
+        """A prior that has been trained on other captions or vectors starts anew."""
+        mine = "" if vectors is None else vectors.key.digest()
+        with self.processes.main_first():
+            if not self.processes.is_main:
+                return
+            if self.run.progress().get("prior", {}).get("condition", mine) != mine:
+                self.say("The captions or vectors have changed since the prior was begun: the prior is trained anew.")
+                self.run.checkpoints("prior").clear()
+            self.run.record("prior", condition=mine)
+
     def _trained_tokenizer(self) -> BinaryAutoencoder:
         if not self.run.tokenizer.is_dir():
             raise SettingError(
@@ -247,7 +275,7 @@ class Recipe:
         return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
 
     @torch.no_grad()
-    def _held_out_codes(self, tokenizer: BinaryAutoencoder) -> HeldOutCodes:
+    def _held_out_codes(self, tokenizer: BinaryAutoencoder, vectors: VectorCache | None) -> HeldOutCodes:
         held_out = self.images()[1]
         chosen = torch.tensor(spread(len(held_out), MOST_MEASURED, self.settings.seed))
         with self.accelerator.autocast():
@@ -255,5 +283,12 @@ class Recipe:
                 tokenizer.encode(held_out.centre(rows).to(self.accelerator.device))
                 for rows in chosen.split(tokenizer.config.images_at_a_time(AT_A_TIME))
             ]
-        labels = held_out.labels[chosen] if held_out.labels is not None else None
-        return HeldOutCodes(to_tokens(torch.cat(codes)).cpu(), labels)
+        tokens = to_tokens(torch.cat(codes)).cpu()
+        if vectors is None:
+            labels = held_out.labels if self.settings.prior.class_conditional else None
+            return HeldOutCodes(tokens, None if labels is None else labels[chosen])
+        rows = held_out.rows[chosen]
+        captions = read_captions(held_out.source, self.settings.data.captions) if vectors.key.encoder else None
+        return HeldOutCodes(
+            tokens, vectors.read(rows), None if captions is None else [captions[row] for row in rows.tolist()]
+        )

@@ -22,7 +22,7 @@ from bld.training.settings import Settings, leaves, load_settings, settings_tree
 # What a stage that has begun holds fast: another value makes another model, or measures on what it was trained on.
 FIXED_BY = {
     "tokenizer": ("tokenizer.", "data.crop", "data.background", "data.resample", "data.held_out", "seed"),
-    "prior": ("prior.", "diffusion."),
+    "prior": ("prior.", "diffusion.", "data.captions", "data.condition"),
 }
 FREE_KEYS = ("prior.label_dropout", "prior.vlb_weight")
 
@@ -42,6 +42,7 @@ class RunFolder:
         self.diffusion = self.path / "diffusion"
         self.index = self.path / "model_index.json"
         self.codes = self.path / "codes"
+        self.conditions = self.path / "conditions"
         self.samples = self.path / "samples"
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.jsonl"

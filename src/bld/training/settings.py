@@ -31,6 +31,10 @@ class DataSettings:
     Args:
         location: folder, zip, tar, a pattern of tar shards, a data set of the hub, or the word digits
         labels: auto (a table such as metadata.csv beside the images, else folders), folders, none, or a table's path
+        captions: what prior.text_encoder reads: auto (a table beside the images, else the text beside each), none, or a
+            table's path
+        condition: an .npy of vectors (n, V) to condition on, one for each image in the sorted order of their names, or
+            an .npz of vectors and names
         verify: whether every image is decoded once before training, so that unreadable ones are left out
         crop: centre, or random (while training)
         flip: whether images are also shown mirrored
@@ -43,6 +47,8 @@ class DataSettings:
 
     location: str = ""
     labels: str = "auto"
+    captions: str = "auto"
+    condition: str = ""
     verify: bool = True
     crop: Literal["center", "random"] = "center"
     flip: bool = False
@@ -142,8 +148,10 @@ class PriorSettings:
         step_embedding: a table with one trained row per step, or sinusoids through a small MLP
         layer_scale: initial value of a trained scale on residual branches; 0 leaves them out
         evidence: whether what a noised bit says about itself is added to the logits rather than learned
-        class_conditional: whether labels are used where the data has them
-        label_dropout: probability with which a label is replaced by the null token, for guidance
+        class_conditional: whether labels are used where the data has them and neither text nor vectors are
+        text_encoder: text model of a CLIP (folder, or name on the hub) through which captions condition; empty is off
+        label_dropout: probability with which a condition (label, caption or vector) is left out, for guidance
+        null_condition: what stands for no condition: a learned token, or none at all (absent), as in the public code
         vlb_weight: λ of eq. (13)
     """
 
@@ -156,7 +164,9 @@ class PriorSettings:
     layer_scale: float = 0.0
     evidence: bool = True
     class_conditional: bool = True
+    text_encoder: str = ""
     label_dropout: float = 0.1
+    null_condition: Literal["learned", "absent"] = "learned"
     vlb_weight: float = 0.1
 
     def __post_init__(self) -> None:
@@ -238,6 +248,16 @@ class Settings:
     def __post_init__(self) -> None:
         self.denoiser(self.tokenizer.code_shape, num_classes=1)  # refuses a prior that cannot be built, before any work
         self._refuse_prior_of_other_codes()
+        if self.prior.text_encoder and self.data.condition:
+            raise SettingError(
+                f"prior.text_encoder={self.prior.text_encoder} and data.condition={self.data.condition} both condition "
+                "the prior: leave one of them empty."
+            )
+        if self.prior.text_encoder and self.data.captions == "none":
+            raise SettingError(
+                f"prior.text_encoder={self.prior.text_encoder} needs captions, and data.captions=none leaves them out: "
+                "set data.captions=auto, or prior.text_encoder empty."
+            )
         steps = self.diffusion.build().steps
         if not 0 <= self.sampling.steps <= steps:
             raise SettingError(
@@ -276,8 +296,8 @@ class Settings:
             return GaussianDiffusion(self.diffusion.steps, self.diffusion.schedule, scale)
         return self.diffusion.build()
 
-    def denoiser(self, shape: CodeShape, num_classes: int) -> DenoiserConfig:
-        """The prior's network for codes of this shape and data of that many classes."""
+    def denoiser(self, shape: CodeShape, num_classes: int, condition_dim: int = 0) -> DenoiserConfig:
+        """The prior's network for codes of this shape and data of that many classes, or of vectors of that width."""
         prior = self.prior
         evidence: Literal["none", "flip", "value"] = "none"
         if prior.evidence and prior.kind == "bernoulli":
@@ -286,7 +306,7 @@ class Settings:
         return DenoiserConfig(
             *shape,
             steps=shape.positions if by_position else self.diffusion.build().steps,
-            num_classes=num_classes if prior.class_conditional else 0,
+            num_classes=num_classes if prior.class_conditional and not condition_dim else 0,
             dim=prior.dim,
             depth=prior.depth,
             heads=prior.heads,
@@ -294,6 +314,8 @@ class Settings:
             step_embedding=prior.step_embedding,
             layer_scale=prior.layer_scale,
             evidence=evidence,
+            condition_dim=condition_dim,
+            null_condition=prior.null_condition,
         )
 
 

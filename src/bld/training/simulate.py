@@ -30,6 +30,7 @@ from bld.autoencoder.objective import untrained_lpips
 from bld.priors import NETWORKS
 from bld.priors.transformer import Block
 from bld.recompute import recompute_activations
+from bld.training.conditions import condition_width
 from bld.training.settings import Settings
 
 
@@ -161,7 +162,7 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
 def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> StepCost:
     """Of the prior stage."""
     shape = settings.tokenizer.code_shape
-    config = settings.denoiser(shape, num_classes)
+    config = settings.denoiser(shape, num_classes, condition_width(settings))
 
     def build() -> Built:
         network = NETWORKS[settings.prior.kind](config)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
 from bld.priors import NETWORKS, AutoregressiveTransformer, Denoiser, DenoiserConfig
-from bld.priors.packed import PackedBlock, _packed, fastest
+from bld.priors.kept import _kept
+from bld.priors.packed import PackedBlock, PackedLinear, fastest
 from bld.seeding import keyed_generators
 
 SHAPE = {"code_height": 4, "code_width": 4, "code_bits": 8, "steps": 16, "dim": 64, "depth": 3, "heads": 4}
@@ -94,10 +95,10 @@ def test_it_is_packed_once_and_forgotten_with_the_network():
         assert fastest(model.blocks, z) is first
         twin = copy.deepcopy(model)
         assert torch.equal(twin(z, t), model(z, t)) and fastest(twin.blocks, z) is not first
-    held = len(_packed)
+    held = len(_kept)
     del model, twin, first
     gc.collect()
-    assert len(_packed) <= held - 2
+    assert len(_kept) <= held - 2
 
 
 def test_a_position_at_a_time_sees_what_all_at_once_see():
@@ -106,6 +107,15 @@ def test_a_position_at_a_time_sees_what_all_at_once_see():
         whole, walk = model(z, t), model.for_sampling()
         steps = torch.cat([walk(z, t) for _ in range(16)], 1)
     torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+def test_a_layer_that_is_only_cast_computes_what_one_laid_out_for_onednn_does(gelu: bool):
+    linear, x = nn.Linear(32, 24), torch.randn(2, 5, 32)
+    packed = PackedLinear(linear, torch.float32, gelu)
+    cast = copy.copy(packed)
+    cast.weight, cast.is_laid_out = linear.weight.detach(), False  # as on a GPU
+    torch.testing.assert_close(packed(x), cast(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

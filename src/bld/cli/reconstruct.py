@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.run_folder)
     tokenizer = Origin.find(args.run_folder).tokenizer()
     tokenizer.to(device_from(args))
+    if args.compile:
+        tokenizer.compile(dynamic=False)
     run_folder = RunFolder(folder)
     preprocessing = (
         run_folder.settings().preprocessing()

@@ -18,6 +18,7 @@ from bld.attention import attention
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
 from bld.priors.packed import fastest
+from bld.priors.replayed import Replayed
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST = {
@@ -294,8 +295,11 @@ class Transformer(nn.Module):
         return _marked(condition, self.config.condition_dim).masked_fill(drop.unsqueeze(1), 0)
 
     def for_sampling(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """What a sampler calls for one batch: the network itself, unless it can remember what it has computed."""
-        return self
+        """What a sampler calls for one batch: the network itself, unless it can remember what it has computed.
+
+        On a GPU small batches are replayed from a recording, unless the network is compiled.
+        """
+        return Replayed(self) if self.device.type == "cuda" and self._compiled_call_impl is None else self
 
     def condition(self, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Step token, then the condition's if there is one, (B, 1 or 2, D); and in which samples that can be seen.

@@ -229,12 +229,14 @@ class Settings:
         mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
+        compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
     """
 
     preset: str = ""
     seed: int = 0
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

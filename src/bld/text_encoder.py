@@ -37,7 +37,7 @@ class TextEncoder:
         `MissingPackageError` without transformers.
         """
         transformers = _transformers()
-        with _told_in_one_sentence(name):
+        with _told_in_one_sentence(name), _quiet(transformers, Path(name).is_dir()):
             config = transformers.AutoConfig.from_pretrained(name)
             if config.model_type not in CLIPS:
                 raise CheckpointError(
@@ -106,6 +106,22 @@ def _transformers() -> Any:
             "Conditioning on text needs transformers: pip install 'binary-latent-diffusion[text]'."
         ) from error
     return transformers
+
+
+@contextlib.contextmanager
+def _quiet(transformers: Any, is_local: bool) -> Iterator[None]:
+    """Without remarks on the half of a CLIP that is left out, and with a progress bar for downloads only."""
+    logging = transformers.utils.logging
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if is_local:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

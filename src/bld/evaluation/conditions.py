@@ -11,7 +11,7 @@ from torch import Tensor
 from bld.errors import UserError
 from bld.evaluation.opened_run import OpenedRun
 from bld.images import read_captions
-from bld.training.conditions import VectorCache
+from bld.training.conditions import VectorCache, captions_fingerprint
 
 
 class Conditions(NamedTuple):
@@ -54,17 +54,20 @@ def vectors_of(opened: OpenedRun, images: Tensor) -> Tensor | None:
 def _cache(opened: OpenedRun) -> tuple[VectorCache, list[str] | None] | None:
     """(the run's vectors, the captions they are of)."""
     pipeline, held_out = opened.pipeline, opened.held_out
-    if pipeline is None or held_out is None or not pipeline.prior.config.condition_dim or opened.changed:
+    if pipeline is None or held_out is None or not pipeline.prior.config.condition_dim:
         return None
     try:
         cache = VectorCache(opened.run.conditions)
         captions = read_captions(held_out.source, opened.settings.data.captions) if cache.key.encoder else None
     except UserError:
         return None
-    fits = cache.key.images == len(held_out.source) and cache.width == pipeline.prior.config.condition_dim
-    if not fits or (cache.key.encoder and captions is None):
+    if cache.key.images != len(held_out.source) or cache.width != pipeline.prior.config.condition_dim:
         return None
-    return cache, None if captions is None else list(captions)
+    if not cache.key.encoder:
+        return None if opened.changed else (cache, None)
+    if captions is None or captions_fingerprint(captions) != cache.key.data:
+        return None
+    return cache, list(captions)
 
 
 def _even(total: int, count: int) -> Tensor:

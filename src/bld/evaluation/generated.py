@@ -67,11 +67,9 @@ def generate(opened: OpenedRun, contents: Contents, seed: int) -> Generated:
     pipeline = opened.pipeline
     assert pipeline is not None
     conditions = held_out_conditions(opened, min(MOST_CLASSES_SHOWN, contents.samples))
-    labels: list[int] | None
+    labels = _labels(pipeline, contents.samples)
     if conditions is not None:
         labels = [*range(len(conditions.names))] * (contents.samples // len(conditions.names))
-    else:
-        labels = _labels(pipeline, contents.samples)
     count = contents.samples if labels is None else len(labels)
     watched = _spread(contents.steps, contents.frames).tolist()
     frames: list[tuple[int, Tensor]] = []

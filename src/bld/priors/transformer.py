@@ -316,8 +316,9 @@ class Transformer(nn.Module):
         else:
             token, given = self._condition_token(len(t), condition)
             tokens = [step, token]
-        # Looking at a mask on a GPU would make every step wait for it.
-        seen_in_all = not absent or given is None or (given.device.type == "cpu" and bool(given.all()))
+        # Looking at a mask on a GPU would make every step wait for it, and break a compiled graph.
+        may_look = given is not None and given.device.type == "cpu" and not torch.compiler.is_compiling()
+        seen_in_all = not absent or given is None or (may_look and bool(given.all()))
         return torch.stack(tokens, 1).to(self.positions.dtype), None if seen_in_all else given
 
     def _condition_token(self, count: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:

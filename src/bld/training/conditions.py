@@ -146,7 +146,7 @@ def _of_captions(
     if without:
         say(f"{without:,} of {len(source):,} images have no caption: they are trained on without one.")
     encoder = TextEncoder.load(settings.prior.text_encoder).to(device)
-    key = VectorKey(encoder.fingerprint(), _fingerprint(captions), len(captions), encoder.width, "float16")
+    key = VectorKey(encoder.fingerprint(), captions_fingerprint(captions), len(captions), encoder.width, "float16")
 
     def vectors(wanted: list[range]) -> Iterator[np.ndarray]:
         for rows in _shown(wanted, processes):
@@ -160,7 +160,8 @@ def _of_captions(
     return _cached(folder, key, vectors, processes, say)
 
 
-def _fingerprint(captions: Sequence[str]) -> str:
+def captions_fingerprint(captions: Sequence[str]) -> str:
+    """32 hexadecimal digits that change with any caption and with their order."""
     digest = hashlib.sha256()
     for text in captions:
         digest.update(text.encode(errors="surrogateescape") + b"\0")

@@ -121,7 +121,7 @@ def test_an_unreachable_hub_is_one_sentence_and_a_copy_once_loaded_serves_withou
 def test_the_page_says_what_is_known_and_shows_what_the_model_makes(hub, run_copy):
     run = RunFolder(run_copy)
     record = {"figures": {"fd": 12.345678, "precision": 0.5}, "request": {"num": 1000}, "samples": {"temperature": 0.9}}
-    (run_copy / "evaluation.json").write_text(json.dumps({**record, "extractor": {"name": "/home/me/judge.pt"}}))
+    (run_copy / "evaluation.json").write_text(json.dumps({**record, "extractor": {"name": "somewhere/judge.pt"}}))
     BinaryLatentDiffusionPipeline.from_pretrained(run_copy).push_to_hub("me/digits", license="cc-by-4.0")
     files = hub.repositories["me/digits"]["main"]
     text = files["README.md"].decode()

@@ -213,6 +213,21 @@ def test_the_tokenizer_s_hash_follows_what_makes_the_codes(tmp_path: Path):
     assert tokenizer_hash(BinaryAutoencoder(AutoencoderConfig(16, 4, 8, (1, 2), 1, embed_dim=8))) != first
 
 
+def test_hashes_and_configs_from_before_a_setting_was_a_choice_still_hold(tmp_path: Path):
+    """The hash was computed by the version without features_dim and out_activation."""
+    model = BinaryAutoencoder(AutoencoderConfig(16, 4, 8, (1, 2), 1, embed_dim=8)).eval()
+    for parameter in model.parameters():
+        parameter.data.fill_(0.5)
+    assert tokenizer_hash(model) == "4e2a304104fa00c0"
+    save_model(tmp_path, model)
+    edit(tmp_path / "config.json", lambda config: [config.pop(name) for name in ("features_dim", "out_activation")])
+    assert tokenizer_hash(load_tokenizer(tmp_path)) == "4e2a304104fa00c0"
+    without = AutoencoderConfig(16, 4, 8, (1, 2), 1, embed_dim=8, out_activation=False)
+    other = BinaryAutoencoder(without)
+    other.load_state_dict(model.state_dict())
+    assert tokenizer_hash(other) != tokenizer_hash(model)
+
+
 # -- training state ---------------------------------------------------------------------------------------
 
 

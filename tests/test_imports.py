@@ -14,9 +14,21 @@ import bld
 
 SOURCE = Path(bld.__file__).parent
 
-LEAVES = {"codes", "errors", "seeding", "attention", "process", "processes", "recompute", "text_encoder", "_version"}
+LEAVES = {
+    "codes",
+    "errors",
+    "seeding",
+    "attention",
+    "process",
+    "processes",
+    "recompute",
+    "hub",
+    "model_card",
+    "text_encoder",
+    "_version",
+}
 HEART = LEAVES | {"images", "autoencoder", "diffusion", "priors"}
-PRODUCT = HEART | {"checkpoint", "blocks", "code_cache", "pipeline", "training", "evaluation"}
+PRODUCT = HEART | {"checkpoint", "blocks", "code_cache", "official", "pipeline", "training", "evaluation"}
 
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
@@ -27,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": HEART,
     "blocks": LEAVES | {"checkpoint"},
     "code_cache": LEAVES | {"checkpoint", "blocks"},
+    "official": HEART | {"checkpoint"},
     "pipeline": HEART | {"checkpoint"},
     "training": HEART | {"checkpoint", "blocks", "code_cache"},
     "evaluation": PRODUCT,

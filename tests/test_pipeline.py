@@ -137,6 +137,34 @@ def test_the_callback_sees_every_step_with_codes(pipe):
     assert all(shape == (2, 4, 4, 32) for _, _, shape in seen)
 
 
+def test_a_callback_may_change_the_latents_and_sampling_goes_on_from_those(pipe):
+    def all_ones_at_step_2(pipe, step, timestep, kwargs):
+        return {"latents": torch.ones_like(kwargs["latents"])} if step == 2 else kwargs
+
+    seen = []
+
+    def record(pipe, step, timestep, kwargs):
+        seen.append(kwargs["latents"].clone())
+        return all_ones_at_step_2(pipe, step, timestep, kwargs)
+
+    args = {"num_images": 2, "generator": 0, "num_inference_steps": 4, "output_type": "latent"}
+    plain = pipe(**args).images
+    assert torch.equal(pipe(**args, callback_on_step_end=lambda *_: None).images, plain)
+    changed = pipe(**args, callback_on_step_end=record).images
+    assert not torch.equal(changed, plain) and torch.equal(changed, seen[-1])
+    last = {**args, "callback_on_step_end": lambda p, i, t, k: {"latents": 1 - k["latents"]} if i == 3 else k}
+    assert torch.equal(pipe(**last).images, 1 - plain)
+    with pytest.raises(SettingError, match="gave latents of"):
+        pipe(**args, callback_on_step_end=lambda p, i, t, k: {"latents": k["latents"][:1]})
+
+
+def test_return_dict_false_gives_the_tuple_of_images(pipe, picture, mask):
+    (images,) = pipe(2, generator=0, num_inference_steps=2, return_dict=False, output_type="latent")
+    assert torch.equal(images, pipe(2, generator=0, num_inference_steps=2, output_type="latent").images)
+    (filled,) = pipe.inpaint(picture, mask, generator=0, num_inference_steps=2, return_dict=False)
+    assert filled[0].size == (8, 8)
+
+
 def test_inpainting_keeps_every_pixel_outside_the_mask(pipe, picture, mask):
     filled = pipe.inpaint(picture, mask, num_images=5, generator=0, class_labels=2).images
     hole = np.asarray(mask) > 127
@@ -252,21 +280,6 @@ def test_a_folder_without_a_pipeline_says_what_is_missing(run_copy, tmp_path):
         BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
     with pytest.raises(CheckpointError, match="no folder"):
         BinaryLatentDiffusionPipeline.from_pretrained(tmp_path / "a" / "b")
-
-
-def test_a_hub_name_downloads_json_safetensors_and_an_encoders_words_only(trained_run, monkeypatch):
-    asked = {}
-
-    def snapshot(repo_id, allow_patterns):
-        asked.update(repo_id=repo_id, allow_patterns=allow_patterns)
-        return str(trained_run)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    assert BinaryLatentDiffusionPipeline.from_pretrained("someone/flowers").image_size == 8
-    assert asked == {
-        "repo_id": "someone/flowers",
-        "allow_patterns": ["*.json", "*.safetensors", "text_encoder/*.txt"],
-    }
 
 
 def test_a_variation_is_the_code_at_little_noise_and_another_picture_at_full_noise(pipe, picture):

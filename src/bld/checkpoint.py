@@ -217,11 +217,16 @@ def load_index(folder: Path) -> PipelineIndex:
         raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
 
 
+SETTINGS_OF_LATER = {"bottleneck": "bernoulli", "features_dim": 0, "out_activation": True}
+"""Choices that tokenizers have not always had: hashes from before still hold."""
+
+
 def tokenizer_hash(tokenizer: BinaryAutoencoder) -> str:
     """16 hexadecimal digits that change with any weight or setting that changes the codes it makes."""
     fields = dataclasses.asdict(tokenizer.config)
-    if fields["bottleneck"] == "bernoulli":
-        del fields["bottleneck"]  # so that hashes from before there was a choice still hold
+    for name, was_always in SETTINGS_OF_LATER.items():
+        if fields[name] == was_always:
+            del fields[name]
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name, tensor in sorted(tokenizer.encoder.state_dict().items()):
         digest.update(name.encode())

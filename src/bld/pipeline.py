@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -26,16 +27,21 @@ from bld.checkpoint import (
     save_index,
     save_model,
     save_process,
+    written_aside,
 )
 from bld.codes import to_grid, to_tokens
 from bld.diffusion import BernoulliDiffusion, with_guidance
 from bld.errors import CheckpointError, DataError, SettingError, did_you_mean
-from bld.images import Preprocessing, center_view, to_pil, to_rgb, to_unit
+from bld.hub import download, upload
+from bld.images import Preprocessing, center_view, make_grid, save_png, to_pil, to_rgb, to_unit
+from bld.model_card import LICENCE_UNKNOWN, CardFacts, model_card
 from bld.priors import Transformer
 from bld.process import Process, SamplingStep
 from bld.seeding import keyed_generators
 from bld.text_encoder import FOLDER as TEXT_ENCODER
 from bld.text_encoder import TextEncoder
+
+CARD_COLUMNS, MOST_CARD_COLUMNS, CARD_ROWS, CARD_PIXELS = 8, 10, 4, 96
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Generators = int | torch.Generator | Sequence[torch.Generator] | None
@@ -84,20 +90,30 @@ class BinaryLatentDiffusionPipeline:
                 f"The prior was trained for {prior.config.steps} steps, the diffusion has {diffusion.steps}."
             )
         self.tokenizer, self.prior, self.diffusion = tokenizer.eval(), prior.eval(), diffusion
+        self.folder: Path | None = None  # where it was loaded from
         self.index = index or PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)])
         self._text_encoder = text_encoder
 
     # -- loading and saving -------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, path_or_hub_id: str | Path) -> BinaryLatentDiffusionPipeline:
+    def from_pretrained(
+        cls,
+        path_or_hub_id: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        torch_dtype: torch.dtype | None = None,
+    ) -> BinaryLatentDiffusionPipeline:
         """Load from a folder (a saved pipeline or a finished run), or from a repository of the Hugging Face hub.
 
+        revision, token: of a hub repository: branch, tag or commit; and what lets you into a private one (by default
+        that of `hf auth login`).  torch_dtype: of the weights; None keeps that they were saved in.
         Weights are safetensors: nothing is unpickled.  Raises `CheckpointError` saying what is missing.
         """
         folder = Path(path_or_hub_id)
         if not folder.is_dir():
-            folder = _download(str(path_or_hub_id))
+            folder = download(str(path_or_hub_id), revision, token)
         if not (folder / "model_index.json").is_file():
             raise CheckpointError(
                 f"{folder} holds no model_index.json: name a saved pipeline, or a run whose prior is trained."
@@ -105,12 +121,14 @@ class BinaryLatentDiffusionPipeline:
         index = load_index(folder)
         if (folder / TEXT_ENCODER).is_dir():
             index = replace(index, text_encoder=str(folder / TEXT_ENCODER))
-        return cls(
+        pipeline = cls(
             load_tokenizer(folder / "tokenizer"),
             load_prior(folder / "prior"),
             load_process(folder / "diffusion"),
             index,
         )
+        pipeline.folder = folder
+        return pipeline if torch_dtype is None else pipeline.to(dtype=torch_dtype)
 
     def save_pretrained(self, folder: str | Path, include_text_encoder: bool | None = None) -> None:
         """Write `model_index.json` and one folder per part, each with `config.json` (and `model.safetensors`).
@@ -130,6 +148,89 @@ class BinaryLatentDiffusionPipeline:
         save_model(folder / "prior", self.prior)
         save_process(folder / "diffusion", self.diffusion)
         save_index(folder, index, type(self.prior).__name__, type(self.diffusion).__name__)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Share a binary latent diffusion model",
+        revision: str | None = None,
+        create_pr: bool = False,
+        license: str = LICENCE_UNKNOWN,
+    ) -> str:
+        """Share on the Hugging Face hub, with a README.md that shows and describes the model; returns the address.
+
+        repo_id: such as you/flowers; made if it is not there.  token: by default that of `hf auth login`.  revision:
+        a branch, made if need be.  create_pr: propose it to the repository's owner instead.  license: of the weights,
+        an identifier of the hub such as cc-by-4.0.  Only JSON, safetensors, PNG and the README leave this machine.
+        Raises `CheckpointError` where the hub refuses or cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            self.save_card(folder, repo_id, license)
+            return upload(
+                Path(folder),
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def save_card(self, folder: str | Path, repo_id: str, license: str = LICENCE_UNKNOWN) -> None:
+        """Write README.md and the pictures it shows into a folder: samples of fixed seeds, nothing picked out."""
+        folder = Path(folder)
+        pictures = self._card_pictures()
+        for name, _, picture in pictures:
+            save_png(picture, folder / name)
+        facts = CardFacts(
+            repo_id,
+            license,
+            self.classes if self.prior.config.num_classes else [],
+            list(self._card_settings()),
+            [(name, caption) for name, caption, _ in pictures],
+            self.folder,
+            bool(self.index.text_encoder),
+        )
+        with written_aside(folder / "README.md") as aside:
+            aside.write_text(model_card(facts), encoding="utf-8")
+
+    @torch.no_grad()
+    def _card_pictures(self) -> list[tuple[str, str, Image.Image]]:
+        """(file, caption, picture): samples, and how one comes out of noise."""
+        count = self.prior.config.num_classes
+        columns = min(count, MOST_CARD_COLUMNS) or CARD_COLUMNS
+        labels = [i % columns for i in range(columns * CARD_ROWS)] if count else None
+        walk: list[Tensor] = []
+        self(1, None if labels is None else [0], generator=0, callback_on_step_end=lambda *seen: _keep(walk, seen))
+        images = self(columns * CARD_ROWS, labels, generator=0, output_type="pt").images * 2 - 1
+        scale = max(1, CARD_PIXELS // self.image_size)
+        shown = [walk[round(i * (len(walk) - 1) / (columns - 1))] for i in range(columns)] if columns > 1 else walk[-1:]
+        steps = self._decoded(torch.cat(shown), batch_size=len(shown))
+        by = ", a class a column" if count else ""
+        return [
+            ("samples.png", f"The first {len(images)} samples of seed 0{by}", make_grid(images, columns, scale)),
+            ("steps.png", "The first of them, from noise to its end", make_grid(steps, columns, scale)),
+        ]
+
+    def _card_settings(self) -> Iterator[tuple[str, str]]:
+        """(what, how) of the networks."""
+        size, shape = self.image_size, self.tokenizer.code_shape
+        config, defaults = self.prior.config, self.index.sampling
+        yield "images", f"{size} × {size} pixels"
+        yield "code", f"{shape}, {self.tokenizer.config.code_bytes:,} bytes an image"
+        for name, network in (("tokenizer", self.tokenizer), ("prior", self.prior)):
+            yield f"{name} parameters", f"{sum(p.numel() for p in network.parameters()):,}"
+        yield "prior", f"{type(self.prior).__name__}: depth {config.depth}, width {config.dim}, {config.heads} heads"
+        if isinstance(self.diffusion, BernoulliDiffusion):
+            schedule = self.diffusion.schedule
+            yield "diffusion", f"{schedule.kind} schedule, T = {schedule.steps}, predicts {self.diffusion.target}"
+            yield "posterior", {"exact": "exact (eq. 8)", "plugin": "plugin (eq. 10)"}[self.diffusion.posterior]
+        steps = defaults.num_inference_steps or self.diffusion.steps
+        yield "sampling by default", f"{steps} steps, τ = {defaults.temperature}, guidance {defaults.guidance_scale}"
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any weight of the networks."""
@@ -241,6 +342,7 @@ class BinaryLatentDiffusionPipeline:
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
         *,
+        return_dict: bool = True,
         batch_size: int = 64,
         first_index: int = 0,
         prompt: str | Sequence[str] | None = None,
@@ -257,10 +359,11 @@ class BinaryLatentDiffusionPipeline:
         vector, in a row, in place of num_images.  num_inference_steps: 1 … T denoising steps.  temperature: τ, lower is
         safer and less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i
         depends on it and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline,
-        step, t, {"latents": codes}) is called after each step.  batch_size: images made at a time.  first_index: number
-        of the first image, to make images 100 … 199 of a seed.  corrector_steps: Gibbs redraws per step (Bernoulli
+        step, t, {"latents": codes}) is called after each step; where it returns a dict with other latents, sampling
+        goes on from those (Bernoulli only).  return_dict: False gives the tuple (images,).  batch_size: images made at
+        a time, which changes nothing else.  first_index: number of the first image, to make images 100 … 199 of a
+        seed.  corrector_steps: Gibbs redraws per step (Bernoulli only).  reveal: which positions come next (absorbing
         only).
-        reveal: which positions come next (absorbing only).
         """
         asked = self._asked(num_images, class_labels, prompt, condition, num_images_per_prompt)
         generators = _generators(generator, len(asked), first_index)
@@ -270,7 +373,7 @@ class BinaryLatentDiffusionPipeline:
             **self._only("bernoulli", corrector_steps=(corrector_steps, 0)),
             **self._only("absorbing", reveal=(reveal, "random")),
         )  # fmt: skip
-        return PipelineOutput(self.decode(codes, output_type, batch_size=batch_size), codes)
+        return _result(self.decode(codes, output_type, batch_size=batch_size), codes, return_dict)
 
     @torch.no_grad()
     def inpaint(
@@ -288,6 +391,7 @@ class BinaryLatentDiffusionPipeline:
         *,
         prompt: str | Sequence[str] | None = None,
         condition: Vectors = None,
+        return_dict: bool = True,
         known_bits: Literal["noised", "clean"] = "noised",
         resample: int = 1,
         batch_size: int = 64,
@@ -312,14 +416,14 @@ class BinaryLatentDiffusionPipeline:
             **self._only("bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1)),
         )  # fmt: skip
         filled = torch.where(hole, self._decoded(codes, batch_size), picture)
-        return PipelineOutput(codes if output_type == "latent" else _output(filled, output_type), codes)
+        return _result(codes if output_type == "latent" else _output(filled, output_type), codes, return_dict)
 
     @torch.no_grad()
     def vary(
         self,
         codes: Tensor,
         strength: float = 0.5,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: Labels = None,
         num_inference_steps: int | None = None,
         temperature: float | None = None,
         guidance_scale: float | None = None,
@@ -327,6 +431,8 @@ class BinaryLatentDiffusionPipeline:
         output_type: OutputType = "pil",
         callback_on_step_end: StepCallback | None = None,
         *,
+        prompt: str | Sequence[str] | None = None,
+        condition: Vectors = None,
         batch_size: int = 64,
     ) -> PipelineOutput:
         """Noise codes (n, h, w, c) to the step t = ⌈strength·T⌉ (eq. 5) and denoise them from there: images like them.
@@ -342,14 +448,14 @@ class BinaryLatentDiffusionPipeline:
         total = self.diffusion.steps
         t = math.ceil(strength * total)
         steps = num_inference_steps or self.index.sampling.num_inference_steps or total
-        labels = self._labels(class_labels, len(codes))
+        asked = self._asked(len(codes), class_labels, prompt, condition)
         generators = _generators(generator, len(codes), 0, purpose="vary")
         parts = []
         for first in range(0, len(codes), batch_size):
             rows = slice(first, first + batch_size)
             z_t = self.diffusion.diffuse(to_tokens(codes[rows]).to(self.device), t, generators[rows])
             made = self._sample(
-                labels[rows], generators[rows], math.ceil(steps * t / total), temperature, guidance_scale,
+                asked[rows], generators[rows], math.ceil(steps * t / total), temperature, guidance_scale,
                 callback_on_step_end, batch_size, start=(z_t, t),
             )  # fmt: skip
             parts.append(made)
@@ -471,7 +577,22 @@ class BinaryLatentDiffusionPipeline:
 
     def _observer(self, callback: StepCallback) -> Callable[[SamplingStep], None]:
         shape = self.prior.code_shape
-        return lambda step: callback(self, step.index, step.t, {"latents": to_grid(step.codes, shape)})
+
+        def observe(step: SamplingStep) -> None:
+            latents = to_grid(step.codes, shape)
+            changed = callback(self, step.index, step.t, {"latents": latents})
+            other = changed.get("latents", latents) if isinstance(changed, dict) else latents
+            if other is latents:
+                return
+            if self._kind != "bernoulli":
+                raise SettingError(
+                    f"A callback may change the latents of the Bernoulli prior; this one is {self._kind}."
+                )
+            if other.shape != latents.shape:
+                raise SettingError(f"A callback gave latents of {tuple(other.shape)}, not {tuple(latents.shape)}.")
+            step.codes.copy_(to_tokens(other))  # the sampler's own, from which it goes on
+
+        return observe
 
     def _asked(
         self,
@@ -614,6 +735,10 @@ def fill_from_surroundings(images: Tensor, hole: Tensor) -> Tensor:
     return result
 
 
+def _result(images: Any, codes: Tensor, return_dict: bool) -> Any:
+    return PipelineOutput(images, codes) if return_dict else (images,)
+
+
 def _output(images: Tensor, output_type: OutputType) -> Any:
     """(B, 3, H, W) in [-1, 1] → what the caller asked for."""
     if output_type == "pil":
@@ -640,17 +765,6 @@ def _generators(generator: Generators, count: int, first_index: int, purpose: st
     return keyed_generators(generator, purpose, range(first_index, first_index + count))
 
 
-def _download(hub_id: str) -> Path:
-    """The hub's copy of a pipeline: JSON and safetensors only."""
-    if hub_id.count("/") > 1 or hub_id.startswith((".", "/")) or not hub_id:
-        raise CheckpointError(f"There is no folder {hub_id}.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=["*.json", "*.safetensors", f"{TEXT_ENCODER}/*.txt"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"There is no folder {hub_id}, and the hub did not give a model of that name "
-            f"({type(error).__name__}): check the name and the connection."
-        ) from error
+def _keep(walk: list[Tensor], seen: tuple[Any, int, int, dict[str, Tensor]]) -> None:
+    """Remember the codes of a step, as a callback is shown them."""
+    walk.append(seen[3]["latents"].clone())

@@ -35,6 +35,7 @@ class SamplingStep:
 
 
 Callback = Callable[[SamplingStep], None]
+"""Called after each step; Bernoulli diffusion goes on from what it writes into `codes`."""
 
 
 class PriorLoss(NamedTuple):

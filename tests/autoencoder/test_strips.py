@@ -17,6 +17,7 @@ SHAPES = {
     "deep": {"channel_multipliers": (1, 1, 2, 4), "res_blocks": 2, "decoder_res_blocks": 1},
     "flat": {"channel_multipliers": (2,)},
     "real": {"bottleneck": "gaussian"},
+    "public": {"out_activation": False, "features_dim": 12},
 }
 
 

@@ -1,5 +1,6 @@
 """Both stages end to end on the embedded digits: resuming, budgets, caches, damage."""
 
+import copy
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from bld.checkpoint import CheckpointStore
 from bld.errors import CheckpointError, DataError, SettingError
+from bld.priors import Denoiser, DenoiserConfig
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.loop import DivergedError
@@ -336,3 +338,18 @@ def test_a_vanished_run_or_a_damaged_config_is_one_sentence(run_copy, tmp_path):
     with pytest.raises(CheckpointError, match="damaged"):
         RunFolder(run_copy).settings()
     shutil.rmtree(run_copy / "tokenizer")
+
+
+def test_the_average_is_used_with_the_weights_it_has_now_in_bf16_too():
+    """What a CPU keeps of a network's weights for bf16 is made anew once the average has moved."""
+    torch.manual_seed(0)
+    model = Denoiser(DenoiserConfig(4, 4, 8, steps=8, dim=32, depth=2, heads=2))
+    torch.nn.init.normal_(model.head.weight)
+    average = WeightAverage(model, 0.5)
+    z, t = torch.randint(0, 2, (2, 16, 8)), torch.tensor([3, 4])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        average.model(z, t)
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+        average.update(1000)
+        assert torch.equal(average.model(z, t), copy.deepcopy(average.model)(z, t))

@@ -48,6 +48,10 @@ class AutoencoderConfig:
         embed_dim: width to which the decoder embeds the c bits of a position; also that of vq's codebook vectors
         norm_first: whether the decoder normalises that embedding
         in_channels: colour channels of an image
+        features_dim: width of the encoder's last features, which a 1×1 convolution makes logits of; 0 means that of
+            the last resolution
+        out_activation: whether SiLU stands between the last norm and the last 3×3 convolution of encoder and decoder;
+            the paper's public code has none
         bottleneck: bernoulli (the paper's bits), or what it is compared with: vq (the nearest of 2^code_bits vectors,
             its index written as bits) or gaussian (real numbers)
     """
@@ -62,6 +66,8 @@ class AutoencoderConfig:
     embed_dim: int = 256
     norm_first: bool = False
     in_channels: int = 3
+    features_dim: int = 0
+    out_activation: bool = True
     bottleneck: BottleneckKind = "bernoulli"
 
     def __post_init__(self) -> None:
@@ -84,6 +90,11 @@ class AutoencoderConfig:
             raise SettingError(
                 f"tokenizer.decoder_res_blocks is {self.decoder_res_blocks}, but must be 0 (as the encoder) to "
                 f"{MOST['res_blocks']}."
+            )
+        if not 0 <= self.features_dim <= MOST_WIDTH:
+            raise SettingError(
+                f"tokenizer.features_dim is {self.features_dim}, but must be 0 (as the last resolution) "
+                f"to {MOST_WIDTH}."
             )
         if self.bottleneck not in get_args(BottleneckKind):
             raise SettingError(
@@ -149,9 +160,10 @@ class Encoder(nn.Module):
                 self.downs.append(Downsample(width))
                 size //= 2
         self.middle = middle(width)
-        self.out = OutConv(width, width)
+        features = config.features_dim or width
+        self.out = OutConv(width, features, config.out_activation)
         self.bottleneck = config.build_bottleneck()
-        self.to_logits = nn.Conv2d(width, self.bottleneck.feature_channels, 1)
+        self.to_logits = nn.Conv2d(features, self.bottleneck.feature_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, C, h, w)."""
@@ -183,7 +195,7 @@ class Decoder(nn.Module):
             if level < len(widths) - 1:
                 self.ups.append(Upsample(width))
                 size *= 2
-        self.out = OutConv(width, config.in_channels)
+        self.out = OutConv(width, config.in_channels, config.out_activation)
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, C, h, w) → (B, 3, H, W)."""

@@ -79,16 +79,18 @@ class Upsample(nn.Module):
 
 
 class OutConv(nn.Module):
-    """Norm, SiLU, 3×3 convolution: the way out of encoder and decoder."""
+    """Norm, SiLU (unless left out), 3×3 convolution: the way out of encoder and decoder."""
 
-    def __init__(self, channels_in: int, channels_out: int):
+    def __init__(self, channels_in: int, channels_out: int, activation: bool = True):
         super().__init__()
         self.norm = group_norm(channels_in)
         self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C_out, H, W)."""
-        return self.conv(F.silu(self.norm(x)))
+        x = self.norm(x)
+        return self.conv(F.silu(x) if self.activation else x)
 
 
 RECOMPUTED = (ResidualBlock, AttentionBlock, Downsample, Upsample, OutConv)

@@ -72,7 +72,7 @@ def _residual(block: ResidualBlock, x: Tensor, rows: int) -> Tensor:
 
 
 def _out(out: OutConv, x: Tensor, rows: int) -> Tensor:
-    return _convolved(x, out.conv, rows, _normalised(out.norm, x, rows))
+    return _convolved(x, out.conv, rows, _normalised(out.norm, x, rows, out.activation))
 
 
 def _upsampled(up: Upsample, x: Tensor, rows: int) -> Tensor:
@@ -118,7 +118,7 @@ def _convolved(x: Tensor, conv: nn.Conv2d, rows: int, normalise: Normalise | Non
     return result
 
 
-def _normalised(norm: nn.GroupNorm, x: Tensor, rows: int) -> Normalise:
+def _normalised(norm: nn.GroupNorm, x: Tensor, rows: int, activation: bool = True) -> Normalise:
     """The norm, with statistics over all of x, and SiLU."""
     batch, groups = x.shape[0], norm.num_groups
     total, squares = (torch.zeros(batch, groups, dtype=torch.float64, device=x.device) for _ in range(2))
@@ -133,7 +133,12 @@ def _normalised(norm: nn.GroupNorm, x: Tensor, rows: int) -> Normalise:
     mean, scale = (part.repeat_interleave(each, 1)[..., None, None] for part in (mean, scale))
     weight = (scale * norm.weight[:, None, None]).float()
     bias = (norm.bias[:, None, None] - mean * scale * norm.weight[:, None, None]).float()
-    return lambda strip: F.silu(strip.float() * weight + bias).to(x.dtype)
+
+    def normalise(strip: Tensor) -> Tensor:
+        y = strip.float() * weight + bias
+        return (F.silu(y) if activation else y).to(x.dtype)
+
+    return normalise
 
 
 def _with_halo(x: Tensor, start: int, stop: int, normalise: Normalise | None) -> Tensor:

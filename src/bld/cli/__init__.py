@@ -29,6 +29,8 @@ VERBS = {
     "neighbours": "bld.cli.neighbours",
     "train-features": "bld.cli.train_features",
     "reproduce": "bld.cli.reproduce",
+    "convert": "bld.cli.convert",
+    "share": "bld.cli.share",
     "info": "bld.cli.info",
     "studio": "bld.cli.studio",
     "bench": "bld.cli.bench",

@@ -46,8 +46,13 @@ def duration(text: str) -> float:
 # -- training ---------------------------------------------------------------------------------------------
 
 
-def add_training_arguments(parser: argparse.ArgumentParser, budget: bool = True) -> None:
-    """--data, --out, --condition, --preset, --budget and key=value words."""
+def add_training_arguments(
+    parser: argparse.ArgumentParser, budget: bool = True, stages: Sequence[str] = ("tokenizer", "prior")
+) -> None:
+    """--data, --out, --condition, --preset, --budget, what to begin with, and key=value words.
+
+    stages: those that the verb trains.
+    """
     parser.add_argument(
         "--data",
         metavar="WHERE",
@@ -65,6 +70,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, budget: bool = True)
     parser.add_argument("--preset", metavar="NAME", help="settings to start from: a preset's name or a YAML file")
     if budget:
         parser.add_argument("--budget", metavar="TIME", help="stop after this time, for example 30m or 2h")
+    if "prior" in stages:
+        parser.add_argument(
+            "--tokenizer", metavar="WHERE", help="use the tokenizer of this run, model or hub name as it is"
+        )
+    if stages:
+        parser.add_argument(
+            "--init-from", metavar="WHERE", help="begin with the weights of this run, model or hub name"
+        )
+    parser.set_defaults(stages=tuple(stages))
     parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example prior.dim=256")
 
 
@@ -73,6 +87,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     """The recipe these arguments ask for, with the run's folder locked; an untold preset fits the images' size."""
     budget = duration(args.budget) if getattr(args, "budget", None) else None
     from bld.processes import launched
+    from bld.training.origin import Beginning
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
 
@@ -81,14 +96,20 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
         if processes.is_main:
             stack.enter_context(run.locked())
         with processes.main_first():
+            tokenizer, init_from = getattr(args, "tokenizer", None), getattr(args, "init_from", None)
+            beginning = Beginning.asked(run, args.stages, tokenizer, init_from)
             preset = args.preset
             if preset is None and not run.has_settings():
-                preset = _preset_for(args.data)
+                preset = _preset_for(args.data, beginning.image_size)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
             words = [_with_absolute_path(word) for word in args.settings]
             if args.condition is not None:
                 words.append(f"data.condition={json.dumps(str(args.condition.expanduser().resolve()))}")
-            settings = run.adopt(preset, words, _absolute(args.data), writes=processes.is_main)
+            settings = run.adopt(
+                preset, words, _absolute(args.data), processes.is_main, beginning.settings(), beginning.check
+            )
+            if processes.is_main:
+                beginning.record(run)
         yield Recipe(settings, run, say, budget)
 
 
@@ -108,12 +129,14 @@ def _with_absolute_path(word: str) -> str:
     return word
 
 
-def _preset_for(data: str | None) -> str:
-    """The shipped preset nearest to what the images are."""
+def _preset_for(data: str | None, image_size: int | None = None) -> str:
+    """The shipped preset nearest to what the images are, or to the size at which a tokenizer wants them."""
     if data is None:
         raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
     if data == "digits":
         return "digits"
+    if image_size is not None:
+        return _preset_of_size(image_size)
     from bld.images import open_images
 
     source = open_images(data)
@@ -123,7 +146,10 @@ def _preset_for(data: str | None) -> str:
             sides.append(min(source.read(i).size))
     if not sides:
         raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
-    side = sorted(sides)[len(sides) // 2]
+    return _preset_of_size(sorted(sides)[len(sides) // 2])
+
+
+def _preset_of_size(side: int) -> str:
     return "digits" if side < 24 else "cifar10" if side < 56 else "emoji64"
 
 

@@ -11,7 +11,7 @@ HELP = "images → the cache of packed bits that the prior is trained on"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--data, --out, --preset, key=value."""
-    add_training_arguments(parser, budget=False)
+    add_training_arguments(parser, budget=False, stages=())
 
 
 def run(args: argparse.Namespace) -> None:

@@ -13,7 +13,9 @@ SHOWN = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the images, how many, where to."""
-    parser.add_argument("run_folder", metavar="RUN", help="a run with a trained tokenizer")
+    parser.add_argument(
+        "run_folder", metavar="RUN", help="a run with a trained tokenizer, a saved model, or a hub name"
+    )
     parser.add_argument("--data", required=True, metavar="WHERE", help="folder, .zip or .tar of images, or digits")
     parser.add_argument("--num", type=int, help="only the first so many images")
     parser.add_argument("--out", type=Path, help="folder for pairs.png (originals over reconstructions) and psnr.json")
@@ -26,13 +28,14 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
-    from bld.checkpoint import load_tokenizer, write_json
+    from bld.checkpoint import write_json
     from bld.evaluation.reconstruction import score_reconstructions
     from bld.images import ImageSet, Preprocessing, make_grid, save_png
+    from bld.training.origin import Origin
     from bld.training.run_folder import RunFolder
 
     folder = Path(args.run_folder)
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = Origin.find(args.run_folder).tokenizer()
     tokenizer.to(device_from(args))
     if args.compile:
         tokenizer.compile(dynamic=False)

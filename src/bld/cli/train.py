@@ -10,7 +10,7 @@ HELP = "images → tokenizer → codes → prior → samples → report, in one 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data, --out, --preset, --budget, key=value."""
+    """--data, --out, --preset, --budget, --tokenizer, --init-from, key=value."""
     add_training_arguments(parser)
 
 

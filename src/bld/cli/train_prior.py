@@ -10,8 +10,8 @@ HELP = "stage two alone: the Bernoulli diffusion over codes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data, --out, --preset, --budget, key=value."""
-    add_training_arguments(parser)
+    """--data, --out, --preset, --budget, --tokenizer, --init-from, key=value."""
+    add_training_arguments(parser, stages=("prior",))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ HELP = "stage one alone: images ⇄ bits"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data, --out, --preset, --budget, key=value."""
-    add_training_arguments(parser)
+    """--data, --out, --preset, --budget, --init-from, key=value."""
+    add_training_arguments(parser, stages=("tokenizer",))
 
 
 def run(args: argparse.Namespace) -> None:

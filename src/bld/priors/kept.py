@@ -15,6 +15,6 @@ def kept(network: nn.Module) -> dict[Any, Any]:
     state = [(p.data_ptr(), p._version) for p in network.parameters()]
     known = _kept.get(network)
     if known is None or known[0] != state:
-        held = [p.detach() for p in network.parameters()]  # so that no other tensor can come to lie where one of them did
+        held = [p.detach() for p in network.parameters()]  # or another tensor could come to lie where one did
         known = _kept[network] = (state, held, {})
     return known[2]

@@ -29,7 +29,8 @@ class WeightAverage:
         theirs = list(trained.parameters())
         self.is_spread = any(hasattr(p, "full_tensor") for p in theirs)
         pairs = zip(self.model.parameters(), theirs, strict=True)
-        self._mine = [spread_like(mine.data, their) for mine, their in pairs]
+        # Detached, not .data: what is kept of a network for its weights must see that they change.
+        self._mine = [spread_like(mine.detach(), their) for mine, their in pairs]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -30,6 +30,7 @@ from bld.recompute import recompute_activations
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.order import part_of
+from bld.training.origin import Origin
 from bld.training.run_folder import MetricsLog, RunFolder
 from bld.training.settings import Settings, TrainingSettings
 
@@ -61,6 +62,10 @@ class Stage(ABC):
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """The networks with an optimizer of their own, by name; the model's is the stage's name."""
+
+    @abstractmethod
+    def begin_from(self, origin: Origin) -> str:
+        """Take over the weights of another model, where they fit; returns what was kept, in a sentence."""
 
     @abstractmethod
     def batches(self, first_step: int) -> Iterator[Any]:
@@ -189,12 +194,23 @@ class StopSignals:
 
 
 class StageRun:
-    """A stage on its way: model, average, optimizers, clock and log."""
+    """A stage on its way: model, average, optimizers, clock and log.
 
-    def __init__(self, stage: Stage, run: RunFolder, accelerator: Accelerator, budget_seconds: float | None, say: Say):
+    is_known: whether the model begins with weights worth measuring before the first step.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        run: RunFolder,
+        accelerator: Accelerator,
+        budget_seconds: float | None,
+        say: Say,
+        is_known: bool = False,
+    ):
         self.stage, self.run, self.accelerator, self.say = stage, run, accelerator, say
         self.processes = processes_of(accelerator)
-        self.budgeted = budget_seconds is not None
+        self.budgeted, self.is_known = budget_seconds is not None, is_known
         settings = stage.training
         self.plain = stage.networks()
         self.average = WeightAverage(stage.model, settings.ema_decay)
@@ -284,6 +300,8 @@ class StageRun:
         batches = self.stage.batches(self.step)
         saved, bad_in_a_row = time.monotonic(), 0
         previews = int(self.clock.progress(self.step) * settings.previews)
+        if self.is_known and self.step == 0:
+            self._look(log)
         bar_shown = _progress_bar(self.stage.name, self.clock.progress(self.step), self.processes.is_main)
         with bar_shown as bar, StopSignals() as stop:
             while True:

@@ -26,6 +26,7 @@ from bld.seeding import derive_seed, keyed_generator, keyed_generators
 from bld.training.conditions import ImageVectors
 from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder, part_of
+from bld.training.origin import Origin, begin_prior
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
 
@@ -79,6 +80,11 @@ class PriorStage(Stage):
     def networks(self) -> dict[str, nn.Module]:
         """The denoiser alone."""
         return {"prior": self.model}
+
+    def begin_from(self, origin: Origin) -> str:
+        """Take over the weights of another prior, class by class where there are classes."""
+        classes = self.cache.classes if self.conditional else []
+        return begin_prior(self.model, origin, classes, self.process)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None, range]]:
         """(codes (B, N, c), steps t (B,), labels or vectors or None, global positions) of each step."""

@@ -20,6 +20,7 @@ from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, make_accelerator, processes_of
 from bld.training.order import spread
+from bld.training.origin import beginning_of, given_tokenizer
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, TrainingSettings
@@ -93,8 +94,12 @@ class Recipe:
                 "set sampling.guidance_scale=1, or put the images into one folder per class."
             )
 
+    def _trainings(self) -> list[str]:
+        """The sections of the stages that this run may train."""
+        return ["prior_training"] if given_tokenizer(self.run) else ["tokenizer_training", "prior_training"]
+
     def _refuse_too_few(self, train: ImageSet) -> None:
-        for name in ("tokenizer_training", "prior_training"):
+        for name in self._trainings():
             batch = getattr(self.settings, name).batch_size
             if len(train) < batch:
                 raise DataError(
@@ -103,7 +108,7 @@ class Recipe:
                 )
 
     def _refuse_small_batches(self) -> None:
-        for name in ("tokenizer_training", "prior_training"):
+        for name in self._trainings():
             training = getattr(self.settings, name)
             parts = self.processes.count * training.accumulate
             if training.batch_size < parts:
@@ -115,7 +120,13 @@ class Recipe:
     # -- stages -------------------------------------------------------------------------------------------
 
     def train_tokenizer(self, budget_seconds: float | None = None) -> BinaryAutoencoder:
-        """Stage one; returns the averaged tokenizer from RUN/tokenizer."""
+        """Stage one; returns the averaged tokenizer from RUN/tokenizer.  A given one is not trained: `SettingError`."""
+        given = given_tokenizer(self.run)
+        if given is not None:
+            raise SettingError(
+                f"{self.run.path} uses the tokenizer of {given} as it is, and its prior knows those codes: to train it "
+                f"on, begin another run with bld train-tokenizer --init-from {given}."
+            )
         with self.locked():
             self._train_tokenizer(budget_seconds)
         return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
@@ -182,14 +193,18 @@ class Recipe:
             self._train()
 
     def _train(self) -> None:
-        budget = self.budget_seconds
+        budget, given = self.budget_seconds, given_tokenizer(self.run)
+        if given is not None:
+            self.say(f"The tokenizer is that of {given} and used as it is.")
         if budget is None:
-            self.train_tokenizer()
+            if given is None:
+                self.train_tokenizer()
             self.train_prior()
             return
         if budget <= 0:
             raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
-        self.train_tokenizer(TOKENIZER_SHARE * budget)
+        if given is None:
+            self.train_tokenizer(TOKENIZER_SHARE * budget)
         self.encode()
         reserved = min(RESERVED_SHARE * budget, MOST_RESERVED_SECONDS)
         spent = self.run.progress()["tokenizer"]["seconds"]
@@ -205,7 +220,10 @@ class Recipe:
 
     def _run(self, stage: Stage, budget_seconds: float | None) -> None:
         started = time.monotonic()
-        StageRun(stage, self.run, self.accelerator, budget_seconds, self.say).train()
+        origin = beginning_of(self.run, stage.name)
+        if origin is not None:
+            self.say(stage.begin_from(origin))
+        StageRun(stage, self.run, self.accelerator, budget_seconds, self.say, origin is not None).train()
         if self.processes.is_main:
             self.run.record(stage.name, goal=self._goal(stage.training))
         self.processes.wait()  # so that all find the same record and the saved model

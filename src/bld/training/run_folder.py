@@ -106,23 +106,34 @@ class RunFolder:
             raise CheckpointError(f"{self.config} is damaged: it holds no settings.")
         return tree
 
-    def adopt(self, preset: str | None, words: Sequence[str], data: str | None, writes: bool = True) -> Settings:
+    def adopt(
+        self,
+        preset: str | None,
+        words: Sequence[str],
+        data: str | None,
+        writes: bool = True,
+        over: dict[str, Any] | None = None,
+        check: Callable[[Settings], None] = lambda _: None,
+    ) -> Settings:
         """Settle the settings of a run that begins or goes on, and write them down.
 
         A run that goes on keeps its settings where neither another preset nor words say otherwise; what shapes the
         models it has begun to train cannot change any more (`SettingError`).  Of several processes one writes.
+        over: settings that come with what the run begins with; over the preset, under the words.  check: refuses
+        settings before they are written.
         """
         words = [*words] if data is None else [*words, f"data.location={json.dumps(data)}"]
         if not self.has_settings():
-            settings = load_settings(preset=preset, words=words)
+            settings = load_settings(preset=preset, words=words, over=over)
             if not settings.data.location:
                 raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
         else:
             before = self.settings()
             kept = [] if data else [f"data.location={json.dumps(before.data.location)}"]
             other = preset if preset != before.preset else None  # its own preset says nothing new
-            settings = load_settings(other, settings_tree(before), [*kept, *words])
+            settings = load_settings(other, settings_tree(before), [*kept, *words], over)
             self._refuse_other_shape(before, settings)
+        check(settings)
         if not writes:
             return settings
         self.path.mkdir(parents=True, exist_ok=True)

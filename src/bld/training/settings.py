@@ -330,14 +330,21 @@ def preset_names() -> list[str]:
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
-def load_settings(preset: str | None = None, base: dict[str, Any] | None = None, words: Sequence[str] = ()) -> Settings:
+def load_settings(
+    preset: str | None = None,
+    base: dict[str, Any] | None = None,
+    words: Sequence[str] = (),
+    over: dict[str, Any] | None = None,
+) -> Settings:
     """Settings from a base tree, changed by a preset (its name, or a YAML file), changed by `key=value` words.
 
+    over: a tree that goes over the preset, and under the words.
     Raises `SettingError` naming the nearest known preset or key, or the value that does not fit.
     """
     tree = dict(base or {})
     if preset is not None:
         tree = {**_overlaid(tree, _read_preset(preset)), "preset": preset}
+    tree = _overlaid(tree, over or {})
     _refuse_unknown(tree, "")
     for word in words:
         key, equals, value = word.partition("=")

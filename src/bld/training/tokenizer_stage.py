@@ -19,6 +19,7 @@ from bld.images import ImageSet, make_grid, psnr, save_png
 from bld.seeding import derive_seed, keyed_generators
 from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder, spread
+from bld.training.origin import Origin, begin_tokenizer
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
 
@@ -64,6 +65,10 @@ class TokenizerStage(Stage):
         """The tokenizer, and the discriminator if there is one."""
         both: dict[str, nn.Module] = {"tokenizer": self.model}
         return both if self.discriminator is None else {**both, "discriminator": self.discriminator}
+
+    def begin_from(self, origin: Origin) -> str:
+        """Take over the weights of another tokenizer; a discriminator begins anew."""
+        return begin_tokenizer(self.model, origin)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
         """(images (B, 3, H, W) in [-1, 1], their global positions)."""

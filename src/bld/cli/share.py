@@ -1,0 +1,45 @@
+"""Share a trained run on the Hugging Face hub, with a page that shows and describes it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from bld.cli.common import add_device_arguments, load_pipeline, precision, say
+
+HELP = "put a trained run on the Hugging Face hub"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, its name on the hub, who may see it, and the licence."""
+    parser.add_argument("run_folder", metavar="RUN", help="a run or a saved pipeline")
+    parser.add_argument("repo_id", metavar="REPO_ID", help="its name on the hub, such as you/flowers")
+    parser.add_argument("--private", action="store_true", help="only you can see it")
+    parser.add_argument("--license", "--licence", default="other", metavar="NAME", help="of the weights: cc-by-4.0, …")
+    parser.add_argument("--message", default="Share a binary latent diffusion model", help="of the commit")
+    parser.add_argument("--revision", metavar="BRANCH", help="a branch other than main, made if need be")
+    parser.add_argument("--create-pr", action="store_true", help="propose it to the repository's owner")
+    parser.add_argument("--token", help="of the hub (default: that of `hf auth login`, or HF_TOKEN)")
+    parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write into a folder what would be shared")
+    add_device_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write the card, upload, say where it is."""
+    pipe = load_pipeline(args)
+    with precision(args, pipe.device):
+        if args.dry_run is not None:
+            pipe.save_pretrained(args.dry_run)
+            pipe.save_card(args.dry_run, args.repo_id, args.license)
+            say(f"Written: {args.dry_run}; look at README.md, and leave out --dry-run to share it.")
+            return
+        address = pipe.push_to_hub(
+            args.repo_id,
+            private=args.private,
+            token=args.token,
+            commit_message=args.message,
+            revision=args.revision,
+            create_pr=args.create_pr,
+            license=args.license,
+        )
+    say(f'Shared: {address}; load it with BinaryLatentDiffusionPipeline.from_pretrained("{args.repo_id}").')

@@ -312,6 +312,11 @@ class BinaryLatentDiffusionPipeline:
         return self._text_encoder.to(self.device)
 
     @property
+    def takes_prompts(self) -> bool:
+        """Whether it can be asked for images of a text."""
+        return bool(self.index.text_encoder) or self._text_encoder is not None
+
+    @property
     def _takes(self) -> str:
         """What the prior can be asked for, in words."""
         config = self.prior.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
@@ -47,7 +48,8 @@ def test_controls_without_a_use_are_left_out():
 
 def test_a_model_that_takes_prompts_gets_a_box_for_them():
     model = model_of("bernoulli", classes=0)
-    model.pipe.takes_prompts = True  # type: ignore[attr-defined]
+    assert "Prompt" not in labels_of(model)
+    model.pipe.index = dataclasses.replace(model.pipe.index, text_encoder="someone/clip")
     assert {"Prompt", "Guidance"} <= labels_of(model)
 
 

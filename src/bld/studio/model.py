@@ -49,7 +49,7 @@ class Model:
     @property
     def takes_prompts(self) -> bool:
         """Whether the prior is conditioned on text."""
-        return bool(getattr(self.pipe, "takes_prompts", False))
+        return self.pipe.takes_prompts
 
     @property
     def is_bernoulli(self) -> bool:

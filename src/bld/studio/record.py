@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ def described(
         "python": f"with {_autocast(model)}: {python}" if model.precision == "bf16" else python,
         "call": dict(call),
     }
-    if task == "generate" and settings["posterior"] == model.posterior and "prompt" not in call:
+    if task == "generate" and settings["posterior"] == model.posterior:
         settings["command"] = _command(model, call)
     return settings
 
@@ -62,6 +63,8 @@ def _command(model: Model, call: Mapping[str, Any]) -> str:
         name = model.classes[labels]
         plain = "," not in name and " " not in name and model.classes.index(name) == labels
         words.append(f"--classes {name if plain else labels}")
+    if "prompt" in call:
+        words.append(f"--prompt {shlex.quote(call['prompt'])}")
     return " ".join([*words, f"--precision {model.precision}"])
 
 

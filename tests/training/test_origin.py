@@ -198,7 +198,7 @@ def test_what_another_number_of_steps_or_bits_leaves_is_said(trained_run, tmp_pa
     )
     words = ["train-prior", "--init-from", str(trained_run)]
     said = begun([*words, "--data", "digits"], tmp_path / "bits", capsys)
-    assert "embed.weight, head.bias, head.weight begin anew" in said
+    assert "embed.weight, head.bias, head.weight begin anew" in said and "of another tokenizer" in said
     assert "Only" in refused(*words, "--data", "digits", "--out", tmp_path / "b", "prior.dim=64", "prior.depth=6")
 
 

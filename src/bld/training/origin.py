@@ -224,10 +224,13 @@ def begin_tokenizer(model: BinaryAutoencoder, origin: Origin) -> str:
     return _transfer("tokenizer", model, origin.tokenizer().state_dict(), origin, [])
 
 
-def begin_prior(model: Transformer, origin: Origin, classes: Sequence[str], process: Process) -> str:
+def begin_prior(
+    model: Transformer, origin: Origin, classes: Sequence[str], process: Process, tokenizer: BinaryAutoencoder
+) -> str:
     """Give the prior the weights of another, where they fit; returns what was kept, in a sentence or two.
 
-    classes: the names of the model's own classes; those that the other knows keep its tokens.
+    classes: the names of the model's own classes; those that the other knows keep its tokens.  tokenizer: whose codes
+    the prior is trained on.
     """
     other = origin.prior()
     state, notes = dict(other.state_dict()), []
@@ -237,6 +240,8 @@ def begin_prior(model: Transformer, origin: Origin, classes: Sequence[str], proc
         notes.append(note)
     elif state.pop("classes.weight", None) is not None:
         notes.append("its class tokens are left out, as this prior has no classes")
+    if origin.part("tokenizer") is not None and tokenizer_hash(origin.tokenizer()) != tokenizer_hash(tokenizer):
+        notes.append("its codes were those of another tokenizer, so what the bits mean is learned anew")
     notes += _other_meaning(process, origin.process())
     if model.config.steps != other.config.steps:
         notes.append(f"it was trained for T = {other.config.steps}, and this prior has {model.config.steps}")

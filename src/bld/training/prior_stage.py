@@ -84,7 +84,7 @@ class PriorStage(Stage):
     def begin_from(self, origin: Origin) -> str:
         """Take over the weights of another prior, class by class where there are classes."""
         classes = self.cache.classes if self.conditional else []
-        return begin_prior(self.model, origin, classes, self.process)
+        return begin_prior(self.model, origin, classes, self.process, self.tokenizer)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None, range]]:
         """(codes (B, N, c), steps t (B,), labels or vectors or None, global positions) of each step."""

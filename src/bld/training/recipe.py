@@ -18,6 +18,7 @@ from bld.errors import DataError, SettingError
 from bld.images import ImageSet
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, make_accelerator, processes_of
+from bld.training.metrics_log import refuse_missing_trackers
 from bld.training.order import spread
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
@@ -49,6 +50,7 @@ class Recipe:
         if not self.processes.is_main:
             self.say = lambda _: None
         self._refuse_small_batches()
+        refuse_missing_trackers(self.settings)
 
     # -- images -------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -173,48 +173,3 @@ class RunFolder:
         if self.metrics.is_file():
             with written_aside(self.metrics) as aside:
                 aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-
-class MetricsLog:
-    """Appends to metrics.jsonl, and to TensorBoard where it is installed; with writes=False to neither.
-
-    step: what is logged past it is forgotten, and written again.
-    """
-
-    def __init__(self, run: RunFolder, stage: str, say: Callable[[str], None], step: int = 0, writes: bool = True):
-        self.stage = stage
-        self._file: Any = None
-        self._board: Any = None
-        if not writes:
-            return
-        run.path.mkdir(parents=True, exist_ok=True)
-        self._file = run.metrics.open("a", encoding="utf-8")
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run.tensorboard / stage), purge_step=step + 1)
-        except ImportError:
-            say("TensorBoard is not installed: metrics go to metrics.jsonl alone (extra: tensorboard).")
-
-    def write(self, step: int, seconds: float, values: dict[str, float]) -> None:
-        """One line: stage, step, seconds of training so far, and the values."""
-        if self._file is None:
-            return
-        entry = {"stage": self.stage, "step": step, "seconds": round(seconds, 2), **values}
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{self.stage}/{name}", value, step)
-
-    def sync(self) -> None:
-        """Make sure that the lines so far are on the disk."""
-        if self._file is not None:
-            os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        """Flush and close both."""
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()

@@ -219,12 +219,14 @@ class Settings:
         mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
+        trackers: where metrics and previews go besides metrics.jsonl: tensorboard (where it is installed), wandb
     """
 
     preset: str = ""
     seed: int = 0
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -424,7 +426,7 @@ def _one_sentence(message: str) -> str:
     text = " ".join(message.split())
     text = text.replace("Parser key", "The setting").replace("<class '", "").replace("'>", "")
     text = text.replace('": Expected a typing.Literal', '" is one of ').replace('": Expected a', '" expects a')
-    text = text.replace("expects a int", "expects an int")
+    text = text.replace("expects a int", "expects an int").replace("expects a tuple", "expects a list, [a, b, …]")
     return text.rstrip(".") + "."
 
 

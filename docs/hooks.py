@@ -28,22 +28,19 @@ BESIDE_DOCS = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made of something else than a page."""
-    made = {
-        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
-        "contributing.md": (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
-        "examples.md": examples(),
-        "reference/command-line.md": command_line(),
-        "reference/settings.md": settings(),
-    }
-    for name, text in made.items():
-        files.append(File.generated(config, name, content=text))
+    """Add the pages that lie beside docs/."""
+    for name, page in BESIDE_DOCS.items():
+        if page != "index.md":
+            files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Lead links out of docs/ to the pages made of those files."""
-    up = "../" * page.file.src_uri.count("/")
+    """Complete the pages that are made from the code, and lead links out of docs/ to pages of the site."""
+    name = page.file.src_uri
+    if name in MADE:
+        markdown += "\n" + MADE[name]()
+    up = "../" * name.count("/")
 
     def inside(match: re.Match[str]) -> str:
         path, anchor = match[1], match[2] or ""
@@ -51,9 +48,9 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
             return f"]({up}{BESIDE_DOCS[path]}{anchor})"
         if path.startswith("examples/"):
             return f"]({up}examples.md#{anchor_of(Path(path).stem)})"
-        raise PluginError(f"{page.file.src_uri} links to ../{path}, which is no page of the site.")
+        raise PluginError(f"{name} links to {path} beside docs/, which is no page of the site.")
 
-    return re.sub(rf"\]\((?:{re.escape(up)})\.\./([^)#]+)(#[^)]*)?\)", inside, markdown)
+    return re.sub(rf"\]\({re.escape(up)}\.\./([^)#]+)(#[^)]*)?\)", inside, markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -67,7 +64,10 @@ def _inline(match: re.Match[str]) -> str:
 
 
 def _display(match: re.Match[str]) -> str:
-    return f'<div class="formula">{convert(html.unescape(match[1]).strip(), display="block")}</div>'
+    r"""A formula on a line of its own; its number, `\tag{1}`, stands at the right."""
+    formula, *number = re.split(r"\\tag\{(.*?)\}", html.unescape(match[1]).strip())
+    beside = f'<span class="number">({number[0]})</span>' if number else ""
+    return f'<div class="formula">{convert(formula, display="block")}{beside}</div>'
 
 
 # -- examples ---------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def _display(match: re.Match[str]) -> str:
 
 def examples() -> str:
     """Each script of examples/, headed by the first line of its docstring."""
-    pages = ["# Examples\n\nEach is a script of a page in `examples/`, and is run by the tests.\n"]
+    pages = []
     for path in sorted((ROOT / "examples").glob("*.py")):
         source = path.read_text(encoding="utf-8")
         title = source.removeprefix('"""').split("\n", 1)[0].rstrip('."')
@@ -98,7 +98,7 @@ def command_line() -> str:
     with mock.patch.dict(os.environ, COLUMNS="96", NO_COLOR="1"):
         parser = build_parser()
         verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
-        text = ["# The command line\n", "Made from the parsers of this version.\n", _fenced(parser.format_help())]
+        text = [_fenced(parser.format_help())]
         for name in VERBS:
             text += [f"## bld {name}\n", _fenced(verbs[name].format_help())]
     return "\n".join(text)
@@ -115,14 +115,7 @@ def settings() -> str:
     """Every key of the settings with its default and meaning, from the typed settings and their docstrings."""
     from bld.training.settings import Settings, preset_names
 
-    text = [
-        "# Settings\n",
-        "Made from the typed settings of this version. Any of them is given on the command line as `key=value` "
-        "(`prior.dim=512`, `trackers=[tensorboard,wandb]`), or in a YAML file named by `--preset`; "
-        "`bld info PRESET --show-settings` prints those of a preset or run.\n",
-        "## Presets\n",
-        "| preset | what it is for |\n| --- | --- |",
-    ]
+    text = ["## Presets\n", "| preset | what it is for |\n| --- | --- |"]
     for name in preset_names():
         text.append(f"| `{name}` | {_said_of_preset(name)} |")
     text.append("")
@@ -170,3 +163,6 @@ def _said_of_preset(name: str) -> str:
     lines = (ROOT / "src" / "bld" / "presets" / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
     return " ".join(line.lstrip("# ") for line in head).replace("|", "\\|")
+
+
+MADE = {"examples.md": examples, "reference/command-line.md": command_line, "reference/settings.md": settings}

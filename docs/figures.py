@@ -1,7 +1,7 @@
 """Draw the figures of docs/how-it-works.md again: with the library itself, into docs/images/how/.
 
-    python docs/figures.py                  # the curves: no model needed
-    python docs/figures.py --run demo       # the pictures too, with the run that `make demo` leaves
+python docs/figures.py                  # the curves: no model needed
+python docs/figures.py --run demo       # the pictures too, with the run that `make demo` leaves
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python examples/own_denoiser.py
 
-`sample_codes` takes any callable. For a data set of M codes the perfect denoiser can be written down: the posterior of each
-code given the noised bits, and from it the probability that a bit was flipped. Sampling with it gives back the data set: the
-best that a model with no idea of anything between its examples can do, and a check of the whole chain.
+`sample_codes` takes any callable. For a data set of M codes the perfect denoiser can be written down: the posterior of
+each code given the noised bits, and from it what every bit was. Sampling with it gives back the data set: all that a
+model with no idea of anything between its examples can do, and a check of the whole chain.
 """
 
 import torch

@@ -2,8 +2,9 @@
 
     python examples/own_network.py
 
-The diffusion is formulas and nothing else: a network is any callable `denoise(z_t, t)` that says of each bit how likely it is
-to have been flipped. Here it is a small MLP, and the codes are black and white digits, 64 pixels of 1 bit: no tokenizer.
+The diffusion is formulas and nothing else: a network is any callable `denoise(z_t, t)` that says of each bit how likely
+it is to have been flipped. Here it is a small MLP, and the codes are black and white digits, 64 pixels of 1 bit each:
+there is no tokenizer.
 """
 
 import sys
@@ -37,6 +38,7 @@ class FlipMLP(nn.Module):
         self.register_buffer("known", diffusion.evidence_logits())
 
     def forward(self, z_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """One logit a bit, and 64 bits at once: each is judged by all others."""
         z = 2 * z_t.squeeze(-1).float() - 1
         p = self.leave(self.middle(self.enter(z) + self.step(t)))  # what the picture should be, as logits
         return (self.known[t - 1].unsqueeze(1) - z * p).unsqueeze(-1)  # a flip where bit and picture disagree

@@ -32,4 +32,5 @@ pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(args.out)
 images = pipe(num_images=8, num_inference_steps=16, generator=0).images
 for i, image in enumerate(images):
     image.save(args.out / f"sample-{i}.png")
-print(f"{len(images)} images of {pipe.image_size}×{pipe.image_size} pixels in {args.out}, from {pipe.prior.code_shape} bits.")
+size = f"{pipe.image_size}×{pipe.image_size} pixels"
+print(f"{len(images)} images of {size} in {args.out}, made from {pipe.prior.code_shape} bits.")

@@ -267,9 +267,7 @@ class StageRun:
 
     def train(self) -> None:
         """Train to the end of the steps or of the budget, then save the averaged model."""
-        log = MetricsLog(
-            self.run, self.stage.name, self.stage.settings, self.say, self.step, self.processes.is_main
-        )
+        log = MetricsLog(self.run, self.stage.name, self.stage.settings, self.say, self.step, self.processes.is_main)
         try:
             first_step, started = self.step, time.monotonic()
             self._loop(log)

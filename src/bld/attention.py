@@ -23,7 +23,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """
     seen = _seen(q.shape[-2], k.shape[-2], q.device) if causal and q.shape[-2] > 1 else None
     if not _always_fused and q.device.type == "cpu" and q.dtype != torch.float32 and q.dtype != torch.float64:
-        weights = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         weights = weights if seen is None else weights.masked_fill(~seen, float("-inf"))
         return weights.softmax(-1).to(v.dtype) @ v
     if seen is not None and q.shape[-2] == k.shape[-2]:

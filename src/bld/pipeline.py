@@ -138,6 +138,16 @@ class BinaryLatentDiffusionPipeline:
         self.tokenizer.strip_rows = None
         return self
 
+    def compile(self) -> BinaryLatentDiffusionPipeline:
+        """Run torch.compile's version of the networks from now on.  Returns itself.
+
+        The first call at a batch size takes about a minute; when that pays off `benchmarks/compile.py` measures.
+        """
+        on_gpu = self.device.type == "cuda"
+        self.tokenizer.compile(dynamic=False)
+        self.prior.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)  # which uses CUDA graphs
+        return self
+
     def with_posterior(self, posterior: Literal["exact", "plugin"]) -> BinaryLatentDiffusionPipeline:
         """The same pipeline sampling with another posterior; the networks are shared."""
         if not isinstance(self.diffusion, BernoulliDiffusion):

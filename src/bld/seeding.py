@@ -45,7 +45,8 @@ def uniform(
     """float32 draws in [0, 1) of shape (B, …).
 
     generator: one for the whole batch; or a sequence of B, each drawing its own row; or None for torch's global
-    one.  Draws are made where the generator lives, then moved, so a CPU generator gives every device the same.
+    one.  Draws are made where the generator lives, then moved, so a CPU generator gives every device the same; a GPU
+    need not be waited for.
     """
     if generator is None:
         return torch.rand(tuple(shape), device=device)
@@ -53,7 +54,9 @@ def uniform(
         return torch.rand(tuple(shape), generator=generator, device=generator.device).to(device)
     if len(generator) != shape[0]:
         raise SettingError(f"{len(generator)} generators were given for {shape[0]} samples: give one per sample.")
-    draws = torch.empty(tuple(shape), device=generator[0].device if len(generator) else "cpu")
+    home = generator[0].device if len(generator) else torch.device("cpu")
+    pinned = home.type == "cpu" and torch.device(device).type == "cuda"  # from elsewhere a copy waits for the GPU
+    draws = torch.empty(tuple(shape), device=home, pin_memory=pinned)
     for row, own in zip(draws, generator, strict=True):
         torch.rand(row.shape, generator=own, out=row)
     return draws.to(device, non_blocking=True)

@@ -42,7 +42,8 @@ def test_images_become_codes_and_codes_images(kind: str):
     assert codes.dtype == (torch.float32 if kind == "gaussian" else torch.uint8)
     if model.is_binary:
         assert ((codes == 0) | (codes == 1)).all() and codes.float().std() > 0
-    output = model(images)
+    with torch.no_grad():  # with gradients layers may sum in another order
+        output = model(images)
     assert torch.equal(output.bits, codes)
     torch.testing.assert_close(output.reconstruction, model.decode(codes), rtol=0, atol=1e-5)
     assert (output.probs is not None) == (kind == "bernoulli")
@@ -68,7 +69,8 @@ def test_a_saved_tokenizer_comes_back_with_the_same_codes_and_moves_to_a_device(
     codes = model.encode(images)
     assert torch.equal(loaded.encode(images), codes)
     assert torch.equal(loaded.decode(codes), model.decode(codes))
-    assert torch.equal(loaded.train()(images).bits, codes)
+    with torch.no_grad():
+        assert torch.equal(loaded.train()(images).bits, codes)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,7 +6,7 @@ The bottleneck is Bernoulli, the paper's; the two it is compared with in Table 4
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -223,6 +223,11 @@ class BinaryAutoencoder(nn.Module):
         self.strip_rows: int | None = None
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.bottleneck.latent_channels)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Run torch.compile's version of encoder and decoder from now on; the arguments are torch.compile's."""
+        self.encoder.compile(*args, **kwargs)
+        self.decoder.compile(*args, **kwargs)
 
     @property
     def bottleneck(self) -> Bottleneck:

@@ -153,7 +153,7 @@ def _placed(strip: Tensor, whole: Tensor | None, start: int, height: int) -> Ten
     """The map with the strip in its place; made when the first strip shows its width and dtype."""
     if whole is None:
         size = (*strip.shape[:2], height, strip.shape[3])
-        layout = preferred_format(strip.device)
+        layout = preferred_format(strip)
         whole = torch.empty(size, dtype=strip.dtype, device=strip.device, memory_format=layout)
     whole[:, :, start : start + strip.shape[2]] = strip
     return whole

@@ -131,13 +131,15 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto: bf16 where it is native",
     )
+    parser.add_argument("--compile", action="store_true", help="use torch.compile: pays off for many images")
 
 
 def load_pipeline(args: argparse.Namespace) -> BinaryLatentDiffusionPipeline:
     """The run's pipeline on the asked device."""
     from bld.pipeline import BinaryLatentDiffusionPipeline
 
-    return BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device_from(args))
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device_from(args))
+    return pipe.compile() if args.compile else pipe
 
 
 def device_from(args: argparse.Namespace) -> torch.device:
@@ -160,6 +162,8 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     from bld.training.loop import autocast_dtype
 
     choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
+    if choice == "bf16":
+        torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for what stays float32
     with torch.autocast(device.type, torch.bfloat16, enabled=choice == "bf16"):
         yield
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bld.cli.common import add_device_arguments, device_from, precision, say
+from bld.cli.common import add_device_arguments, device_from, load_pipeline, precision, say
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     processes = launched()
     with precision(args, device):
         given = args.samples is not None
-        record = _given(args, request, extractor) if given else _run(args, request, extractor, device, processes)
+        record = _given(args, request, extractor) if given else _run(args, request, extractor, processes)
     if processes.is_main:
         for line in evaluate.lines(record["figures"], extractor):
             say(line)
@@ -91,12 +91,11 @@ def run(args: argparse.Namespace) -> None:
     processes.wait()
 
 
-def _run(args: argparse.Namespace, request: Any, extractor: Any, device: Any, processes: Processes) -> dict[str, Any]:
+def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Processes) -> dict[str, Any]:
     from bld.evaluation import evaluate
-    from bld.pipeline import BinaryLatentDiffusionPipeline
 
     folder = Path(args.run_folder)
-    pipeline = BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device)
+    pipeline = load_pipeline(args)
     reference, unseen = _images(args, folder)
     warning = evaluate.need_enough(reference, request.metrics, extractor, request.num)
     if warning and processes.is_main:

@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.run_folder)
     tokenizer = load_tokenizer(folder / "tokenizer")
     tokenizer.to(device_from(args))
+    if args.compile:
+        tokenizer.compile(dynamic=False)
     run_folder = RunFolder(folder)
     preprocessing = (
         run_folder.settings().preprocessing()

@@ -56,11 +56,11 @@ def sample_codes(
     _validate(known_bits, resample, corrector_steps, final)
     clamp = _Clamp.of(known, mask, shape, known_bits, diffusion, generators, device)
     visited = diffusion.schedule.timesteps(steps)
+    times = torch.tensor(visited, device=device).unsqueeze(1).expand(-1, shape[0])
     z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
 
-    def logits_at(z_t: Tensor, t: int) -> Tensor:
-        logits = denoise(z_t, torch.full((shape[0],), t, device=device))
-        return at_least_float32(logits) / temperature
+    def logits_at(z_t: Tensor, index: int) -> Tensor:
+        return at_least_float32(denoise(z_t, times[index])) / temperature
 
     total = len(visited) - 1
     for index, (t, s) in enumerate(pairwise(visited)):
@@ -70,10 +70,10 @@ def sample_codes(
                 z = diffusion.renoise(z, s, t, generators)
             z = z if clamp is None else clamp(z, t)
             for _ in range(corrector_steps):
-                flips = gibbs_flip_probs(diffusion.flip_logits(logits_at(z, t), z), diffusion.retention(t))
+                flips = gibbs_flip_probs(diffusion.flip_logits(logits_at(z, index), z), diffusion.retention(t))
                 z = z ^ (uniform(shape, generators, device) < flips).to(torch.uint8)
                 z = z if clamp is None else clamp(z, t)
-            probs, z = _step(diffusion, logits_at(z, t), z, t, s, generators, final)
+            probs, z = _step(diffusion, logits_at(z, index), z, t, s, generators, final)
         if s == 0 and clamp is not None:
             z = clamp.paste(z)
         if callback is not None:

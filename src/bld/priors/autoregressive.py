@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bld.errors import SettingError
+from bld.priors.packed import fastest
 from bld.priors.transformer import KeyValues, Transformer
 from bld.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.seeding import uniform
@@ -29,9 +30,9 @@ class AutoregressiveTransformer(Transformer):
         """All positions at once, as in training.  z0: bits of any dtype.  t: not used.  Returns float32."""
         start = self.condition(torch.ones(len(z0), dtype=torch.long, device=z0.device), labels)
         x = torch.cat([start, self._tokens(z0[:, :-1], 0).to(start.dtype)], 1)
-        for block in self.blocks:
+        for block in fastest(self.blocks, x):
             x = block(x, causal=True)
-        return self.head(self.norm(x[:, start.shape[1] - 1 :])).float()
+        return self.to_logits(x[:, start.shape[1] - 1 :])
 
     def for_sampling(self) -> OneByOne:
         """A walk over the positions that computes each token once."""
@@ -55,10 +56,10 @@ class OneByOne:
         network, i = self.network, self.position
         first = i == 0
         x = network.condition(torch.ones_like(t), labels) if first else network._tokens(z[:, i - 1 : i], i - 1)
-        for block, past in zip(network.blocks, self.past, strict=True):
+        for block, past in zip(fastest(network.blocks, x), self.past, strict=True):
             x = block(x, causal=True, past=past)
         self.position += 1
-        return network.head(network.norm(x[:, -1:])).float()
+        return network.to_logits(x[:, -1:])
 
 
 class Autoregression:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from bld.attention import attention
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
+from bld.priors.packed import fastest
+from bld.priors.replayed import Replayed
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST = {
@@ -114,11 +116,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, causal: bool = False, past: KeyValues | None = None) -> Tensor:
         """(B, M, D) → (B, M, D); causal: a token sees itself, those before it, and those of `past`."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
+        return self.out(self.attend(self.qkv(x), causal, past))
+
+    def attend(self, qkv: Tensor, causal: bool = False, past: KeyValues | None = None) -> Tensor:
+        """Queries, keys and values in one (B, M, 3·D) → (B, M, D), before the projection out."""
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
         if past is not None:
             k, v = past.extend(k, v)
-        y = attention(q, k, v, causal)
-        return self.out(y.transpose(1, 2).flatten(2))
+        return attention(q, k, v, causal).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -220,8 +225,11 @@ class Transformer(nn.Module):
         return self.config.num_classes
 
     def for_sampling(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        """What a sampler calls for one batch: the network itself, unless it can remember what it has computed."""
-        return self
+        """What a sampler calls for one batch: the network itself, unless it can remember what it has computed.
+
+        On a GPU small batches are replayed from a recording, unless the network is compiled.
+        """
+        return Replayed(self) if self.device.type == "cuda" and self._compiled_call_impl is None else self
 
     def condition(self, t: Tensor, labels: Tensor | None) -> Tensor:
         """Step token, and class token where there are classes, (B, 1 or 2, D); no labels are null labels."""
@@ -234,9 +242,13 @@ class Transformer(nn.Module):
         """Position tokens (B, N, D), each seeing all → outputs (B, N, c), float32."""
         N = x.shape[1]
         x = torch.cat([x, self.condition(t, labels).to(x.dtype)], 1)  # (B, N + 1 or 2, D)
-        for block in self.blocks:
+        for block in fastest(self.blocks, x):
             x = block(x)
-        return self.head(self.norm(x[:, :N])).float()
+        return self.to_logits(x[:, :N])
+
+    def to_logits(self, x: Tensor) -> Tensor:
+        """What the blocks give (B, M, D) → outputs (B, M, c), float32."""
+        return self.head(self.norm(x.to(self.head.weight.dtype))).float()
 
 
 def sinusoids(position: Tensor, dim: int, scale: float = 1.0) -> Tensor:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
@@ -153,6 +154,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         raise SettingError("mixed_precision=fp16 needs a GPU: use bf16, float32 or auto here.")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # Accelerate allows one precision per process; two runs may want two
+    if precision != "no":
+        torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for what stays float32
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
 
 
@@ -205,6 +208,8 @@ class StageRun:
         self.optimizers: dict[str, Optimizer] = {}
         optimizer: Optimizer
         for name, network in self.plain.items():
+            if stage.settings.compile:
+                compile_network(network)
             self.networks[name] = _prepared(accelerator, network, stage.settings.parallel)
             optimizer = AdamW(
                 network.parameters(),
@@ -389,6 +394,13 @@ class StageRun:
             f"lower {self.stage.name}_training.learning_rate, or set mixed_precision=float32, and repeat the command: "
             "the state before them is saved."
         )
+
+
+def compile_network(network: nn.Module) -> None:
+    """Run torch.compile's version of the network from now on; a transformer's blocks are alike, and compiled once."""
+    functorch.donated_buffer = False  # the adaptive adversarial weight walks through a graph twice
+    for part in getattr(network, "blocks", [network]):
+        part.compile(dynamic=False)
 
 
 def _prepared(accelerator: Accelerator, network: nn.Module, parallel: str) -> nn.Module:

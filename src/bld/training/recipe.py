@@ -228,7 +228,10 @@ class Recipe:
             raise SettingError(
                 f"{self.run.path} holds no trained tokenizer yet: run bld train-tokenizer with the same --out first."
             )
-        return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
+        tokenizer = load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
+        if self.settings.compile:
+            tokenizer.compile(dynamic=False)
+        return tokenizer
 
     @torch.no_grad()
     def _held_out_codes(self, tokenizer: BinaryAutoencoder) -> HeldOutCodes:

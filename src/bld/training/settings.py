@@ -219,6 +219,7 @@ class Settings:
         mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
+        compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
         trackers: where metrics and previews go besides metrics.jsonl: tensorboard (where it is installed), wandb
     """
 
@@ -226,6 +227,7 @@ class Settings:
     seed: int = 0
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    compile: bool = False
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)

@@ -1,0 +1,106 @@
+"""The transformer's blocks as they run fastest where no gradients are wanted.
+
+On a CPU a linear layer's weight is laid out once for oneDNN, in place of at every call, and GELU is computed in the
+same pass as the product before it.  On a GPU under autocast a weight is cast once, in place of at every call.  Products
+run in the precision asked for; what goes from block to block stays float32, so that in bfloat16 the result is nearer to
+float32's than that of the plain blocks (`benchmarks/forward.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bld.priors.kept import kept
+
+
+class PackedLinear:
+    """x·Wᵀ + b, or GELU of it, with W in the precision and layout that it is used in."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype, gelu: bool = False):
+        self.weight = linear.weight.detach().to(dtype)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.gelu, self.is_laid_out = gelu, self.weight.device.type == "cpu"
+        if self.is_laid_out:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, in) → (…, out), of the weight's dtype."""
+        if self.is_laid_out:
+            activation = "gelu" if self.gelu else "none"
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "none")
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if self.gelu else y
+
+
+class PackedBlock:
+    """What `Block` computes; takes any precision and gives float32."""
+
+    def __init__(self, block: Any, dtype: torch.dtype):
+        self.dtype = dtype
+        self.norm1, self.norm2 = PackedNorm(block.norm1), PackedNorm(block.norm2)
+        self.qkv, self.out = PackedLinear(block.attention.qkv, dtype), PackedLinear(block.attention.out, dtype)
+        self.expand, self.contract = PackedLinear(block.expand, dtype, gelu=True), PackedLinear(block.contract, dtype)
+        self.attend = block.attention.attend
+        self.scale1, self.scale2 = (None if s is None else s.detach().float() for s in (block.scale1, block.scale2))
+
+    def __call__(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
+        """(B, M, D) → (B, M, D); the rest is told to the attention, as in `Block`."""
+        x = x.float()
+        with torch.autocast(x.device.type, enabled=False):
+            return self._forward(x, *how, **also)
+
+    def _forward(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
+        y = self.out(self.attend(self.qkv(self.norm1(x).to(self.dtype)), *how, **also)).float()
+        x = x + (y if self.scale1 is None else y * self.scale1)
+        y = self.contract(self.expand(self.norm2(x).to(self.dtype))).float()
+        return x + (y if self.scale2 is None else y * self.scale2)
+
+
+class PackedNorm:
+    """LayerNorm in float32."""
+
+    def __init__(self, norm: nn.LayerNorm):
+        self.weight, self.bias = norm.weight.detach().float(), norm.bias.detach().float()
+        self.eps = norm.eps
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, D) → (…, D)."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def fastest(blocks: nn.ModuleList, x: Tensor) -> Iterable[Callable[..., Tensor]]:
+    """The blocks themselves, or, where no gradients are wanted, what computes the same faster.
+
+    x: what they are about to be given.
+    """
+    dtype = _packable(blocks, x)
+    if dtype is None:
+        return blocks
+    known = kept(blocks)
+    if dtype not in known:
+        known[dtype] = [PackedBlock(block, dtype) for block in blocks]
+    return known[dtype]
+
+
+def _packable(blocks: nn.ModuleList, x: Tensor) -> torch.dtype | None:
+    """The precision of the products; None where the plain blocks serve better."""
+    device, weight = x.device.type, next(blocks.parameters(), None)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or device not in ("cpu", "cuda"):
+        return None
+    if type(weight) is not nn.Parameter or weight.is_inference():  # spread, simulated, or without a version
+        return None
+    autocast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
+    if device == "cuda":
+        return dtype if autocast and weight.dtype == torch.float32 else None
+    usable = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype if usable and _has_onednn() else None
+
+
+def _has_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -1,6 +1,7 @@
 """The site is built with every broken link an error, shows what the code says, and needs no network."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,3 +81,12 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert built.returncode != 0 and "no-such-heading" in built.stderr
+
+
+def test_the_figures_can_be_drawn_again(tmp_path, trained_run, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["figures.py", "--run", str(trained_run), "--out", str(tmp_path)])
+    runpy.run_path(str(ROOT / "docs" / "figures.py"), run_name="__main__")
+    drawn = {path.name for path in tmp_path.iterdir()}
+    assert drawn == {path.name for path in (ROOT / "docs" / "images" / "how").iterdir()}
+    used = set(re.findall(r"images/how/([\w.-]+)", (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")))
+    assert drawn == used

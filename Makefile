@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test chromium lint clean
+.PHONY: help setup demo test chromium lint docs clean
 
 help:  ## Show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -35,5 +35,8 @@ lint: $(VENV)/.installed  ## Ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## Remove the environment and the demo's run
-	rm -rf $(VENV) demo
+docs: $(VENV)/.installed  ## Build the documentation into site/, every broken link an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+clean:  ## Remove the environment, the demo's run and the built documentation
+	rm -rf $(VENV) demo site

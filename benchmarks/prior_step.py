@@ -17,7 +17,7 @@ from steps import prior_run, stepping
 
 from bld.priors import Denoiser
 from bld.training.cost import flops
-from bld.training.run_folder import MetricsLog
+from bld.training.metrics_log import MetricsLog
 from bld.training.settings import load_settings
 
 
@@ -41,7 +41,7 @@ def measure(precision: str, batch: int, rounds: int) -> dict[str, object]:
         batches = going.stage.batches(going.step)
         data = spread([seconds(lambda: next(batches)) for _ in range(20)]).median
         average = spread([seconds(lambda: going.average.update(going.step)) for _ in range(5)]).median
-        log = MetricsLog(going.run, "prior", lambda _: None, going.step, True)
+        log = MetricsLog(going.run, "prior", settings, lambda _: None, going.step)
         values = dict.fromkeys(("loss", "residual", "vlb", "gradient_norm", "learning_rate"), 1.0)
         line = spread([seconds(lambda: log.write(going.step, 1.0, values)) for _ in range(20)]).median
         log.close()

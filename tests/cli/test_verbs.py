@@ -8,6 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from bld import __version__
@@ -55,8 +56,9 @@ def test_every_verb_has_help(verb, capsys):
     assert stop.value.code == 0 and "usage: bld" in capsys.readouterr().out
 
 
-def test_the_version_is_told():
-    assert bld("--version").stdout.strip() == f"bld {__version__}"
+def test_the_version_is_told_with_torchs_and_the_device():
+    device = "cuda (" if torch.cuda.is_available() else "cpu"
+    assert bld("--version").stdout.startswith(f"bld {__version__}, torch {torch.__version__}, device: {device}")
 
 
 def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_words, capsys):

@@ -34,6 +34,7 @@ VERBS = {
     "info": "bld.cli.info",
     "studio": "bld.cli.studio",
     "bench": "bld.cli.bench",
+    "completion": "bld.cli.completion",
     "demo": "bld.cli.demo",
 }
 
@@ -43,6 +44,23 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message[0].upper()}{message[1:].rstrip('.')}. See {self.prog} --help.\n")
+
+
+class _Versions(argparse.Action):
+    """Prints what a report of a defect should begin with; it alone of the main options loads torch."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help="versions of bld and torch, and the device")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import torch
+
+        device = "cpu"
+        if torch.cuda.is_available():
+            count = torch.cuda.device_count()
+            device = f"cuda ({f'{count} × ' if count > 1 else ''}{torch.cuda.get_device_name()})"
+        print(f"bld {__version__}, torch {torch.__version__}, device: {device}")
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb is not None and verb not in VERBS:
         print(f"bld: There is no verb '{verb}'.{did_you_mean(verb, VERBS)} See bld --help.", file=sys.stderr)
         return 2
-    parser = _parser(only=verb)
+    parser = build_parser(only=verb)
     args, rest = parser.parse_known_args(argv)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if rest and (len(settings) < len(rest) or not hasattr(args, "settings")):
@@ -95,14 +113,14 @@ def _about(error: OSError) -> str:
     return f"The system refused{where}: {error.strerror or error}."
 
 
-def _parser(only: str | None) -> argparse.ArgumentParser:
+def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The parser; with a verb named, the other verbs are left out, as they will not be asked."""
     parser = _Parser(
         prog="bld",
         description="Binary Latent Diffusion: train on a folder of images, generate, inpaint, reconstruct.",
         epilog="Start with: bld demo, or bld train --data FOLDER --out RUN --budget 30m",
     )
-    parser.add_argument("--version", action="version", version=f"bld {__version__}")
+    parser.add_argument("--version", action=_Versions)
     verbs: Any = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
     for name, module_name in VERBS.items():
         if only not in (None, name):

@@ -29,9 +29,10 @@ from bld.processes import Processes, whole, whole_state
 from bld.recompute import recompute_activations
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
+from bld.training.metrics_log import MetricsLog
 from bld.training.order import part_of
 from bld.training.origin import Origin
-from bld.training.run_folder import MetricsLog, RunFolder
+from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, TrainingSettings
 
 MOST_BAD_STEPS_IN_A_ROW = 20
@@ -287,7 +288,7 @@ class StageRun:
 
     def train(self) -> None:
         """Train to the end of the steps or of the budget, then save the averaged model."""
-        log = MetricsLog(self.run, self.stage.name, self.say, self.step, self.processes.is_main)
+        log = MetricsLog(self.run, self.stage.name, self.stage.settings, self.say, self.step, self.processes.is_main)
         try:
             first_step, started = self.step, time.monotonic()
             self._loop(log)
@@ -381,7 +382,9 @@ class StageRun:
             return
         figures = self.stage.measure(averaged)
         log.write(self.step, self.clock.elapsed(), figures)
-        self.stage.preview(averaged, self.run.samples / f"{self.stage.name}-{self.step:07d}.png")
+        picture = self.run.samples / f"{self.stage.name}-{self.step:07d}.png"
+        self.stage.preview(averaged, picture)
+        log.picture(self.step, picture)
         self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
 
     def _finish(self, log: MetricsLog, steps: int, seconds: float) -> None:

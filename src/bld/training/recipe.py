@@ -19,6 +19,7 @@ from bld.images import ImageSet, read_captions
 from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, make_accelerator, processes_of
+from bld.training.metrics_log import refuse_missing_trackers
 from bld.training.order import spread
 from bld.training.origin import beginning_of, given_tokenizer
 from bld.training.prior_stage import HeldOutCodes, PriorStage
@@ -51,6 +52,7 @@ class Recipe:
         if not self.processes.is_main:
             self.say = lambda _: None
         self._refuse_small_batches()
+        refuse_missing_trackers(self.settings)
 
     # -- images -------------------------------------------------------------------------------------------
 

@@ -230,6 +230,7 @@ class Settings:
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
         compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
+        trackers: where metrics and previews go besides metrics.jsonl: tensorboard (where it is installed), wandb
     """
 
     preset: str = ""
@@ -237,6 +238,7 @@ class Settings:
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     data: DataSettings = field(default_factory=DataSettings)
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -455,7 +457,7 @@ def _one_sentence(message: str) -> str:
     text = " ".join(message.split())
     text = text.replace("Parser key", "The setting").replace("<class '", "").replace("'>", "")
     text = text.replace('": Expected a typing.Literal', '" is one of ').replace('": Expected a', '" expects a')
-    text = text.replace("expects a int", "expects an int")
+    text = text.replace("expects a int", "expects an int").replace("expects a tuple", "expects a list, [a, b, …]")
     return text.rstrip(".") + "."
 
 

@@ -1,0 +1,79 @@
+"""The examples run as a newcomer runs them, on tiny settings, and do what they say."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture
+def example(monkeypatch, capsys, tmp_path):
+    """Runs an example in an empty folder; returns what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name, *words):
+        monkeypatch.setattr(sys, "argv", [name, *(str(word) for word in words)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_training_on_a_folder_and_sampling(example, image_folder, tmp_path, tiny_words):
+    words = [word for word in tiny_words if "batch_size" not in word]
+    words += ["tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
+    command = ("train_and_sample", image_folder(24, size=8), tmp_path / "run", "digits", *words)
+    out = example(*command)
+    assert "8 images of 8×8 pixels" in out and "4×4×32 bits" in out
+    assert len(list((tmp_path / "run").glob("sample-*.png"))) == 8
+    assert example(*command).count("trained already") == 2
+
+
+def test_ones_own_network_learns_and_draws_digits(example):
+    out = example("own_network", 60)
+    before, after = (float(x) for x in re.search(r"([\d.]+) untrained, ([\d.]+) trained", out).groups())
+    assert after < before - 10  # bits; 63 before, as the network begins near a coin's ignorance
+    picture = out.splitlines()[-8:]
+    assert {len(line) for line in picture} == {6 * 16 + 5 * 3} and any("██" in line for line in picture)
+
+
+def test_a_denoiser_that_nobody_trained_gives_back_its_data_set(example):
+    out = example("own_denoiser")
+    assert "16 of 16 samples are digits of the data set" in out
+    distances = [float(x) for x in re.findall(r"differs in +([\d.]+) of", out)]
+    assert len(distances) == 4 and distances == sorted(distances, reverse=True) and distances[-1] == 0
+
+
+def test_inpainting_keeps_the_upper_half_and_varies_the_lower(example, run_copy):
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    assert "5 fillings" in example("inpaint", run_copy)
+    sheet = pil_to_tensor(Image.open(run_copy / "inpainted.png"))
+    assert sheet.shape == (3, 64, 7 * 64 + 6 * 2)
+    tiles = [sheet[:, :, i * 66 : i * 66 + 64] for i in range(7)]
+    assert all(torch.equal(tile[:, :32], tiles[0][:, :32]) for tile in tiles[2:])
+    assert not torch.equal(tiles[2], tiles[3])
+
+
+def test_encoding_to_bytes_and_back(example, trained_run):
+    out = example("encode_and_decode", trained_run)
+    assert "192 numbers an image → 512 bits → 64 bytes" in out
+    assert float(re.search(r"([\d.]+) dB", out)[1]) > 5
+    assert 0 < float(re.search(r"moves a pixel by ([\d.]+)", out)[1]) < 1
+
+
+def test_evaluating_from_python(example, run_copy):
+    out = example("evaluate", run_copy, 32, 5)
+    figures = dict(line.split() for line in out.splitlines() if re.fullmatch(r"\w+ +\S+", line))
+    assert float(figures["fd"]) > 0 and float(figures["psnr"]) > 5 and 0 < float(figures["bits_per_bit"]) < 1.2
+
+
+def test_every_example_is_run_here():
+    run = set(re.findall(r'example\(\s*"(\w+)"|"(train_and_sample)"', Path(__file__).read_text(encoding="utf-8")))
+    assert {a or b for a, b in run} == {path.stem for path in EXAMPLES.glob("*.py")}

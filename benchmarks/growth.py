@@ -89,6 +89,9 @@ def draw(found: dict[str, dict[str, object]], path: Path) -> None:
         axis.set_title(f"{name}: exponent {entry['exponent']:.2f}")
         axis.set_xlabel(name)
         axis.set_xticks(entry["x"], [str(x) for x in entry["x"]])
+        middle = math.exp(statistics.fmean(math.log(t) for t in entry["seconds"]))
+        axis.set_ylim(min(middle / 3, 0.8 * min(entry["seconds"])), max(middle * 3, 1.2 * max(entry["seconds"])))
+        axis.yaxis.set_major_formatter("{x:g}")  # and noise is not drawn as large as growth
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("seconds")

@@ -110,12 +110,12 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_
         "tokenizer_training.log_every_steps=1",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # it is about what follows; a busy machine starts slowly
     while not ((out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").read_text().count("\n") > 3):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130 and "goes on" in errors
     assert CheckpointStore(out / "checkpoints" / "tokenizer").list()
     again = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"})

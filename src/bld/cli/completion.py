@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
         elif action.metavar in FILES or getattr(action.type, "__name__", "") == "Path":
             action.complete = shtab.FILE  # type: ignore[attr-defined]
-    preamble = {"zsh": f"_bld_settings() {{ compadd \"$@\" -S '' -- {' '.join(settings)} }}"}
-    script = shtab.complete(parser, args.shell, preamble=preamble)  # type: ignore[arg-type]
+    zsh = f"_bld_settings() {{ compadd \"$@\" -S '' -- {' '.join(settings)} }}"
+    script = shtab.complete(parser, args.shell, preamble=zsh if args.shell == "zsh" else "")
     print(script + (BASH_WITHOUT_SPACE if args.shell == "bash" else ""))
 
 

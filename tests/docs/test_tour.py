@@ -29,6 +29,6 @@ def pictures(outputs):
 
 def test_the_tour_is_kept_with_its_pictures_and_is_small():
     notebook = nbformat.read(TOUR, as_version=4)
-    assert sum(pictures(outputs) for outputs in outputs_of(notebook)) >= 10
+    assert sum(pictures(outputs) for outputs in outputs_of(notebook)) >= 9
     assert all(output.output_type != "error" for outputs in outputs_of(notebook) for output in outputs)
     assert TOUR.stat().st_size < 600_000

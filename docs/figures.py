@@ -171,9 +171,9 @@ def noising(pipe: bld.BinaryLatentDiffusionPipeline) -> plt.Figure:
         columns.append((f"k = {pipe.diffusion.retention(t):.2f}", noised[0], image))
     figure, axes = plt.subplots(2, len(columns), figsize=(7.6, 2.9), height_ratios=[1, 1.6])
     for (bits_axes, image_axes), (title, bits, image) in zip(axes.T, columns, strict=True):
-        bits_axes.imshow(1 - bits, cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        bits_axes.imshow((1 - bits).numpy(), cmap="gray", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         bits_axes.set_title(title)
-        image_axes.imshow((image.permute(1, 2, 0) + 1) / 2, interpolation="nearest")
+        image_axes.imshow(((image.permute(1, 2, 0) + 1) / 2).numpy(), interpolation="nearest")
     return without_axes(figure)
 
 
@@ -197,7 +197,7 @@ def denoising(pipe: bld.BinaryLatentDiffusionPipeline) -> plt.Figure:
     for column, (step, images) in enumerate(zip(shown, grid, strict=True)):
         axes[0, column].set_title(f"step {step + 1}")
         for row, image in enumerate(images):
-            axes[row, column].imshow(image.permute(1, 2, 0), interpolation="nearest")
+            axes[row, column].imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
     return without_axes(figure)
 
 

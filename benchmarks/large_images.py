@@ -46,7 +46,7 @@ def run_case(case: str, size: int) -> dict[str, float]:
     torch.manual_seed(0)
     settings = settings_of(size)
     if case in ("tokenizer-step", "prior-step"):
-        return train_step(case.split("-")[0], settings, size)
+        return train_step(case.split("-")[0], settings)
     model = BinaryAutoencoder(settings.tokenizer).eval()
     model.strip_rows = ROWS if case.endswith("strips") else None
     with torch.no_grad():
@@ -78,51 +78,16 @@ def deviation(size: int, bf16: bool) -> float:
         return float((model.decode(codes) - whole).abs().max()) / 2
 
 
-def train_step(stage_name: str, settings, size: int) -> dict[str, float]:
-    import numpy as np
-    import torch
-    from PIL import Image
+def train_step(stage_name: str, settings) -> dict[str, float]:
+    from steps import prior_run, tokenizer_run
 
-    from bld.autoencoder import objective
-    from bld.code_cache import CacheKey, CodeCache, write_cache
-    from bld.training import prior_stage, tokenizer_stage
-    from bld.training.loop import StageRun, make_accelerator
-    from bld.training.run_folder import RunFolder
-
-    objective.load_lpips = objective.untrained_lpips
     with tempfile.TemporaryDirectory() as folder:
-        run, accelerator = RunFolder(Path(folder) / "run"), make_accelerator("float32")
-        if stage_name == "tokenizer":
-            from bld.images import ImageSet
-
-            (Path(folder) / "images").mkdir()
-            for i in range(2):
-                pixels = np.random.default_rng(i).integers(0, 256, (size, size, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(Path(folder) / "images" / f"{i}.png")
-            images = ImageSet.open(Path(folder) / "images", settings.preprocessing())
-            stage = tokenizer_stage.TokenizerStage(settings, *images.split(1, 0), accelerator, run)
-        else:
-            from bld.autoencoder import BinaryAutoencoder
-
-            shape = settings.tokenizer.code_shape
-            key = CacheKey("none", "none", (*shape,), images=2, flips=False, draws=1, seed=0)
-
-            def arrays(wanted):
-                for r in wanted:
-                    data = np.random.default_rng(0).bytes(len(r) * key.row_bytes)
-                    yield np.frombuffer(data, np.uint8).reshape(-1, key.row_bytes)
-
-            cache: CodeCache = write_cache(Path(folder) / "codes", key, arrays, None, [])
-            held_out = prior_stage.HeldOutCodes(cache.read(np.array([0])), None)
-            with torch.device("meta"):
-                tokenizer = BinaryAutoencoder(settings.tokenizer)  # the prior never touches a pixel
-            tokenizer.to = lambda *_, **__: tokenizer
-            stage = prior_stage.PriorStage(settings, cache, held_out, tokenizer, accelerator, run)
-        going = StageRun(stage, run, accelerator, None, lambda _: None)
+        make = tokenizer_run if stage_name == "tokenizer" else prior_run
+        going = make(settings, Path(folder), 2)
         started = time.monotonic()
-        values = going._train_step(stage.batches(0), 0.5)
+        values = going._train_step(going.stage.batches(0), 0.5)
         seconds = time.monotonic() - started
-        parameters = sum(p.numel() for network in stage.networks().values() for p in network.parameters())
+        parameters = sum(p.numel() for network in going.plain.values() for p in network.parameters())
     return {"seconds": seconds, "loss": float(values["loss"]), "parameters": parameters}
 
 

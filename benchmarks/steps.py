@@ -34,7 +34,7 @@ def prior_run(settings: Settings, folder: Path, codes: int = 4096, classes: int 
         tokenizer = BinaryAutoencoder(settings.tokenizer)  # the prior never touches a pixel
     tokenizer.to = lambda *_, **__: tokenizer  # type: ignore[method-assign, assignment]
     accelerator = make_accelerator(settings.mixed_precision)
-    held_out = HeldOutCodes(cache.read(np.arange(8)), labels[:8] if labels is not None else None)
+    held_out = HeldOutCodes(cache.read(np.arange(2)), labels[:2] if labels is not None else None)
     run = RunFolder(folder / "run")
     stage = PriorStage(settings, cache, held_out, tokenizer, accelerator, run)
     return StageRun(stage, run, accelerator, None, lambda _: None)

@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from bld.checkpoint import CheckpointStore
+from bld.code_cache import CodeCache
 from bld.errors import CheckpointError, DataError, SettingError
+from bld.evaluation.opened_run import open_run
 from bld.priors import Denoiser, DenoiserConfig
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
@@ -246,6 +248,14 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
     for stage in ("tokenizer", "prior"):
         rates = [line["learning_rate"] for line in run.read_metrics() if line["stage"] == stage and "loss" in line]
         assert rates[-1] < 0.05 * max(rates)
+
+
+def test_of_a_small_set_at_most_a_fifth_is_held_out_whatever_number_a_preset_names(tmp_path, image_folder, tiny_words):
+    words = [*tiny_words, "data.held_out=1000", "tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
+    run = train(tmp_path / "run", words, data=str(image_folder(40)))
+    assert CodeCache(run.codes).key.images == 32
+    opened = open_run(run, torch.device("cpu"))
+    assert len(opened.held_out) == 8 and not opened.missing
 
 
 def test_fewer_images_than_a_batch_are_refused_with_the_cure(tmp_path, image_folder, tiny_words):

@@ -84,7 +84,7 @@ def _images(settings: Settings, folder: Path) -> tuple[ImageSet | None, ImageSet
     try:
         images = _open_unverified(settings, folder)
         data = settings.data
-        train, held_out = images.split(data.held_out if data.held_out < 1 else int(data.held_out), settings.seed)
+        train, held_out = images.split(data.held_out_of(len(images)), settings.seed)
         train.centre([0])
         held_out.centre([0])
     except (UserError, OSError) as error:

@@ -138,7 +138,10 @@ class ImageSet:
         n = len(self)
         is_fraction = isinstance(held_out, float)
         if not 0 < held_out < (1 if is_fraction else n) or n < 2:
-            raise DataError(f"Cannot hold out {held_out} of {n} images: both parts need at least one image.")
+            raise DataError(
+                f"Cannot hold out {held_out} of {n} images: both parts need at least one image; set data.held_out to "
+                "less, or add images."
+            )
         count = min(max(round(held_out * n), 1), n - 1) if is_fraction else int(held_out)
         order = keyed_permutation(seed, "held-out", 0, n)
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))

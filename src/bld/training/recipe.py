@@ -73,8 +73,7 @@ class Recipe:
                     index_to=self.run.path,
                 )
             self._refuse_guidance_without_condition(everything.classes)
-            held_out = data.held_out if data.held_out < 1 else int(data.held_out)
-            train, rest = everything.split(held_out, self.settings.seed)
+            train, rest = everything.split(data.held_out_of(len(everything)), self.settings.seed)
             if everything.skipped:
                 self.say(
                     f"{len(everything.skipped)} unreadable images are left out; "

@@ -40,7 +40,8 @@ class DataSettings:
         flip: whether images are also shown mirrored
         resample: filter used when resizing; always antialiased
         background: red, green, blue (0-255) behind transparent pixels
-        held_out: part of the images (below 1) or number of them kept from training, to measure on
+        held_out: part of the images (below 1) or number of them kept from training, to measure on; of a small set at
+            most a fifth
         workers: processes that decode images; only used when they do not fit into memory
         memory_limit_gb: below this size all decoded images are held in memory
     """
@@ -63,6 +64,10 @@ class DataSettings:
             raise SettingError(f"data.workers is 0 or more, not {self.workers}.")
         if not self.held_out > 0:
             raise SettingError(f"data.held_out is a part below 1 or a number of images, above 0, not {self.held_out}.")
+
+    def held_out_of(self, images: int) -> float | int:
+        """What `ImageSet.split` is to hold out of so many images; a preset's 1000 suit large sets alone."""
+        return self.held_out if self.held_out < 1 else min(int(self.held_out), max(1, images // 5))
 
 
 @dataclass(frozen=True)

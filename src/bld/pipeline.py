@@ -438,6 +438,7 @@ class BinaryLatentDiffusionPipeline:
         *,
         prompt: str | Sequence[str] | None = None,
         condition: Vectors = None,
+        return_dict: bool = True,
         batch_size: int = 64,
     ) -> PipelineOutput:
         """Noise codes (n, h, w, c) to the step t = ⌈strength·T⌉ (eq. 5) and denoise them from there: images like them.
@@ -465,7 +466,7 @@ class BinaryLatentDiffusionPipeline:
             )  # fmt: skip
             parts.append(made)
         varied = torch.cat(parts)
-        return PipelineOutput(self.decode(varied, output_type, batch_size=batch_size), varied)
+        return _result(self.decode(varied, output_type, batch_size=batch_size), varied, return_dict)
 
     @torch.no_grad()
     def reconstruct(self, images: ImageInput, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from bld import BinaryLatentDiffusionPipeline
 from bld.checkpoint import load_prior, load_tokenizer, save_model, tokenizer_hash
 from bld.cli import main
+from bld.training.learning_rate import StageClock
 from bld.training.run_folder import RunFolder
 
 PRIOR_ONLY = ["prior_training.steps=4", "prior_training.batch_size=32", "prior_training.previews=1", "codes.draws=2"]
@@ -137,6 +139,17 @@ def test_fine_tuning_a_tokenizer_starts_at_the_source_s_psnr(trained_run, tmp_pa
     assert main([*words, "--init-from", str(trained_run), *TOKENIZER_ONLY]) == 0
     first, last = metrics(tmp_path / "run", "held_out_psnr")[0], metrics(trained_run, "held_out_psnr")[-1]
     assert first == (0, last[1])
+
+
+def test_a_start_that_outlasts_its_first_preview_is_looked_at_once(trained_run, tmp_path, monkeypatch):
+    """As with a short time budget on a busy machine: no step is done yet and the next preview is due already."""
+    calls = itertools.count()
+    honest = StageClock.progress
+    monkeypatch.setattr(StageClock, "progress", lambda c, step: max(honest(c, step), 0.5 if next(calls) > 1 else 0))
+    words = ["train-prior", "--data", "digits", "--preset", "digits", "--out", str(tmp_path / "run")]
+    assert main([*words, "--init-from", str(trained_run), *PRIOR_ONLY, "prior_training.previews=2"]) == 0
+    steps = [step for step, _ in metrics(tmp_path / "run", "held_out_loss")]
+    assert steps == sorted(set(steps)) and steps[0] == 0
 
 
 def test_the_architecture_comes_along_and_the_same_command_goes_on(fine_tuned, trained_run, capsys, refused):

@@ -1,10 +1,12 @@
 import dataclasses
 
 import pytest
+import torch
 import yaml
 
 from bld.errors import SettingError
 from bld.training.cost import describe
+from bld.training.loop import make_accelerator
 from bld.training.settings import (
     Settings,
     known_keys,
@@ -136,3 +138,9 @@ def test_the_cost_of_the_papers_model_is_the_papers():
     churches = dict(describe(load_settings(preset="churches256"), 1000, 0))
     assert churches["one denoising step, per image"] == "42.07 GFLOP"
     assert churches["code"].endswith("1,024 bytes")
+
+
+def test_a_cpu_keeps_its_float32_products_exact_beside_bf16():
+    for precision in ("bf16", "float32"):
+        make_accelerator(precision)
+        assert torch.get_float32_matmul_precision() == "highest"

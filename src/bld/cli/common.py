@@ -209,11 +209,10 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     """Autocast as --precision says."""
     import torch
 
-    from bld.training.loop import autocast_dtype
+    from bld.training.loop import allow_tf32, autocast_dtype
 
     choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
-    if choice == "bf16":
-        torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for what stays float32
+    allow_tf32(device, choice == "bf16")
     with torch.autocast(device.type, torch.bfloat16, enabled=choice == "bf16"):
         yield
 

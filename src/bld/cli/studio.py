@@ -22,16 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and serve it until interrupted."""
-    import torch
-
     from bld.studio.model import Model
     from bld.studio.server import serve
-    from bld.training.loop import autocast_dtype
+    from bld.training.loop import allow_tf32, autocast_dtype
 
     pipe = load_pipeline(args)
     bf16 = autocast_dtype(args.precision, pipe.device) == "bf16"
-    if bf16:
-        torch.set_float32_matmul_precision("high")  # as `precision` does for the other verbs
+    allow_tf32(pipe.device, bf16)
     name = Path(args.run_folder).resolve().name if Path(args.run_folder).is_dir() else args.run_folder
     model = Model(pipe, name, "bf16" if bf16 else "float32")
     serve(model, say, args.host, args.port, args.queue, args.open)

@@ -151,6 +151,12 @@ def _cpu_is_faster_in_bf16() -> bool:
     return amd and torch.cpu._is_avx512_bf16_supported()
 
 
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether products that stay float32 beside half precision may be rounded to TF32; only GPUs do."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def make_accelerator(mixed_precision: str) -> Accelerator:
     """Accelerate's view of the machine: device, processes, precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -159,8 +165,7 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         raise SettingError("mixed_precision=fp16 needs a GPU: use bf16, float32 or auto here.")
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # Accelerate allows one precision per process; two runs may want two
-    if precision != "no":
-        torch.set_float32_matmul_precision("high")  # TF32 on a GPU, for what stays float32
+    allow_tf32(device, precision != "no")
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
 
 
@@ -312,7 +317,8 @@ class StageRun:
                     break
                 if int(progress * settings.previews) > previews:
                     previews = int(progress * settings.previews)
-                    self._look(log)
+                    if self.looked != self.step:
+                        self._look(log)
                 if stopping or late:  # after the look, so that a checkpoint's step has been looked at
                     self.checkpoint(log)
                     saved = time.monotonic()

@@ -148,7 +148,7 @@ def test_the_verb_shares_a_run_that_another_process_loads_by_name(hub, trained_r
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "home")}
     words = ["share", str(trained_run), "me/digits", "--private", "--license", "mit", "--message", "Mine"]
     result = subprocess.run(
-        [sys.executable, "-m", "bld", *words], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "bld", *words], env=environment, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr
     assert f"Shared: {hub.url}/me/digits/commit/" in result.stdout and hub.messages == ["Mine"]

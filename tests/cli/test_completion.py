@@ -13,7 +13,7 @@ from bld.training.settings import known_keys, preset_names
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     done = subprocess.run(
-        [sys.executable, "-m", "bld", "completion", "bash"], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "bld", "completion", "bash"], capture_output=True, text=True, timeout=600, check=True
     )
     path = tmp_path_factory.mktemp("completion") / "bld"
     path.write_text(done.stdout, encoding="utf-8")
@@ -29,7 +29,7 @@ COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}
 _bld_words bld '{words[-1]}' '{words[-2]}' 2>/dev/null
 printf '%s\\n' "${{COMPREPLY[@]}}"
 """
-    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=600, check=True)
     return set(done.stdout.split())
 
 

@@ -101,7 +101,7 @@ def test_two_processes_give_the_same_figures_as_one(run_copy, features):
              "fd,precision", "--batch-size", "500", "--precision", "float32", "--device", "cpu"]  # fmt: skip
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "bld"]
     two = run_copy / "two.json"
-    done = subprocess.run([*launch, *words, "--out", str(two)], capture_output=True, text=True, timeout=240,
+    done = subprocess.run([*launch, *words, "--out", str(two)], capture_output=True, text=True, timeout=600,
                           env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((run_copy / "evaluation").glob("*/*.npz"))) == 3

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert built.returncode == 0, built.stderr
     return folder
 
@@ -79,7 +79,7 @@ def test_a_link_that_leads_nowhere_is_refused(tmp_path):
     rules = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nvalidation:", 1)[1]
     (tmp_path / "mkdocs.yml").write_text(f"site_name: x\nstrict: true\nvalidation:{rules}", encoding="utf-8")
     command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")]
-    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    built = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     assert built.returncode != 0 and "no-such-heading" in built.stderr
 
 

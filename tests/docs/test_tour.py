@@ -17,7 +17,7 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("TOUR_PRIOR_STEPS", "6")
     notebook = nbformat.read(TOUR, as_version=4)
     shown = outputs_of(notebook)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}})
     client.execute()  # raises with the cell and its traceback
     for before, after in zip(shown, outputs_of(notebook), strict=True):
         assert pictures(before) == pictures(after)

@@ -51,7 +51,7 @@ def studio(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield _address(process, log)
         assert list(folder.glob("bld-studio-*")), "the uploads lie where TMPDIR says"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0, log.read_text()
+        assert process.wait(timeout=6000) == 0, log.read_text()
         assert not list(folder.glob("bld-studio-*"))
     finally:
         process.kill()
@@ -59,7 +59,7 @@ def studio(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
             return found[0]
@@ -98,7 +98,7 @@ def visit(studio: str, browser: Any, request: pytest.FixtureRequest, tmp_path: P
         context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(300_000)
 
         def console(message: Any) -> None:
             if message.type == "error" and not (refused and "the server responded with a status of 4" in message.text):

@@ -60,7 +60,7 @@ def visitor(studio: str) -> Visitor:
 def raw(address: str, request: str) -> bytes:
     """An answer to a request that no client library would send as it is."""
     host, port = address.removeprefix("http://").split(":")
-    with socket.create_connection((host, int(port)), timeout=60) as connection:
+    with socket.create_connection((host, int(port)), timeout=600) as connection:
         connection.sendall(request.encode())
         return b"".join(iter(lambda: connection.recv(65536), b""))
 

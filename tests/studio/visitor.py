@@ -23,7 +23,7 @@ class Visitor:
     """One session of the studio."""
 
     def __init__(self, address: str):
-        self.client = httpx.Client(base_url=address, timeout=120)
+        self.client = httpx.Client(base_url=address, timeout=600)
         self.session = uuid.uuid4().hex
         self.config = self.client.get("/config").json()
         self.components = {component["id"]: component for component in self.config["components"]}

@@ -112,15 +112,15 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_
         "tokenizer_training.log_every_steps=1",
     ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300  # it is about what follows; a busy machine starts slowly
+    deadline = time.monotonic() + 600  # it is about what follows; a busy machine starts slowly
     while not ((out / "metrics.jsonl").is_file() and (out / "metrics.jsonl").read_text().count("\n") > 3):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=300)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130 and "goes on" in errors
     assert CheckpointStore(out / "checkpoints" / "tokenizer").list()
-    again = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"})
+    again = subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, "COLUMNS": "200"})
     assert again.returncode == 0, again.stderr
     assert same(weights(whole, "tokenizer"), weights(RunFolder(out), "tokenizer"))
 
@@ -241,7 +241,7 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
     words += ["tokenizer_training.log_every_steps=1", "prior_training.log_every_steps=1"]
     started = time.monotonic()
     Recipe(run.adopt("digits", words, "digits"), run, lambda _: None, budget_seconds=10).train()
-    assert time.monotonic() - started < 40  # four times the budget: this is about stopping at all, on a noisy machine
+    assert time.monotonic() - started < 300  # about stopping at all: a million steps take a day
     heard: list[str] = []
     Recipe(run.adopt(None, [], None), run, heard.append, budget_seconds=10).train()
     assert sum("trained already" in line for line in heard) == 2

@@ -43,7 +43,7 @@ def pairs(precision: str, preset: str, folder: Path):
     for batch in (1, 64):
         z = torch.zeros(batch, denoiser.code_shape.positions, denoiser.code_bits, dtype=torch.uint8, device=DEVICE)
         t = torch.ones(batch, dtype=torch.long, device=DEVICE)
-        calls = [n.for_sampling() for n in networks]
+        calls = [n.for_inference().for_sampling() for n in networks]
         yield (
             f"denoiser forward, batch {batch}",
             *[lambda c=c, z=z, t=t: in_precision(precision, lambda: c(z, t)) for c in calls],

@@ -55,7 +55,7 @@ def main() -> None:
     args = options(__doc__, batches=[1, 8, 32] if DEVICE.type == "cpu" else [1, 8, 64, 256], rounds=7)
     torch.manual_seed(0)
     ours, public = Denoiser(DenoiserConfig()).to(DEVICE).eval(), PublicDenoiser().to(DEVICE).eval()
-    called = ours.for_sampling()
+    called = ours.for_inference().for_sampling()
     rows = []
     for precision, dtype in PRECISIONS.items():
         product, its_flops = best_product(dtype)

@@ -38,7 +38,7 @@ PROCESSES = [1, 2]
 
 def sampling(steps: int, batch: int, tokens: int, bits: int):
     side = math.isqrt(tokens)
-    network = Denoiser(DenoiserConfig(side, side, bits, depth=12)).to(DEVICE).eval().for_sampling()
+    network = Denoiser(DenoiserConfig(side, side, bits, depth=12)).to(DEVICE).eval().for_inference().for_sampling()
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 64))
 
     def call() -> None:

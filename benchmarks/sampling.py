@@ -29,7 +29,7 @@ def main() -> None:
     torch.manual_seed(0)
     network = Denoiser(DenoiserConfig(num_classes=10)).to(DEVICE).eval()
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 64))
-    called = network.for_sampling()
+    called = network.for_inference().for_sampling()
     rows = []
     for precision in PRECISIONS:
         for batch in args.batches:

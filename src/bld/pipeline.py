@@ -266,9 +266,8 @@ class BinaryLatentDiffusionPipeline:
 
         The first call at a batch size takes about a minute; when that pays off `benchmarks/compile.py` measures.
         """
-        on_gpu = self.device.type == "cuda"
         self.tokenizer.compile(dynamic=False)
-        self.prior.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)  # which uses CUDA graphs
+        self.prior.compile(dynamic=False)  # not with "reduce-overhead", whose CUDA graphs belong to one thread
         return self
 
     def with_posterior(self, posterior: Literal["exact", "plugin"]) -> BinaryLatentDiffusionPipeline:
@@ -504,12 +503,13 @@ class BinaryLatentDiffusionPipeline:
         """
         asked = self._asked(len(codes), class_labels, prompt, condition).to(self.device)
         generators = _generators(generator, len(codes), 0, purpose="likelihood")
+        network = self.prior.for_inference()
         parts = []
         for start in range(0, len(codes), batch_size):
             rows = slice(start, start + batch_size)
             own = asked[rows]
             bits = self.diffusion.likelihood_bits(
-                with_guidance(self.prior, own, own, 1.0),
+                with_guidance(network, own, own, 1.0),
                 to_tokens(codes[rows]).to(self.device),
                 steps=num_inference_steps,
                 draws=draws,
@@ -551,12 +551,13 @@ class BinaryLatentDiffusionPipeline:
         if batch_size < 1:
             raise SettingError(f"batch_size is at least 1, not {batch_size}.")
         observe = None if callback is None else self._observer(callback)
+        network = self.prior.for_inference()
         parts = []
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size].to(self.device)
             null = self.prior.no_condition(len(batch), self.device)
             tokens = self.diffusion.sample(
-                with_guidance(self.prior.for_sampling(), batch, null, scale),
+                with_guidance(network.for_sampling(), batch, null, scale),
                 (len(batch), shape.positions, shape.c),
                 steps=steps,
                 temperature=defaults.temperature if temperature is None else temperature,

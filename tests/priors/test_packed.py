@@ -1,9 +1,10 @@
-"""Blocks packed for a CPU compute what the plain ones do, and follow their weights."""
+"""A copy for inference computes what the network does, and neither follows the other's weights."""
 
 from __future__ import annotations
 
 import copy
-import gc
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +12,7 @@ from torch import Tensor, nn
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
 from bld.priors import NETWORKS, AutoregressiveTransformer, Denoiser, DenoiserConfig
-from bld.priors.kept import _kept
-from bld.priors.packed import PackedBlock, PackedLinear, fastest
+from bld.priors.packed import PackedBlock, PackedBlocks, PackedLinear
 from bld.seeding import keyed_generators
 
 SHAPE = {"code_height": 4, "code_width": 4, "code_bits": 8, "steps": 16, "dim": 64, "depth": 3, "heads": 4}
@@ -39,14 +39,13 @@ def error(found: Tensor, exact: Tensor) -> float:
 
 @pytest.mark.parametrize("layer_scale", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["bernoulli", "absorbing", "autoregressive", "gaussian"])
-def test_without_gradients_float32_is_the_same_up_to_rounding(kind: str, layer_scale: float):
+def test_in_float32_the_copy_is_the_same_up_to_rounding(kind: str, layer_scale: float):
     model, (z, t) = network(NETWORKS[kind], layer_scale=layer_scale), inputs()
-    plain = model(z, t)
-    with torch.no_grad():
-        packed = model(z, t)
-    assert plain.requires_grad and not packed.requires_grad
-    assert isinstance(fastest(model.blocks, z), nn.ModuleList)  # with gradients: the blocks themselves
-    assert packed.dtype == torch.float32 and error(packed, plain.detach()) < 1e-5
+    plain, frozen = model(z, t), model.for_inference()
+    assert isinstance(frozen.blocks, PackedBlocks) and len(frozen.blocks) == 3
+    found = frozen(z, t)
+    assert plain.requires_grad and not found.requires_grad
+    assert found.dtype == torch.float32 and error(found, plain.detach()) < 1e-5
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="the CPU has no bfloat16 products")
@@ -59,52 +58,114 @@ def test_in_bfloat16_it_is_nearer_to_float32_than_the_plain_blocks_are(how: str)
     with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
         plain = model(z, t).detach()
         with torch.no_grad():
-            packed = model(z, t)
+            packed = model.for_inference()(z, t)
     assert packed.dtype == torch.float32
     assert error(packed, exact) < 0.02
     assert error(packed, exact) < 1.1 * error(plain, exact)
 
 
-def test_a_changed_weight_is_noticed():
+def fused_adamw(model: Denoiser) -> None:
+    """Five steps of our own optimizer, which leaves no trace in the parameters' version counters."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+    for _ in range(5):
+        model(*inputs()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def written_through_data(model: Denoiser) -> None:
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+
+
+def loaded(model: Denoiser) -> None:
+    model.load_state_dict({k: 1.5 * v for k, v in model.state_dict().items()})
+
+
+def written_in_inference_mode(model: Denoiser) -> None:
+    with torch.inference_mode():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+
+
+def swapped(model: Denoiser) -> None:
+    for block in model.blocks:
+        block.expand.weight = nn.Parameter(1.5 * block.expand.weight.detach())
+
+
+def averaged(model: Denoiser) -> None:
+    other = network()
+    written_through_data(other)
+    with torch.no_grad():
+        torch._foreach_lerp_(list(model.parameters()), list(other.parameters()), 0.5)
+
+
+CHANGES = [fused_adamw, written_through_data, loaded, written_in_inference_mode, swapped, averaged]
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_plain_forward_always_uses_the_weights_of_now(
+    change: Callable[[Denoiser], None], guard: Callable[[], torch.no_grad]
+):
     model, (z, t) = network(), inputs()
-    with torch.no_grad():
-        before = model(z, t)
-        model.blocks[1].expand.weight.mul_(1.5)
-        after = model(z, t)
-    assert error(after, model(z, t).detach()) < 1e-5 < error(after, before)
-    model.load_state_dict(network(layer_scale=0.0).state_dict())
-    with torch.no_grad():
-        assert torch.equal(model(z, t), before)
+    with guard():
+        before, frozen = model(z, t), model.for_inference()
+        then = frozen(z, t)
+    change(model)
+    now = model(z, t).detach()
+    with guard():
+        assert torch.equal(model(z, t), now)
+        assert error(now, before) > 1e-2
+        assert torch.equal(frozen(z, t), then)  # the copy is of then
+        assert error(model.for_inference()(z, t), now) < 1e-5  # and another of now
 
 
-def test_precisions_take_turns():
+def test_threads_may_sample_while_another_trains():
     model, (z, t) = network(), inputs()
-    with torch.no_grad():
-        single = model(z, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            model(z, t)
-        assert torch.equal(model(z, t), single)
+    frozen = model.for_inference()
+    exact, found, trained = frozen(z, t), [], threading.Event()
+
+    def sample() -> None:
+        while not trained.is_set() or len(found) < 4:
+            found.append(frozen(z, t))
+
+    threads = [threading.Thread(target=sample) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    fused_adamw(model)
+    trained.set()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(x, exact) for x in found)
 
 
-def test_it_is_packed_once_and_forgotten_with_the_network():
+def test_a_copy_keeps_the_precision_it_was_made_in():
     model, (z, t) = network(), inputs()
-    with torch.no_grad():
-        model(z, t)
-        first = fastest(model.blocks, z)
-        assert all(isinstance(block, PackedBlock) for block in first)
-        assert fastest(model.blocks, z) is first
-        twin = copy.deepcopy(model)
-        assert torch.equal(twin(z, t), model(z, t)) and fastest(twin.blocks, z) is not first
-    held = len(_kept)
-    del model, twin, first
-    gc.collect()
-    assert len(_kept) <= held - 2
+    single = model.for_inference()
+    exact = single(z, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        model.for_inference()(z, t)
+    assert torch.equal(single(z, t), exact)
+
+
+def test_a_copy_is_frozen_and_shares_no_memory():
+    model = network(num_classes=3)
+    mine = {p.data_ptr() for p in model.parameters()}
+    frozen = model.for_inference()
+    assert all(isinstance(block, PackedBlock) for block in frozen.blocks)
+    assert not any(p.requires_grad or p.data_ptr() in mine for p in frozen.parameters())
+    for block in frozen.blocks:
+        for part in (block.qkv, block.out, block.expand, block.contract):
+            assert part.bias.data_ptr() not in mine
+        assert block.norm1.weight.data_ptr() not in mine
+    assert frozen.for_inference() is frozen and model.for_inference() is not frozen
 
 
 def test_a_position_at_a_time_sees_what_all_at_once_see():
     model, (z, t) = network(AutoregressiveTransformer), inputs()
     with torch.no_grad():
-        whole, walk = model(z, t), model.for_sampling()
+        whole, walk = model(z, t), model.for_inference().for_sampling()
         steps = torch.cat([walk(z, t) for _ in range(16)], 1)
     torch.testing.assert_close(steps, whole, rtol=1e-4, atol=1e-4)
 
@@ -121,8 +182,9 @@ def test_a_layer_that_is_only_cast_computes_what_one_laid_out_for_onednn_does(ge
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_precisions_run_plain(dtype: torch.dtype):
     model = network().to(dtype)
-    with torch.no_grad():
-        assert fastest(model.blocks, torch.zeros(1, 17, 64, dtype=dtype)) is model.blocks
+    frozen = model.for_inference()
+    assert isinstance(frozen.blocks, nn.ModuleList) and frozen.blocks is not model.blocks
+    assert frozen.head.weight.dtype == dtype
 
 
 def test_a_sample_depends_on_its_own_seed_alone():
@@ -131,7 +193,7 @@ def test_a_sample_depends_on_its_own_seed_alone():
 
     def draw(rows: list[int]) -> Tensor:
         shape = (len(rows), 16, 8)
-        return sample_codes(model, shape, diffusion, steps=4, generators=keyed_generators(0, "s", rows))
+        return sample_codes(model.for_inference(), shape, diffusion, steps=4, generators=keyed_generators(0, "s", rows))
 
     together = draw([0, 1, 2, 3, 4])
     assert torch.equal(together[2:4], draw([2, 3])) and torch.equal(together[4:], draw([4]))

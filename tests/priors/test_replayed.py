@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import ClassVar
 
 import pytest
@@ -16,21 +19,41 @@ CONFIG = DenoiserConfig(4, 4, 8, steps=8, num_classes=3, dim=16, depth=1, heads=
 
 
 class Recorded:
-    """Stands for a CUDA graph where there is no GPU: calls the network, and remembers what it was made for."""
+    """Stands for a CUDA graph where there is no GPU: it replays a forward as it was recorded, on shared inputs."""
 
-    made: ClassVar[list[tuple[int, ...]]] = []
+    made: ClassVar[list[Recorded]] = []
 
     def __init__(self, network: nn.Module, inputs: Sequence[Tensor | None]):
-        self.network = network
-        Recorded.made.append(tuple(inputs[0].shape))  # type: ignore[union-attr]
+        self.network, self.inputs = network, [None if x is None else x.clone() for x in inputs]
+        self.batch, self.device = len(self.inputs[0]), present[-1]  # type: ignore[arg-type]
+        self.kind = (torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled())
+        Recorded.made.append(self)
 
     def __call__(self, inputs: Sequence[Tensor | None]) -> Tensor:
-        return self.network(*inputs)
+        assert present[-1] == self.device, "a graph of one device is launched on another"
+        assert self.kind == (torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled())
+        for mine, given in zip(self.inputs, inputs, strict=True):
+            if mine is not None and given is not None:
+                mine.copy_(given)
+        time.sleep(0.002)  # in which another thread could write its own inputs
+        return self.network(*self.inputs)
+
+
+present: list[torch.device] = []  # devices entered, as `torch.cuda.device` does
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        present.append(device)
+        yield
+        present.pop()
+
     monkeypatch.setattr(replayed, "_Recording", Recorded)
+    monkeypatch.setattr(replayed, "_on", on)
+    autocast = lambda: (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))  # noqa: E731
+    monkeypatch.setattr(replayed, "_autocast", autocast)
     Recorded.made = []
     return Recorded.made
 
@@ -40,18 +63,60 @@ def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.no_grad()
-def test_it_records_once_for_each_shape_and_anew_for_changed_weights(recorded: list):
+def test_it_records_once_for_each_shape(recorded: list[Recorded]):
     network = Denoiser(CONFIG).eval()
     called = Replayed(network)
     for batch in (1, 2, 1, 2):
         assert torch.equal(called(*inputs(batch)), network(*inputs(batch)))
     called(*inputs(1)[:2], None)  # without labels it is another graph
-    assert [shape[0] for shape in recorded] == [1, 2, 1]
-    Replayed(network)(*inputs(1))  # another sampling of the same network
-    assert len(recorded) == 3
-    network.head.weight.add_(1)
-    called(*inputs(1))
-    assert len(recorded) == 4
+    assert [each.batch for each in recorded] == [1, 2, 1]
+
+
+def test_it_records_anew_under_another_autocast_or_mode_and_on_the_tensors_device(recorded: list[Recorded]):
+    called = Replayed(Denoiser(CONFIG).eval())
+    for _ in range(2):
+        with torch.no_grad():
+            called(*inputs(1))
+            with torch.autocast("cpu", torch.bfloat16):
+                called(*inputs(1))
+        with torch.inference_mode():
+            called(*inputs(1))
+    assert [each.kind for each in recorded] == [(False, False), (True, False), (False, True)]
+    assert {each.device for each in recorded} == {torch.device("cpu")} and present == []
+
+
+def test_threads_take_turns_at_the_shared_inputs(recorded: list[Recorded]):
+    network = Denoiser(CONFIG).eval()
+    nn.init.normal_(network.head.weight)
+    called, right = Replayed(network), []
+
+    def sample(step: int) -> None:
+        z, _, labels = inputs(2)
+        t = torch.full((2,), step)
+        with torch.no_grad():
+            right.extend(torch.equal(called(z, t, labels), network(z, t, labels)) for _ in range(5))
+
+    threads = [threading.Thread(target=sample, args=(step,)) for step in (1, 8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert right == [True] * 10 and len(recorded) == 1
+
+
+def test_a_copy_for_inference_has_recordings_of_its_own_weights(monkeypatch: pytest.MonkeyPatch, recorded: list):
+    network = Denoiser(CONFIG).eval()
+    monkeypatch.setattr(Denoiser, "device", torch.device("cuda"))
+    first = network.for_inference()
+    called = first.for_sampling()
+    assert isinstance(called, Replayed) and first.for_sampling() is called
+    with torch.no_grad():
+        before = called(*inputs(1))
+        network.head.bias.add_(1)
+        assert torch.equal(called(*inputs(1)), before)
+        again = network.for_inference().for_sampling()
+        torch.testing.assert_close(again(*inputs(1)), before + 1)
+    assert network.for_sampling() is network  # which is trained: nothing of it is recorded
 
 
 def test_large_batches_and_gradients_go_through_the_network_itself(recorded: list):
@@ -76,7 +141,7 @@ def test_it_does_not_keep_recordings_without_end(recorded: list):
 @torch.no_grad()
 def test_a_replayed_forward_gives_what_the_network_gives(bf16: bool):
     network = Denoiser(CONFIG).cuda().eval()
-    called = network.for_sampling()
+    called = network.for_inference().for_sampling()
     assert isinstance(called, Replayed)
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         for step in (1, 5, 8):
@@ -86,5 +151,5 @@ def test_a_replayed_forward_gives_what_the_network_gives(bf16: bool):
 
 
 def test_on_a_cpu_the_network_is_called_itself():
-    network = Denoiser(CONFIG)
+    network = Denoiser(CONFIG).for_inference()
     assert network.for_sampling() is network

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bld.errors import SettingError
-from bld.priors.packed import fastest
 from bld.priors.transformer import KeyValues, Transformer
 from bld.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.seeding import uniform
@@ -31,7 +30,7 @@ class AutoregressiveTransformer(Transformer):
         start, given = self.start(len(z0), condition)
         x = torch.cat([start, self._tokens(z0[:, :-1], 0).to(start.dtype)], 1)
         visible = _visible(given, x.shape[1])
-        for block in fastest(self.blocks, x):
+        for block in self.blocks:
             x = block(x, causal=True, visible=visible)
         return self.to_logits(x[:, start.shape[1] - 1 :])
 
@@ -71,7 +70,7 @@ class OneByOne:
             x = network._tokens(z[:, i - 1 : i], i - 1)
         self.length += x.shape[1]
         visible = _visible(self.given, self.length)
-        for block, past in zip(fastest(network.blocks, x), self.past, strict=True):
+        for block, past in zip(network.blocks, self.past, strict=True):
             x = block(x, causal=True, past=past, visible=visible)
         self.position += 1
         return network.to_logits(x[:, -1:])

@@ -8,22 +8,20 @@ float32's than that of the plain blocks (`benchmarks/forward.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.priors.kept import kept
-
 
 class PackedLinear:
     """x·Wᵀ + b, or GELU of it, with W in the precision and layout that it is used in."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, gelu: bool = False):
-        self.weight = linear.weight.detach().to(dtype)
-        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self.weight = linear.weight.detach().to(dtype, copy=True)
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
         self.gelu, self.is_laid_out = gelu, self.weight.device.type == "cpu"
         if self.is_laid_out:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
@@ -46,7 +44,7 @@ class PackedBlock:
         self.qkv, self.out = PackedLinear(block.attention.qkv, dtype), PackedLinear(block.attention.out, dtype)
         self.expand, self.contract = PackedLinear(block.expand, dtype, gelu=True), PackedLinear(block.contract, dtype)
         self.attend = block.attention.attend
-        self.scale1, self.scale2 = (None if s is None else s.detach().float() for s in (block.scale1, block.scale2))
+        self.scale1, self.scale2 = (None if s is None else _copied(s) for s in (block.scale1, block.scale2))
 
     def __call__(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
         """(B, M, D) → (B, M, D); the rest is told to the attention, as in `Block`."""
@@ -65,7 +63,7 @@ class PackedNorm:
     """LayerNorm in float32."""
 
     def __init__(self, norm: nn.LayerNorm):
-        self.weight, self.bias = norm.weight.detach().float(), norm.bias.detach().float()
+        self.weight, self.bias = _copied(norm.weight), _copied(norm.bias)
         self.eps = norm.eps
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -73,27 +71,36 @@ class PackedNorm:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def fastest(blocks: nn.ModuleList, x: Tensor) -> Iterable[Callable[..., Tensor]]:
-    """The blocks themselves, or, where no gradients are wanted, what computes the same faster.
-
-    x: what they are about to be given.
-    """
-    dtype = _packable(blocks, x)
-    if dtype is None:
-        return blocks
-    known = kept(blocks)
-    if dtype not in known:
-        known[dtype] = [PackedBlock(block, dtype) for block in blocks]
-    return known[dtype]
+def _copied(parameter: Tensor) -> Tensor:
+    return parameter.detach().to(torch.float32, copy=True)
 
 
-def _packable(blocks: nn.ModuleList, x: Tensor) -> torch.dtype | None:
-    """The precision of the products; None where the plain blocks serve better."""
-    device, weight = x.device.type, next(blocks.parameters(), None)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or device not in ("cpu", "cuda"):
+class PackedBlocks(nn.Module):
+    """In place of a list of blocks: what computes the same faster, from the weights as they were when it was made."""
+
+    def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype):
+        super().__init__()
+        self.packed = [PackedBlock(block, dtype) for block in blocks]
+
+    def __iter__(self) -> Iterator[PackedBlock]:
+        return iter(self.packed)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+
+def packed(blocks: nn.ModuleList) -> PackedBlocks | None:
+    """The blocks packed in the precision of the autocast around; None where the plain blocks serve better."""
+    dtype = _packable(blocks)
+    return None if dtype is None else PackedBlocks(blocks, dtype)
+
+
+def _packable(blocks: nn.ModuleList) -> torch.dtype | None:
+    """The precision of the products."""
+    weight = next(blocks.parameters(), None)
+    if type(weight) is not nn.Parameter or weight.device.type not in ("cpu", "cuda"):  # spread, or simulated
         return None
-    if type(weight) is not nn.Parameter or weight.is_inference():  # spread, simulated, or without a version
-        return None
+    device = weight.device.type
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
     if device == "cuda":

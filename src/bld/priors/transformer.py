@@ -5,10 +5,11 @@ Dimension letters: B batch, N positions, c bits per position, D width, M tokens.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from bld.attention import attention
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
-from bld.priors.packed import fastest
+from bld.priors.packed import packed
 from bld.priors.replayed import Replayed
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
@@ -229,6 +230,9 @@ class VectorToken(nn.Module):
 class Transformer(nn.Module):
     """What the priors have in common; each says how its codes become tokens, and which of them may see which."""
 
+    is_frozen_copy = False
+    _replayed: Replayed | None = None
+
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         self.config = config
@@ -294,12 +298,29 @@ class Transformer(nn.Module):
             return condition.masked_fill(drop, self.null_label)
         return _marked(condition, self.config.condition_dim).masked_fill(drop.unsqueeze(1), 0)
 
+    @torch.no_grad()
+    def for_inference(self) -> Self:
+        """A copy of this network as it is now, for many forwards without gradients: frozen, its blocks packed.
+
+        Whoever samples or measures takes one at the start, and another after the weights have changed: nothing that
+        happens to this network later reaches the copy.  Its products are in the precision of the autocast that is on
+        here, up to rounding those of this network.  A compiled network, and such a copy, are returned themselves.
+        """
+        if self.is_frozen_copy or self._compiled_call_impl is not None:
+            return self
+        blocks = packed(self.blocks)
+        network = copy.deepcopy(self, {} if blocks is None else {id(self.blocks): blocks})
+        network.is_frozen_copy = True
+        if self.device.type == "cuda":
+            network._replayed = Replayed(network)
+        return network.eval().requires_grad_(False)
+
     def for_sampling(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """What a sampler calls for one batch: the network itself, unless it can remember what it has computed.
 
-        On a GPU small batches are replayed from a recording, unless the network is compiled.
+        What `for_inference` gave replays small batches on a GPU from a recording.
         """
-        return Replayed(self) if self.device.type == "cuda" and self._compiled_call_impl is None else self
+        return self if self._replayed is None else self._replayed
 
     def condition(self, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Step token, then the condition's if there is one, (B, 1 or 2, D); and in which samples that can be seen.
@@ -347,7 +368,7 @@ class Transformer(nn.Module):
         tokens, given = self.condition(t, condition)
         x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, N + 1 or 2, D)
         visible = None if given is None else F.pad(given.unsqueeze(1), (x.shape[1] - 1, 0), value=True)
-        for block in fastest(self.blocks, x):
+        for block in self.blocks:
             x = block(x, visible=visible)
         return self.to_logits(x[:, :N])
 

@@ -149,7 +149,10 @@ class PriorStage(Stage):
         chosen = rows % len(self.held_out.tokens)
         tokens, t = self.held_out.tokens[chosen].to(device), (rows % steps + 1).to(device)
         condition = None if self.held_out.condition is None else self.held_out.condition[chosen].to(device)
-        denoise, seed = self._denoise(averaged, condition), self.settings.seed
+        assert isinstance(averaged, Transformer)
+        with self.accelerator.autocast():
+            network = averaged.for_inference()
+        denoise, seed = self._denoise(network, condition), self.settings.seed
         noise = keyed_generators(seed, "held-out", range(len(t)))
         loss = self.process.training_loss(denoise, tokens, t, noise, self.settings.prior.vlb_weight)
         figures = {"held_out_loss": float(loss.total)}
@@ -168,8 +171,8 @@ class PriorStage(Stage):
         condition, columns = self._previewed(path.parent)
         shape = (PREVIEWED, self.cache.shape.positions, self.cache.shape.c)
         assert isinstance(averaged, Transformer)
-        network = averaged.for_sampling()
         with self.accelerator.autocast():
+            network = averaged.for_inference().for_sampling()
             codes = self.process.sample(
                 lambda z, t: network(z, t, condition),
                 shape,

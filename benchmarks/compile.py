@@ -39,11 +39,12 @@ def pairs(precision: str, preset: str, folder: Path):
     )
     denoiser = eager.denoiser(config.code_shape, 0)
     networks = [Denoiser(denoiser).to(DEVICE).eval() for _ in range(2)]
-    networks[1].compile(dynamic=False, mode="reduce-overhead" if DEVICE.type == "cuda" else None)
+    networks[1].compile(dynamic=False)
     for batch in (1, 64):
         z = torch.zeros(batch, denoiser.code_shape.positions, denoiser.code_bits, dtype=torch.uint8, device=DEVICE)
         t = torch.ones(batch, dtype=torch.long, device=DEVICE)
-        calls = [n.for_inference().for_sampling() for n in networks]
+        with precise(precision):
+            calls = [n.for_inference().for_sampling() for n in networks]
         yield (
             f"denoiser forward, batch {batch}",
             *[lambda c=c, z=z, t=t: in_precision(precision, lambda: c(z, t)) for c in calls],

@@ -45,7 +45,7 @@ def error(model: Denoiser) -> dict[str, float]:
     small.float()
     found = {}
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        for name, logits in (("packed", small(z, t)), ("plain", plain(small, z, t))):
+        for name, logits in (("packed", small.for_inference()(z, t)), ("plain", plain(small, z, t))):
             found[name] = float((logits.double() - exact).norm() / exact.norm())
     return found
 
@@ -55,16 +55,16 @@ def main() -> None:
     args = options(__doc__, batches=[1, 8, 32] if DEVICE.type == "cpu" else [1, 8, 64, 256], rounds=7)
     torch.manual_seed(0)
     ours, public = Denoiser(DenoiserConfig()).to(DEVICE).eval(), PublicDenoiser().to(DEVICE).eval()
-    called = ours.for_inference().for_sampling()
     rows = []
     for precision, dtype in PRECISIONS.items():
         product, its_flops = best_product(dtype)
         for batch in args.batches:
             z, t = codes(batch)
             with precise(precision):
+                called = ours.for_inference().for_sampling()
                 calls = {
                     "product": product,
-                    "ours": lambda z=z, t=t: called(z, t),
+                    "ours": lambda z=z, t=t, called=called: called(z, t),
                     "plain": lambda z=z, t=t: plain(ours, z, t),
                     "public": lambda z=z, t=t: public(z, t),
                 }

@@ -29,15 +29,16 @@ def main() -> None:
     torch.manual_seed(0)
     network = Denoiser(DenoiserConfig(num_classes=10)).to(DEVICE).eval()
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 64))
-    called = network.for_inference().for_sampling()
     rows = []
     for precision in PRECISIONS:
+        with precise(precision):
+            called = network.for_inference().for_sampling()
         for batch in args.batches:
             for steps in args.steps if batch == 1 or gpu else args.steps[:1]:
                 labels = torch.zeros(batch, dtype=torch.long, device=DEVICE)
                 null = torch.full_like(labels, network.null_label)
 
-                def sample(scale: float, batch=batch, steps=steps, labels=labels, null=null) -> None:
+                def sample(scale: float, batch=batch, steps=steps, labels=labels, null=null, called=called) -> None:
                     sample_codes(
                         with_guidance(called, labels, null, scale),
                         (batch, 256, 32),
@@ -48,12 +49,12 @@ def main() -> None:
                     )
 
                 calls = {
-                    "forwards": lambda b=batch, n=steps, y=labels: forwards(called, b, n, y),
+                    "forwards": lambda f=called, b=batch, n=steps, y=labels: forwards(f, b, n, y),
                     "sample": lambda s=sample: s(1.0),
                 }
                 if batch == 1 or gpu:
                     both = torch.cat([labels, null])
-                    calls["doubled"] = lambda b=batch, n=steps, y=both: forwards(called, 2 * b, n, y)
+                    calls["doubled"] = lambda f=called, b=batch, n=steps, y=both: forwards(f, 2 * b, n, y)
                     calls["guided"] = lambda s=sample: s(2.5)
                 with precise(precision):
                     times = in_turn(calls, args.rounds if batch == 1 or gpu else 2, warm_ups=int(batch == 1 or gpu))

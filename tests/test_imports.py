@@ -19,6 +19,7 @@ LEAVES = {
     "errors",
     "seeding",
     "attention",
+    "precision",
     "process",
     "processes",
     "recompute",

@@ -313,3 +313,32 @@ def test_compiled_networks_make_the_same_images(trained_run: Path, monkeypatch: 
     torch.testing.assert_close(
         pipe.reconstruct(mine.images * 2 - 1, "pt"), plain.reconstruct(mine.images * 2 - 1, "pt")
     )
+
+
+@pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_what_is_made_after_training_on_is_made_by_the_weights_of_then(trained_run: Path, picture, mask, guard):
+    """By our own optimizer, which leaves no trace in the weights' version counters."""
+    pipe, other = (BinaryLatentDiffusionPipeline.from_pretrained(trained_run) for _ in range(2))
+    codes, options = pipe.encode(picture), {"generator": 0, "output_type": "latent", "num_inference_steps": 4}
+
+    def made(by: BinaryLatentDiffusionPipeline) -> list[torch.Tensor]:
+        with guard():
+            return [
+                by(8, **options).codes,
+                by.inpaint(picture, mask, 8, **options).codes,
+                by.vary(codes.repeat(8, 1, 1, 1), 0.9, batch_size=4, **options).codes,
+                by.likelihood_bits(codes, generator=0),
+            ]
+
+    before = made(pipe)
+    optimizer = torch.optim.AdamW(pipe.prior.parameters(), lr=0.02, fused=True)
+    shape = pipe.prior.code_shape
+    z, t = torch.ones(4, shape.positions, shape.c), torch.full((4,), 2)
+    for _ in range(5):
+        pipe.prior(z, t).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    other.prior.load_state_dict(pipe.prior.state_dict())
+    after = made(pipe)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(after, made(other), strict=True))
+    assert not any(torch.equal(mine, earlier) for mine, earlier in zip(after, before, strict=True))

@@ -12,6 +12,33 @@ from torch import Tensor
 _always_fused = False
 
 
+class KeyValues:
+    """Keys and values of the tokens one attention layer has seen so far, (B, heads, M, D/heads) each."""
+
+    def __init__(self) -> None:
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+
+    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add new tokens; returns those of all."""
+        self.k = k if self.k is None else torch.cat([self.k, k], 2)
+        self.v = v if self.v is None else torch.cat([self.v, v], 2)
+        return self.k, self.v
+
+
+def attend(
+    qkv: Tensor, heads: int, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
+) -> Tensor:
+    """Queries, keys and values of a layer's heads in one (B, M, 3·D) → (B, M, D); the rest as in `attention`.
+
+    past: of the tokens before these, which is extended by them; `visible` counts its tokens first.
+    """
+    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
+    if past is not None:
+        k, v = past.extend(k, v)
+    return attention(q, k, v, causal, visible).transpose(1, 2).flatten(2)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, visible: Tensor | None = None) -> Tensor:
     """softmax(q·kᵀ/√d)·v for q (…, M, d) and k, v (…, L, d), L ≥ M: the queries belong to the last M tokens.
 

@@ -455,13 +455,13 @@ class BinaryLatentDiffusionPipeline:
         steps = num_inference_steps or self.index.sampling.num_inference_steps or total
         asked = self._asked(len(codes), class_labels, prompt, condition)
         generators = _generators(generator, len(codes), 0, purpose="vary")
-        parts = []
+        prior, parts = self.prior.for_inference(), []
         for first in range(0, len(codes), batch_size):
             rows = slice(first, first + batch_size)
             z_t = self.diffusion.diffuse(to_tokens(codes[rows]).to(self.device), t, generators[rows])
             made = self._sample(
                 asked[rows], generators[rows], math.ceil(steps * t / total), temperature, guidance_scale,
-                callback_on_step_end, batch_size, start=(z_t, t),
+                callback_on_step_end, batch_size, prior, start=(z_t, t),
             )  # fmt: skip
             parts.append(made)
         varied = torch.cat(parts)
@@ -538,9 +538,13 @@ class BinaryLatentDiffusionPipeline:
         guidance_scale: float | None,
         callback: StepCallback | None,
         batch_size: int,
+        prior: Transformer | None = None,
         **options: Any,
     ) -> Tensor:
-        """Codes (n, h, w, c), uint8 on the CPU, sampled in batches that do not show in the result."""
+        """Codes (n, h, w, c), uint8 on the CPU, sampled in batches that do not show in the result.
+
+        prior: a copy for inference that several calls share; by default one of the prior as it is now.
+        """
         defaults, shape = self.index.sampling, self.prior.code_shape
         steps = num_inference_steps if num_inference_steps is not None else defaults.num_inference_steps
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
@@ -551,7 +555,7 @@ class BinaryLatentDiffusionPipeline:
         if batch_size < 1:
             raise SettingError(f"batch_size is at least 1, not {batch_size}.")
         observe = None if callback is None else self._observer(callback)
-        network = self.prior.for_inference()
+        network = self.prior.for_inference() if prior is None else prior
         parts = []
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size].to(self.device)

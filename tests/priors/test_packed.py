@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
 from bld.priors import NETWORKS, AutoregressiveTransformer, Denoiser, DenoiserConfig
 from bld.priors.packed import PackedBlock, PackedBlocks, PackedLinear
+from bld.priors.replayed import Recordings
 from bld.seeding import keyed_generators
 
 SHAPE = {"code_height": 4, "code_width": 4, "code_bits": 8, "steps": 16, "dim": 64, "depth": 3, "heads": 4}
@@ -140,13 +143,20 @@ def test_threads_may_sample_while_another_trains():
     assert all(torch.equal(x, exact) for x in found)
 
 
-def test_a_copy_keeps_the_precision_it_was_made_in():
-    model, (z, t) = network(), inputs()
+@pytest.mark.parametrize("kind", [Denoiser, AutoregressiveTransformer])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_copy_computes_in_the_precision_it_was_made_in(kind: type, dtype: torch.dtype):
+    """Packed or plain, wherever it is called: autocast is a thread's own, and a copy may serve several."""
+    model, (z, t) = network(kind).to(dtype), inputs()
     single = model.for_inference()
-    exact = single(z, t)
     with torch.autocast("cpu", torch.bfloat16):
-        model.for_inference()(z, t)
-    assert torch.equal(single(z, t), exact)
+        half = model.for_inference()
+        rounded = half(z, t), half.for_sampling()(z, t)
+        inside = single(z, t), single.for_sampling()(z, t)
+    outside = single(z, t), single.for_sampling()(z, t)
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+    assert dtype == torch.float64 or error(rounded[0], outside[0]) > 1e-4
+    assert all(torch.equal(a, b) for a, b in zip(rounded, (half(z, t), half.for_sampling()(z, t)), strict=True))
 
 
 def test_a_copy_is_frozen_and_shares_no_memory():
@@ -160,6 +170,47 @@ def test_a_copy_is_frozen_and_shares_no_memory():
             assert part.bias.data_ptr() not in mine
         assert block.norm1.weight.data_ptr() not in mine
     assert frozen.for_inference() is frozen and model.for_inference() is not frozen
+
+
+def test_a_copy_made_in_inference_mode_serves_outside_of_it():
+    model, (z, t) = network(), inputs()
+    with torch.inference_mode():
+        frozen = model.for_inference()
+    assert not any(p.is_inference() for p in frozen.parameters())
+    assert torch.equal(frozen(z, t), model.for_inference()(z, t))
+
+
+def test_a_copy_lives_as_long_as_it_is_held_and_holds_nothing_of_the_network():
+    """Not until the garbage collector comes by: each sampling makes one, with its recordings, on the device."""
+    model = network()
+    attention, frozen = weakref.ref(model.blocks[0].attention), model.for_inference()
+    frozen._recordings = Recordings()  # as on a GPU
+    called, gone = frozen.for_sampling(), weakref.ref(frozen)
+    gc.disable()
+    try:
+        del model
+        assert attention() is None
+        del called, frozen
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_the_copy_of_a_compiled_network_is_compiled_once_and_keeps_its_weights():
+    model, (z, t) = network(), inputs()
+    model.compile(backend="eager", dynamic=False)
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters
+    counted.clear()
+    exact, found = [], []
+    for _ in range(3):
+        written_through_data(model)
+        frozen = model.for_inference()
+        assert frozen._compiled_call_impl is not None
+        exact.append(model.forward(z, t).detach())
+        found.append(frozen)
+    assert all(error(frozen(z, t), now) < 1e-5 for frozen, now in zip(found, exact, strict=True))
+    assert counted["stats"]["unique_graphs"] == 1
 
 
 def test_a_position_at_a_time_sees_what_all_at_once_see():

@@ -26,17 +26,23 @@ class Recorded:
     def __init__(self, network: nn.Module, inputs: Sequence[Tensor | None]):
         self.network, self.inputs = network, [None if x is None else x.clone() for x in inputs]
         self.batch, self.device = len(self.inputs[0]), present[-1]  # type: ignore[arg-type]
-        self.kind = (torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled())
+        self.kind = surroundings()
         Recorded.made.append(self)
 
     def __call__(self, inputs: Sequence[Tensor | None]) -> Tensor:
         assert present[-1] == self.device, "a graph of one device is launched on another"
-        assert self.kind == (torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled())
+        assert self.kind == surroundings(), "a graph recorded otherwise is replayed"
         for mine, given in zip(self.inputs, inputs, strict=True):
             if mine is not None and given is not None:
                 mine.copy_(given)
         time.sleep(0.002)  # in which another thread could write its own inputs
         return self.network(*self.inputs)
+
+
+def surroundings() -> tuple[bool, torch.dtype, bool]:
+    """What decides the kernels of a forward on a CPU, besides its inputs."""
+    is_on, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    return is_on, dtype, torch.is_inference_mode_enabled()
 
 
 present: list[torch.device] = []  # devices entered, as `torch.cuda.device` does
@@ -52,8 +58,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
 
     monkeypatch.setattr(replayed, "_Recording", Recorded)
     monkeypatch.setattr(replayed, "_on", on)
-    autocast = lambda: (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu"))  # noqa: E731
-    monkeypatch.setattr(replayed, "_autocast", autocast)
+    monkeypatch.setattr(replayed, "WARM_UPS", 0)
     Recorded.made = []
     return Recorded.made
 
@@ -72,17 +77,55 @@ def test_it_records_once_for_each_shape(recorded: list[Recorded]):
     assert [each.batch for each in recorded] == [1, 2, 1]
 
 
-def test_it_records_anew_under_another_autocast_or_mode_and_on_the_tensors_device(recorded: list[Recorded]):
+def test_the_first_calls_of_a_kind_are_computed_as_they_come(recorded: list[Recorded], monkeypatch: pytest.MonkeyPatch):
+    """They warm up what a recording must not hold, and a sampling of few steps pays for none."""
+    monkeypatch.setattr(replayed, "WARM_UPS", 3)
+    network = Denoiser(CONFIG).eval().for_inference()
+    called = Replayed(network)
+    made = []
+    with torch.no_grad():
+        for _ in range(5):
+            assert torch.equal(called(*inputs(1)), network(*inputs(1)))
+            made.append(len(recorded))
+        called(*inputs(2))
+    assert made == [0, 0, 0, 1, 1] and len(recorded) == 1
+
+
+def test_it_records_anew_under_another_autocast_or_mode(recorded: list[Recorded]):
     called = Replayed(Denoiser(CONFIG).eval())
     for _ in range(2):
         with torch.no_grad():
             called(*inputs(1))
-            with torch.autocast("cpu", torch.bfloat16):
-                called(*inputs(1))
+            for dtype in (torch.bfloat16, torch.float16):
+                with torch.autocast("cpu", dtype):
+                    called(*inputs(1))
         with torch.inference_mode():
             called(*inputs(1))
-    assert [each.kind for each in recorded] == [(False, False), (True, False), (False, True)]
-    assert {each.device for each in recorded} == {torch.device("cpu")} and present == []
+    kinds = [(is_on, dtype) for is_on, dtype, _ in (each.kind for each in recorded)]
+    assert kinds == [(False, torch.bfloat16), (True, torch.bfloat16), (True, torch.float16), (False, torch.bfloat16)]
+    assert [each.kind[-1] for each in recorded] == [False, False, False, True]
+
+
+def test_it_records_anew_where_products_may_be_rounded_to_tf32(recorded: list[Recorded]):
+    called, before = Replayed(Denoiser(CONFIG).eval()), torch.get_float32_matmul_precision()
+    try:
+        with torch.no_grad():
+            for precision in ("highest", "high", "highest"):
+                torch.set_float32_matmul_precision(precision)
+                called(*inputs(1))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(recorded) == 2
+
+
+@torch.no_grad()
+def test_it_records_and_replays_on_the_device_of_the_tensors(recorded: list[Recorded]):
+    """`meta` stands for a second GPU."""
+    called = Replayed(lambda z, t, labels: z.float())
+    for _ in range(2):
+        for device in ("cpu", "meta"):
+            assert called(*(x.to(device) for x in inputs(1))).device == torch.device(device)
+    assert [each.device for each in recorded] == [torch.device("cpu"), torch.device("meta")] and present == []
 
 
 def test_threads_take_turns_at_the_shared_inputs(recorded: list[Recorded]):
@@ -109,13 +152,14 @@ def test_a_copy_for_inference_has_recordings_of_its_own_weights(monkeypatch: pyt
     monkeypatch.setattr(Denoiser, "device", torch.device("cuda"))
     first = network.for_inference()
     called = first.for_sampling()
-    assert isinstance(called, Replayed) and first.for_sampling() is called
+    assert isinstance(called, Replayed) and first.for_sampling().recordings is called.recordings
     with torch.no_grad():
         before = called(*inputs(1))
         network.head.bias.add_(1)
         assert torch.equal(called(*inputs(1)), before)
         again = network.for_inference().for_sampling()
         torch.testing.assert_close(again(*inputs(1)), before + 1)
+        assert len(recorded) == 2
     assert network.for_sampling() is network  # which is trained: nothing of it is recorded
 
 
@@ -141,10 +185,10 @@ def test_it_does_not_keep_recordings_without_end(recorded: list):
 @torch.no_grad()
 def test_a_replayed_forward_gives_what_the_network_gives(bf16: bool):
     network = Denoiser(CONFIG).cuda().eval()
-    called = network.for_inference().for_sampling()
-    assert isinstance(called, Replayed)
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-        for step in (1, 5, 8):
+        called = network.for_inference().for_sampling()
+        assert isinstance(called, Replayed)
+        for step in (1, 5, 8, 2, 3, 8):  # the first ones are not replayed
             given = [x.cuda() for x in inputs(2)]
             given[1].fill_(step)
             torch.testing.assert_close(called(*given), network(*given))

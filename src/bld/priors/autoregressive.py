@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bld.attention import KeyValues
 from bld.errors import SettingError
-from bld.priors.transformer import KeyValues, Transformer
+from bld.priors.transformer import Transformer
 from bld.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.seeding import uniform
 
@@ -24,6 +25,8 @@ class AutoregressiveTransformer(Transformer):
 
     The step token is the one it starts with, always the same.
     """
+
+    is_walked = True
 
     def forward(self, z0: Tensor, t: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """All positions at once, as in training.  z0: bits of any dtype.  t: not used.  Returns float32."""
@@ -63,6 +66,10 @@ class OneByOne:
 
     def __call__(self, z: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z (B, N, c) with all positions before this one in place → logits (B, 1, c)."""
+        with self.network.as_frozen():
+            return self._next(z, condition)
+
+    def _next(self, z: Tensor, condition: Tensor | None) -> Tensor:
         network, i = self.network, self.position
         if i == 0:
             x, self.given = network.start(len(z), condition)

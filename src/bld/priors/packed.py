@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bld.attention import attend
+from bld.precision import Autocast
+
 
 class PackedLinear:
     """x·Wᵀ + b, or GELU of it, with W in the precision and layout that it is used in."""
@@ -39,11 +42,10 @@ class PackedBlock:
     """What `Block` computes; takes any precision and gives float32."""
 
     def __init__(self, block: Any, dtype: torch.dtype):
-        self.dtype = dtype
+        self.dtype, self.heads = dtype, block.attention.heads
         self.norm1, self.norm2 = PackedNorm(block.norm1), PackedNorm(block.norm2)
         self.qkv, self.out = PackedLinear(block.attention.qkv, dtype), PackedLinear(block.attention.out, dtype)
         self.expand, self.contract = PackedLinear(block.expand, dtype, gelu=True), PackedLinear(block.contract, dtype)
-        self.attend = block.attention.attend
         self.scale1, self.scale2 = (None if s is None else _copied(s) for s in (block.scale1, block.scale2))
 
     def __call__(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
@@ -53,7 +55,7 @@ class PackedBlock:
             return self._forward(x, *how, **also)
 
     def _forward(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
-        y = self.out(self.attend(self.qkv(self.norm1(x).to(self.dtype)), *how, **also)).float()
+        y = self.out(attend(self.qkv(self.norm1(x).to(self.dtype)), self.heads, *how, **also)).float()
         x = x + (y if self.scale1 is None else y * self.scale1)
         y = self.contract(self.expand(self.norm2(x).to(self.dtype))).float()
         return x + (y if self.scale2 is None else y * self.scale2)
@@ -89,24 +91,21 @@ class PackedBlocks(nn.Module):
         return len(self.packed)
 
 
-def packed(blocks: nn.ModuleList) -> PackedBlocks | None:
-    """The blocks packed in the precision of the autocast around; None where the plain blocks serve better."""
-    dtype = _packable(blocks)
+def packed(blocks: nn.ModuleList, precision: Autocast) -> PackedBlocks | None:
+    """The blocks packed in that precision; None where the plain blocks serve better."""
+    dtype = _packable(next(blocks.parameters(), None), precision)
     return None if dtype is None else PackedBlocks(blocks, dtype)
 
 
-def _packable(blocks: nn.ModuleList) -> torch.dtype | None:
+def _packable(weight: Tensor | None, precision: Autocast) -> torch.dtype | None:
     """The precision of the products."""
-    weight = next(blocks.parameters(), None)
-    if type(weight) is not nn.Parameter or weight.device.type not in ("cpu", "cuda"):  # spread, or simulated
+    if type(weight) is not nn.Parameter:  # spread over processes, or simulated
         return None
-    device = weight.device.type
-    autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else weight.dtype
-    if device == "cuda":
-        return dtype if autocast and weight.dtype == torch.float32 else None
+    dtype = precision.dtype if precision.is_on else weight.dtype
+    if weight.device.type == "cuda":
+        return dtype if precision.is_on and weight.dtype == torch.float32 else None
     usable = dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype if usable and _has_onednn() else None
+    return dtype if weight.device.type == "cpu" and usable and _has_onednn() else None
 
 
 def _has_onednn() -> bool:

@@ -8,7 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from bld.precision import Autocast
+
+Forward = Callable[..., Tensor]
+Inputs = Sequence[Tensor | None]
 
 MOST_SAMPLES = 16  # of a batch: beyond, computing takes longer than launching
 MOST_SHAPES = 8
@@ -17,18 +22,41 @@ WARM_UPS = 3
 _recording = threading.Lock()  # of the whole process: one graph is recorded at a time
 
 
-class Replayed:
-    """A frozen network as a sampler calls it: recorded once per kind of call, then replayed; no gradients.
+class Recordings:
+    """The recordings of one frozen network's forward, by kind of call.
 
-    Larger batches run as they are.  The inputs are copied to where they lay when recorded, the result is a copy.  What
-    shaped the kernels that were recorded makes a kind of its own: shapes, dtypes, device, stream, autocast, inference
-    mode.  Threads take turns, since they share those inputs.
+    What shaped the kernels that were recorded makes a kind of its own: shapes, dtypes, device, stream, autocast,
+    inference mode, TF32.  The first calls of a kind are computed as they come, so that a sampling of few steps pays
+    for no recording, and what is made at a first call is in none.
     """
 
-    def __init__(self, network: nn.Module):
-        self.network = network
-        self._recordings: dict[Any, Callable[[Sequence[Tensor | None]], Tensor]] = {}
-        self._turn = threading.Lock()
+    def __init__(self) -> None:
+        self.turn = threading.Lock()  # threads that call the same recording write to the same inputs
+        self._by_kind: dict[Any, Callable[[Inputs], Tensor] | int] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recordings:
+        return Recordings()  # of the copy's own weights
+
+    def of(self, network: Forward, inputs: Inputs, device: torch.device) -> Callable[[Inputs], Tensor] | None:
+        """What to replay for these inputs; None where the network itself is to be called."""
+        key = (*(None if x is None else (x.shape, x.dtype, x.device) for x in inputs), *_surroundings(device))
+        known = self._by_kind.get(key, 0)
+        if not isinstance(known, int):
+            return known
+        if key not in self._by_kind and len(self._by_kind) >= MOST_SHAPES:
+            self._by_kind.pop(next(iter(self._by_kind)))
+        made = self._by_kind[key] = known + 1 if known < WARM_UPS else _Recording(network, inputs)
+        return None if isinstance(made, int) else made
+
+
+class Replayed:
+    """A frozen network as a sampler calls it, replaying what `recordings` has of it; no gradients.
+
+    Larger batches run as they are.  The inputs are copied to where they lay when recorded, the result is a copy.
+    """
+
+    def __init__(self, network: Forward, recordings: Recordings | None = None):
+        self.network, self.recordings = network, recordings or Recordings()
 
     def __call__(self, *inputs: Tensor | None) -> Tensor:
         """What the network gives for these inputs."""
@@ -36,36 +64,28 @@ class Replayed:
         assert first is not None
         if len(first) > MOST_SAMPLES or torch.is_grad_enabled():
             return self.network(*inputs)
-        with self._turn, _on(first.device):
-            key = (*(None if x is None else (x.shape, x.dtype, x.device) for x in inputs), *_surroundings(first.device))
-            if key not in self._recordings:
-                if len(self._recordings) >= MOST_SHAPES:
-                    self._recordings.pop(next(iter(self._recordings)))
-                self._recordings[key] = _Recording(self.network, inputs)
-            return self._recordings[key](inputs)
+        with self.recordings.turn, _on(first.device):
+            replay = self.recordings.of(self.network, inputs, first.device)
+            if replay is not None:
+                return replay(inputs)
+        return self.network(*inputs)
 
 
 class _Recording:
-    """One forward on the present device, recorded."""
+    """One forward on the present device, recorded; it has been computed before."""
 
-    def __init__(self, network: nn.Module, inputs: Sequence[Tensor | None]):
+    def __init__(self, network: Forward, inputs: Inputs):
         self.inputs = [None if x is None else x.clone() for x in inputs]
-        enabled, dtype = _autocast()
-        with _recording:
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # what is made at a first call must not be recorded
-                for _ in range(WARM_UPS):
-                    network(*self.inputs)
-            torch.cuda.current_stream().wait_stream(aside)
-            self.graph = torch.cuda.CUDAGraph()
-            # What other threads do meanwhile is none of this recording's business.  Autocast's cache would hold casts
-            # of this recording beyond it, and give them to others.
-            recorded = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
-            with recorded, torch.autocast("cuda", dtype, enabled=enabled, cache_enabled=False):
-                self.output = network(*self.inputs)
+        precision = Autocast.here("cuda")
+        self.graph = torch.cuda.CUDAGraph()
+        # What other threads do meanwhile is none of this recording's business.  Autocast's cache would hold casts of
+        # this recording beyond it, and give them to others.
+        recorded = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
+        uncached = torch.autocast("cuda", precision.dtype, enabled=precision.is_on, cache_enabled=False)
+        with _recording, recorded, uncached:
+            self.output = network(*self.inputs)
 
-    def __call__(self, inputs: Sequence[Tensor | None]) -> Tensor:
+    def __call__(self, inputs: Inputs) -> Tensor:
         for mine, given in zip(self.inputs, inputs, strict=True):
             if mine is not None and given is not None:
                 mine.copy_(given)
@@ -80,8 +100,5 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 
 def _surroundings(device: torch.device) -> tuple[object, ...]:
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
-    return *_autocast(), torch.is_inference_mode_enabled(), stream
-
-
-def _autocast() -> tuple[bool, torch.dtype]:
-    return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    exact = torch.get_float32_matmul_precision()
+    return Autocast.here(device), torch.is_inference_mode_enabled(), exact, stream

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.attention import attention
+from bld.attention import KeyValues, attend
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
+from bld.precision import Autocast
 from bld.priors.packed import packed
-from bld.priors.replayed import Replayed
+from bld.priors.replayed import Recordings, Replayed
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST = {
@@ -114,20 +116,6 @@ class DenoiserConfig:
         return self.num_classes > 0 or self.condition_dim > 0
 
 
-class KeyValues:
-    """Keys and values of the tokens one attention layer has seen so far, (B, heads, M, D/heads) each."""
-
-    def __init__(self) -> None:
-        self.k: Tensor | None = None
-        self.v: Tensor | None = None
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add new tokens; returns those of all."""
-        self.k = k if self.k is None else torch.cat([self.k, k], 2)
-        self.v = v if self.v is None else torch.cat([self.v, v], 2)
-        return self.k, self.v
-
-
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection."""
 
@@ -144,16 +132,7 @@ class Attention(nn.Module):
 
         visible: bool (B, L), which of all tokens, those of `past` first, the others see; None is all.
         """
-        return self.out(self.attend(self.qkv(x), causal, past, visible))
-
-    def attend(
-        self, qkv: Tensor, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
-    ) -> Tensor:
-        """Queries, keys and values in one (B, M, 3·D) → (B, M, D), before the projection out."""
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
-        if past is not None:
-            k, v = past.extend(k, v)
-        return attention(q, k, v, causal, visible).transpose(1, 2).flatten(2)
+        return self.out(attend(self.qkv(x), self.heads, causal, past, visible))
 
 
 class Block(nn.Module):
@@ -230,8 +209,10 @@ class VectorToken(nn.Module):
 class Transformer(nn.Module):
     """What the priors have in common; each says how its codes become tokens, and which of them may see which."""
 
-    is_frozen_copy = False
-    _replayed: Replayed | None = None
+    is_walked = False  # whether a sampler takes one position after another
+    frozen_in: Autocast | None = None  # of a copy for inference: the precision that it keeps
+    _recordings: Recordings | None = None
+    _compiled_with: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
@@ -298,29 +279,55 @@ class Transformer(nn.Module):
             return condition.masked_fill(drop, self.null_label)
         return _marked(condition, self.config.condition_dim).masked_fill(drop.unsqueeze(1), 0)
 
-    @torch.no_grad()
     def for_inference(self) -> Self:
         """A copy of this network as it is now, for many forwards without gradients: frozen, its blocks packed.
 
         Whoever samples or measures takes one at the start, and another after the weights have changed: nothing that
-        happens to this network later reaches the copy.  Its products are in the precision of the autocast that is on
-        here, up to rounding those of this network.  A compiled network, and such a copy, are returned themselves.
+        happens to this network later reaches the copy.  Wherever it is called, in whichever thread, it computes in the
+        precision of the autocast that is on here, up to rounding what this network does.  The copy of a compiled
+        network is compiled; that of a copy is itself.
         """
-        if self.is_frozen_copy or self._compiled_call_impl is not None:
+        if self.frozen_in is not None:
             return self
-        blocks = packed(self.blocks)
-        network = copy.deepcopy(self, {} if blocks is None else {id(self.blocks): blocks})
-        network.is_frozen_copy = True
-        if self.device.type == "cuda":
-            network._replayed = Replayed(network)
-        return network.eval().requires_grad_(False)
+        precision = Autocast.here(self.device)
+        compiled = self._compiled_call_impl is not None and not self.is_walked
+        with torch.inference_mode(False), torch.no_grad():  # what is made in that mode can be used in no other
+            blocks = None if compiled else packed(self.blocks, precision)
+            copied = copy.deepcopy(self, {} if blocks is None else {id(self.blocks): blocks})
+        copied.frozen_in = precision
+        if compiled:  # by what was compiled before: the copies differ in nothing that compiling looks at
+            copied.compile(*self._compiled_with[0], **self._compiled_with[1])
+        elif self.device.type == "cuda":
+            copied._recordings = Recordings()
+        return copied.eval().requires_grad_(False)
 
     def for_sampling(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         """What a sampler calls for one batch: the network itself, unless it can remember what it has computed.
 
-        What `for_inference` gave replays small batches on a GPU from a recording.
+        What `for_inference` gave replays small batches on a GPU from a recording, unless it is compiled.
         """
-        return self if self._replayed is None else self._replayed
+        return self if self._recordings is None else Replayed(self, self._recordings)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Run torch.compile's version from now on, here and in copies; the arguments are torch.compile's."""
+        self._compiled_with = args, options
+        super().compile(*args, **options)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """`forward`; a frozen copy's in its own precision."""
+        if self.frozen_in is None:
+            return super().__call__(*args, **named)
+        with self.as_frozen():
+            return super().__call__(*args, **named)
+
+    @contextmanager
+    def as_frozen(self) -> Iterator[None]:
+        """Around what is computed with a frozen copy: its own precision, no gradients; else nothing."""
+        if self.frozen_in is None:
+            yield
+            return
+        with torch.no_grad(), self.frozen_in.again():
+            yield
 
     def condition(self, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Step token, then the condition's if there is one, (B, 1 or 2, D); and in which samples that can be seen.

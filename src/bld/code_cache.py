@@ -37,7 +37,8 @@ class CacheKey:
     tokenizer: hash of encoder and config.  data: fingerprint of the images, preprocessed.
     images: how many.  flips: whether each image is there mirrored too.  draws: samples per image and flip; 0 is one
     most probable code.  seed: of the draws.  preprocessing: size, filter and background, for the reader.
-    values: what a code holds, "bits" or "float16" numbers.
+    values: what a code holds, "bits" or "float16" numbers.  precision: of the encoder's products, "float32", "bf16" or
+    "fp16"; empty in caches that did not say.
     """
 
     tokenizer: str
@@ -49,6 +50,7 @@ class CacheKey:
     seed: int
     preprocessing: dict[str, Any] = field(default_factory=dict)
     values: str = "bits"
+    precision: str = ""
 
     def __post_init__(self) -> None:
         if self.values not in ("bits", "float16"):

@@ -116,9 +116,10 @@ def training(run: Path | None) -> Iterator[tuple[str, str]]:
             batch, rate = how.get("batch_size"), how.get("learning_rate")
             begun = ", begun with the weights of another model" if done.get("init_from") else ""
             hours = f", {_duration(done['seconds'])}" if done.get("seconds") else ""
+            precision = f", in {done['precision']}" if done.get("precision") else ""
             yield (
                 f"training of the {stage}",
-                f"{done['steps']:,} steps of {batch} at learning rate {rate}{hours}{begun}",
+                f"{done['steps']:,} steps of {batch} at learning rate {rate}{precision}{hours}{begun}",
             )
 
 
@@ -140,7 +141,7 @@ def _how(evaluation: dict[str, Any]) -> str:
         f"features: {Path(str(extractor)).name}" if extractor else "",
         *(
             f"{name.replace('_', ' ')} {samples[name]}"
-            for name in ("steps", "temperature", "guidance_scale")
+            for name in ("steps", "temperature", "guidance_scale", "precision")
             if name in samples
         ),
     ]

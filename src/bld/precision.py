@@ -1,11 +1,17 @@
-"""The precision that products of matrices run in: torch.autocast's, which is the calling thread's and the device's."""
+"""The precision that products of matrices run in: torch.autocast's, which is the calling thread's and the device's, and
+whether a GPU may round float32 products to TF32, which is the process's.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
+
+NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
 class Autocast(NamedTuple):
@@ -23,8 +29,40 @@ class Autocast(NamedTuple):
             return cls(kind, False, torch.float32)
         return cls(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
 
+    @property
+    def name(self) -> str:
+        """As the settings say it: float32, bf16 or fp16."""
+        return NAMES.get(self.dtype, str(self.dtype).removeprefix("torch.")) if self.is_on else "float32"
+
     def again(self) -> AbstractContextManager[object]:
         """While entered the same holds, whatever holds around it and in whichever thread."""
         if not torch.amp.is_autocast_available(self.device):
             return nullcontext()
         return torch.autocast(self.device, self.dtype, enabled=self.is_on)
+
+
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether products that stay float32 beside half precision may be rounded to TF32; only GPUs do.
+
+    Both settings: that of matrix products, and cuDNN's of convolutions, which torch allows unless it is told otherwise.
+    """
+    if device.type == "cuda":
+        _set_tf32("high" if allowed else "highest", allowed)
+
+
+@contextmanager
+def in_float32() -> Iterator[None]:
+    """While entered products are float32 and exact, on every device: for what judges, whatever the judged runs in."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with ExitStack() as stack:
+        for kind in KINDS:
+            if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.callback(_set_tf32, *before)
+        _set_tf32("highest", False)
+        yield
+
+
+def _set_tf32(products: str, convolutions: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions

@@ -209,7 +209,8 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     """Autocast as --precision says."""
     import torch
 
-    from bld.training.loop import allow_tf32, autocast_dtype
+    from bld.precision import allow_tf32
+    from bld.training.loop import autocast_dtype
 
     choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
     allow_tf32(device, choice == "bf16")

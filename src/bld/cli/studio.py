@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and serve it until interrupted."""
+    from bld.precision import allow_tf32
     from bld.studio.model import Model
     from bld.studio.server import serve
-    from bld.training.loop import allow_tf32, autocast_dtype
+    from bld.training.loop import autocast_dtype
 
     pipe = load_pipeline(args)
     bf16 = autocast_dtype(args.precision, pipe.device) == "bf16"

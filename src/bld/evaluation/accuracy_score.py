@@ -17,6 +17,7 @@ from bld.evaluation.classifier import fit
 from bld.evaluation.features import SmallResNet
 from bld.images import ImageSet
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.precision import in_float32
 from bld.seeding import derive_seed
 from bld.training.order import KeyedOrder
 
@@ -73,6 +74,7 @@ def _on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:
     return torch.from_numpy(kept)
 
 
+@in_float32()
 def train_classifier_on(
     images: Tensor, labels: Tensor, classes: int, *, steps: int, network: str, seed: int, say: Callable[[str], None]
 ) -> nn.Module:
@@ -90,6 +92,7 @@ def train_classifier_on(
 
 
 @torch.no_grad()
+@in_float32()
 def accuracy(model: nn.Module, real: ImageSet) -> dict[str, float]:
     """cas_top1, cas_top5 on all images of a labelled set."""
     assert real.labels is not None

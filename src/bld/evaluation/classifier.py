@@ -14,6 +14,7 @@ from bld.checkpoint import read_json
 from bld.errors import DataError, SettingError
 from bld.evaluation.features import ClassifierFeatures, SmallResNet
 from bld.images import ImageSet
+from bld.precision import in_float32
 from bld.seeding import derive_seed, keyed_permutation
 from bld.training.order import KeyedOrder
 
@@ -21,6 +22,7 @@ AT_A_TIME = 256
 MOST_JUDGED = 2000
 
 
+@in_float32()
 def train_classifier(
     train: ImageSet,
     held_out: ImageSet,

@@ -19,7 +19,7 @@ from torch import Tensor
 from bld.checkpoint import process_settings
 from bld.errors import DataError, SettingError, did_you_mean
 from bld.evaluation.accuracy_score import classification_accuracy_score
-from bld.evaluation.features import FeatureExtractor
+from bld.evaluation.features import PRECISION, FeatureExtractor
 from bld.evaluation.reconstruction import structural_similarity
 from bld.evaluation.scores import (
     METRICS,
@@ -33,6 +33,7 @@ from bld.evaluation.scores import (
 )
 from bld.images import ImageSet, psnr, to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.precision import Autocast, in_float32
 from bld.processes import Processes
 from bld.seeding import keyed_generators
 
@@ -94,7 +95,7 @@ def sampled_features(
     say: Say,
 ) -> FeatureTable:
     """Features of samples 0 … num - 1, made as far as they are not in the folder yet."""
-    key = {"extractor": extractor.sha256, **made_by(pipeline, request)}
+    key = {"extractor": extractor.sha256, "judged_in": PRECISION, **made_by(pipeline, request)}
     shards = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     bounds = [(start, min(start + SHARD, request.num)) for start in range(0, request.num, SHARD)]
     for index, (start, stop) in enumerate(bounds):
@@ -112,8 +113,7 @@ def sampled_features(
 
 def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request) -> dict[str, Any]:
     """All that decides the samples: weights, process, settings as they come out with the run's defaults, precision."""
-    defaults, autocast = pipeline.index.sampling, pipeline.device.type
-    precision = str(torch.get_autocast_dtype(autocast)) if torch.is_autocast_enabled(autocast) else "float32"
+    defaults = pipeline.index.sampling
     return {
         "model": pipeline.fingerprint(),
         "prior": pipeline.diffusion.kind,
@@ -123,7 +123,7 @@ def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request) -> dict[s
         "temperature": defaults.temperature if request.temperature is None else request.temperature,
         "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
         "classes": request.classes,
-        "precision": precision,
+        "precision": Autocast.here(pipeline.device).name,
     }
 
 
@@ -238,10 +238,11 @@ def reconstruction_figures(
         if "ssim" in values:
             values["ssim"].append(structural_similarity(x, again))
         if lpips is not None:
-            values["lpips"].append(lpips(x, again).flatten())
+            with in_float32():
+                values["lpips"].append(lpips(x, again).flatten())
         if "rfd" in asked:
-            real.append(_needed(extractor)(batch).features)
-            rebuilt.append(_needed(extractor)(to_uint8(again)).features)
+            real.append(extract([batch], _needed(extractor)).features)
+            rebuilt.append(extract([to_uint8(again)], _needed(extractor)).features)
     found: dict[str, float] = {}
     for name, parts in values.items():
         joined = torch.cat(parts).double()
@@ -322,6 +323,7 @@ def record(
             "sha256": extractor.sha256,
             "dim": extractor.dim,
             "distance": extractor.distance_name(),
+            "precision": PRECISION,
         },
         "versions": {
             "bld": __version__,

@@ -2,6 +2,7 @@
 
 Every distance between sets of images is a distance between features, and changes with the network, its weights and the
 way images are resized for it.  So an extractor carries its name and the hash of its weights, and resizes by itself.
+It computes in exact float32, whatever precision the judged images are made in.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 
 from bld.checkpoint import read_json, read_tensors, write_json, written_aside
 from bld.errors import CheckpointError, MissingPackageError, SettingError
+from bld.precision import in_float32
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CLASSIFIER = "FeatureClassifier"
+PRECISION = "float32"  # of all that judges, by `in_float32`
 
 
 class Features(NamedTuple):
@@ -114,6 +117,7 @@ class Inception(FeatureExtractor):
         self.sha256 = state_hash(dict(network.state_dict()))
 
     @torch.no_grad()
+    @in_float32()
     def __call__(self, images: Tensor) -> Features:
         """Features of the last pooling, logits without bias."""
         features, logits = self.network(images.to(self.device))
@@ -143,6 +147,7 @@ class DinoV2(FeatureExtractor):
         self.sha256 = state_hash(dict(network.state_dict()))
 
     @torch.no_grad()
+    @in_float32()
     def __call__(self, images: Tensor) -> Features:
         """The class token."""
         mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -166,6 +171,7 @@ class TorchScriptFeatures(FeatureExtractor):
         self.dim = self(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).features.shape[1]
 
     @torch.no_grad()
+    @in_float32()
     def __call__(self, images: Tensor) -> Features:
         """What the file's network gives."""
         try:
@@ -239,6 +245,7 @@ class ClassifierFeatures(FeatureExtractor):
         self.sha256 = state_hash(dict(network.state_dict()))
 
     @torch.no_grad()
+    @in_float32()
     def __call__(self, images: Tensor) -> Features:
         """Pooled features before the last layer, and its logits."""
         features, logits = self.network(resized(images, self.image_size).mul(2).sub(1).to(self.device))

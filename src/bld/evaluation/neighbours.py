@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bld.errors import SettingError
 from bld.images import ImageSet, to_uint8
+from bld.precision import in_float32
 
 SPARE = 8  # candidates beyond k, so that rounding in the fast search cannot cost a neighbour its place
 
@@ -25,6 +26,7 @@ class Neighbours(NamedTuple):
 
 
 @torch.no_grad()
+@in_float32()
 def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) -> Neighbours:
     """The k images of the set (centre views) nearest to each sample.
 
@@ -50,6 +52,7 @@ def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) 
 
 
 @torch.no_grad()
+@in_float32()
 def nearest_by(measure: str, samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 64) -> Neighbours:
     """As `nearest`, by "lpips" or by the Euclidean distance of an extractor's features (its name, file or folder)."""
     if not 1 <= k <= len(image_set):

@@ -11,6 +11,7 @@ import torch
 from bld.errors import MissingPackageError, SettingError
 from bld.images import SMALLEST_MSE, ImageSet, mean_squared_error
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.precision import in_float32
 
 if TYPE_CHECKING:
     from bld.autoencoder import BinaryAutoencoder
@@ -61,6 +62,7 @@ def score_reconstructions(
     )
 
 
+@in_float32()
 def structural_similarity(images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
     """SSIM of each image, float32 (B,), by torchmetrics: both (B, C, H, W) in [-1, 1]; Gaussian window of at most 11.
 

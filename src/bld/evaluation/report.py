@@ -20,17 +20,20 @@ from bld.evaluation.generated import generate, neighbour_section, sample_section
 from bld.evaluation.given import inpainting_section, reconstruction_section
 from bld.evaluation.measured import bits_section, curve_section
 from bld.evaluation.opened_run import OpenedRun, open_run
+from bld.precision import in_float32
 from bld.training.run_folder import RunFolder
 
 Say = Callable[[str], None]
 
 
+@in_float32()
 def write_report(run: RunFolder, *, seed: int = 0, say: Say = print, device: torch.device | str | None = None) -> Path:
     """Write run/report.html: what was trained on what, pictures of all it can do, curves and settings.
 
     The page needs no other file and no network.  A run whose prior is missing gets the tokenizer's part; one
     whose images have moved away gets all that needs no originals, and the page says so.  seed: of the
-    samples.  device: the accelerator if there is one.  Raises CheckpointError without a tokenizer.
+    samples, which are made in exact float32.  device: the accelerator if there is one.
+    Raises CheckpointError without a tokenizer.
     """
     started = time.monotonic()
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -135,8 +138,9 @@ def _stages(opened: OpenedRun) -> list[dict[str, str]]:
         if not done:
             continue
         steps, count, rate = done.get("steps"), done.get("parameters"), done.get("images_per_second")
+        precision = f", {done['precision']}" if done.get("precision") else ""
         rows.append({
-            "name": name,
+            "name": name + precision,
             "parameters": "–" if count is None else " ".join(_short(count)),
             "steps": "–" if steps is None else f"{steps:,}",
             "time": " ".join(_duration(done.get("seconds", 0))),

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from bld.errors import DataError, MissingPackageError, SettingError, did_you_mean
-from bld.evaluation.features import FeatureExtractor
+from bld.evaluation.features import PRECISION, FeatureExtractor
 from bld.images import ImageSet
+from bld.precision import in_float32
 from bld.seeding import keyed_permutation
 
 METRICS = ("fd", "kid", "is", "precision", "recall", "diversity")
@@ -48,7 +49,10 @@ class FeatureTable:
 
 def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, keep_logits: bool = True) -> FeatureTable:
     """Features of uint8 batches (B, 3, H, W); the images themselves are not kept."""
-    found = [extractor(batch) for batch in batches]
+    found = []
+    for batch in batches:  # which may be made under a sampler's autocast
+        with in_float32():
+            found.append(extractor(batch))
     if not found:
         raise DataError("There are no images to take features of.")
     logits = [part.logits for part in found if part.logits is not None]
@@ -60,7 +64,13 @@ def reference_features(
     images: ImageSet, extractor: FeatureExtractor, cache: Path | None = None, batch_size: int = 256
 ) -> FeatureTable:
     """Features of a whole set, centre views; kept in the folder `cache` under a key of all that moves them."""
-    key = {"format": FORMAT, "images": images.fingerprint, "extractor": extractor.sha256, "dim": extractor.dim}
+    key = {
+        "format": FORMAT,
+        "images": images.fingerprint,
+        "extractor": extractor.sha256,
+        "dim": extractor.dim,
+        "precision": PRECISION,
+    }
     path = None
     if cache is not None:
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -97,6 +107,7 @@ def read_table(path: Path) -> FeatureTable:
         raise DataError(f"{path} is damaged ({type(error).__name__}): delete it and repeat the command.") from error
 
 
+@in_float32()
 def score(
     samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str] = METRICS, seed: int = 0
 ) -> dict[str, float]:

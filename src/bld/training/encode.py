@@ -16,12 +16,14 @@ from bld.checkpoint import tokenizer_hash
 from bld.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.images import ImageSet
 from bld.seeding import keyed_generators
-from bld.training.loop import processes_of
+from bld.training.loop import precision_of, processes_of
 
 AT_A_TIME = 128  # at 256×256 and below: a few GB
 
 
-def cache_key(tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws: int, seed: int) -> CacheKey:
+def cache_key(
+    tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws: int, seed: int, precision: str
+) -> CacheKey:
     """What the cache of these images through this tokenizer is known by."""
     return CacheKey(
         tokenizer=tokenizer_hash(tokenizer),
@@ -33,6 +35,7 @@ def cache_key(tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws
         seed=seed,
         preprocessing=images.preprocessing.key(),
         values="bits" if tokenizer.is_binary else "float16",
+        precision=precision,
     )
 
 
@@ -48,7 +51,7 @@ def encode_images(
     say: Callable[[str], None],
 ) -> tuple[CodeCache, int]:
     """(the code cache of the images, how many of them had to be encoded): made only as far as it is not there."""
-    key = cache_key(tokenizer, images, images.preprocessing.flip, draws, seed)
+    key = cache_key(tokenizer, images, images.preprocessing.flip, draws, seed, precision_of(accelerator))
     cache = open_cache(folder, key, say)
     if cache is not None:
         say(f"The code cache in {folder} fits and is used as it is.")

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from bld.checkpoint import TrainingState, pack_optimizer, unpack_optimizer
 from bld.errors import CheckpointError, SettingError, UserError
+from bld.precision import allow_tf32
 from bld.processes import Processes, whole, whole_state
 from bld.recompute import recompute_activations
 from bld.training.ema import WeightAverage
@@ -151,12 +152,6 @@ def _cpu_is_faster_in_bf16() -> bool:
     return amd and torch.cpu._is_avx512_bf16_supported()
 
 
-def allow_tf32(device: torch.device, allowed: bool) -> None:
-    """Whether products that stay float32 beside half precision may be rounded to TF32; only GPUs do."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if allowed else "highest")
-
-
 def make_accelerator(mixed_precision: str) -> Accelerator:
     """Accelerate's view of the machine: device, processes, precision."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -167,6 +162,11 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
         AcceleratorState._reset_state()  # Accelerate allows one precision per process; two runs may want two
     allow_tf32(device, precision != "no")
     return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+
+
+def precision_of(accelerator: Accelerator) -> str:
+    """What its `mixed_precision` came to: float32, bf16 or fp16."""
+    return "float32" if accelerator.mixed_precision == "no" else str(accelerator.mixed_precision)
 
 
 class StopSignals:
@@ -408,6 +408,7 @@ class StageRun:
             steps=self.step,
             seconds=round(self.clock.elapsed(), 1),
             images_per_second=round(rate, 1) if steps else earlier.get("images_per_second"),
+            precision=precision_of(self.accelerator) if steps else earlier.get("precision"),
             skipped_steps=self.update.skipped,
             parameters=sum(p.numel() for p in self.average.model.parameters()),
         )

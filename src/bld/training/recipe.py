@@ -18,7 +18,7 @@ from bld.errors import DataError, SettingError
 from bld.images import ImageSet, read_captions
 from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
 from bld.training.encode import encode_images
-from bld.training.loop import Stage, StageRun, make_accelerator, processes_of
+from bld.training.loop import Stage, StageRun, make_accelerator, precision_of, processes_of
 from bld.training.metrics_log import refuse_missing_trackers
 from bld.training.order import spread
 from bld.training.origin import beginning_of, given_tokenizer
@@ -157,7 +157,12 @@ class Recipe:
         if encoded and self.processes.is_main:
             seconds = time.monotonic() - started
             rate = encoded * cache.views / max(seconds, 1e-9)
-            self.run.record("encode", seconds=round(seconds, 1), images_per_second=round(rate, 1))
+            self.run.record(
+                "encode",
+                seconds=round(seconds, 1),
+                images_per_second=round(rate, 1),
+                precision=precision_of(self.accelerator),
+            )
         return cache
 
     def condition_vectors(self) -> VectorCache | None:

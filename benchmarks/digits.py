@@ -4,7 +4,7 @@
     python benchmarks/digits.py --seeds 0 prior.evidence=false
 
 Each row is one `bld demo` in a process of its own: seconds from start to end, samples recognised by an SVM trained on
-the real digits, PSNR of held-out reconstructions, and the prior's bound on held-out codes.
+the real digits, PSNR of held-out reconstructions, and the prior's bound on codes drawn of held-out images.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def one_demo(seed: int, words: list[str]) -> dict[str, object]:
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         seconds = time.perf_counter() - started
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    bits = [line["held_out_bits_per_bit"] for line in lines if "held_out_bits_per_bit" in line]
+    bits = [line["held_out_drawn_bits_per_bit"] for line in lines if "held_out_drawn_bits_per_bit" in line]
     return {
         "seed": seed,
         "settings": words,
         "seconds": round(seconds, 1),
         "recognised_percent": float(re.search(r": ([\d.]+)% of 500", out)[1]),  # type: ignore[index]
         "psnr_db": float(re.search(r"reconstructions: ([\d.]+) dB", out)[1]),  # type: ignore[index]
-        "bits_per_bit": round(bits[-1], 4),
+        "drawn_bits_per_bit": round(bits[-1], 4),
     }
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         row = one_demo(seed, words)
         rows.append(row)
         print(
-            f"{seed:4} {row['seconds']:8} {row['recognised_percent']:13} {row['psnr_db']:8} {row['bits_per_bit']:9}",
+            f"{seed:4} {row['seconds']:8} {row['recognised_percent']:13} {row['psnr_db']:8} {row['drawn_bits_per_bit']:9}",
             flush=True,
         )
     path = Path(__file__).with_suffix(".json")

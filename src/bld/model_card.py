@@ -17,6 +17,10 @@ from bld._version import __version__
 
 LICENCE_UNKNOWN = "other"
 MOST_CLASSES_NAMED = 40
+BOUNDS = {  # as the training logs them, the first that is there; older runs have the second alone
+    "held_out_drawn_bits_per_bit": "codes drawn of held-out images",
+    "held_out_bits_per_bit": "most probable codes of held-out images",
+}
 TAGS = ["binary-latent-diffusion", "bernoulli-diffusion", "image-generation", "binary-tokenizer"]
 
 
@@ -81,7 +85,7 @@ def figures(run: Path | None) -> Iterator[tuple[str, str, str]]:
         return
     last: dict[str, tuple[float, int]] = {}
     for line in _lines(run / "metrics.jsonl"):
-        for name in ("held_out_psnr", "held_out_bits_per_bit"):
+        for name in ("held_out_psnr", *BOUNDS):
             if isinstance(line.get(name), int | float):
                 last[name] = line[name], line.get("step", 0)
     if "held_out_psnr" in last:
@@ -91,9 +95,11 @@ def figures(run: Path | None) -> Iterator[tuple[str, str, str]]:
             f"{value:.2f} dB",
             f"held-out images, step {step:,} of the tokenizer's training",
         )
-    if "held_out_bits_per_bit" in last:
-        value, step = last["held_out_bits_per_bit"]
-        yield "code length", f"{value:.4f} bits per bit", f"held-out codes, step {step:,} of the prior's training"
+    for name, codes in BOUNDS.items():
+        if name in last:
+            value, step = last[name]
+            yield "code length", f"{value:.4f} bits per bit", f"{codes}, step {step:,} of the prior's training"
+            break
     evaluation = _json(run / "evaluation.json")
     found = evaluation.get("figures")
     if isinstance(found, dict):

@@ -173,3 +173,14 @@ def test_neighbours_are_drawn_and_named(run_copy, features, capsys):
         assert "digit-" in capsys.readouterr().out
     assert main(["neighbours", str(run_copy), "--k", "0", "--steps", "2"]) == 2
     assert "k is 1 to the number of images (1617), not 0" in capsys.readouterr().err
+
+
+def test_bits_are_of_several_draws_of_each_code_and_say_so(run_copy, features):
+    """A prior that was trained on most probable codes (codes.draws=0) is judged by those."""
+    drawn = evaluate(run_copy, features, "--metrics", "bits", name="drawn.json")
+    assert drawn["request"]["code_draws"] == drawn["figures"]["code_draws"] == 4
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("draws: 2", "draws: 0"))
+    probable = evaluate(run_copy, features, "--metrics", "bits", name="probable.json")
+    assert probable["figures"]["code_draws"] == 0
+    assert probable["figures"]["bits_per_code"] != drawn["figures"]["bits_per_code"]

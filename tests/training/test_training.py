@@ -24,6 +24,7 @@ from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.loop import DivergedError
 from bld.training.order import KeyedOrder, spread
+from bld.training.prior_stage import DRAWN_BOUND
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
@@ -230,7 +231,7 @@ def test_the_bound_on_held_out_codes_visits_every_step_equally_often(tmp_path, t
     """An untrained prior with the evidence term knows exactly that bits are fair coins: 1 bit per bit."""
     words = [*tiny_words, "prior_training.steps=1", "data.held_out=5", "prior_training.learning_rate=1e-9"]
     run = train(tmp_path / "run", words)
-    bits = [line["held_out_bits_per_bit"] for line in run.read_metrics() if "held_out_bits_per_bit" in line]
+    bits = [line[DRAWN_BOUND] for line in run.read_metrics() if DRAWN_BOUND in line]
     # 64 codes × 512 bits noised to 64 steps: six standard deviations of the estimate are about 0.1.
     assert bits[-1] == pytest.approx(1, abs=0.1)
 

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> None:
         metrics=tuple(word for word in args.metrics.split(",") if word), num=args.num, seed=args.seed, steps=args.steps,
         temperature=args.temperature, guidance_scale=args.guidance_scale, classes=args.classes,
         batch_size=args.batch_size, cas_steps=args.cas_steps, cas_network=args.cas_network,
+        code_draws=_code_draws(args.run_folder),
     )  # fmt: skip
     device = device_from(args)
     featured = {*evaluate.METRICS, "rfd"} & set(request.metrics)
@@ -153,6 +154,15 @@ def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, Im
             f"The run's images cannot be opened ({opened.missing.rstrip('.')}): name others with --data."
         )
     return opened.train, opened.held_out
+
+
+def _code_draws(run_folder: str | None) -> int:
+    """Of each image's code: 0, the most probable one alone, for a prior that was trained on those."""
+    from bld.training.drawn_codes import CODE_DRAWS
+    from bld.training.run_folder import RunFolder
+
+    run = RunFolder(Path(run_folder)) if run_folder else None
+    return 0 if run is not None and run.has_settings() and run.settings().codes.draws == 0 else CODE_DRAWS
 
 
 def _size_of(data: str) -> int:

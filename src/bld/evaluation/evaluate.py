@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bld.checkpoint import process_settings
+from bld.codes import to_grid
 from bld.errors import DataError, SettingError, did_you_mean
 from bld.evaluation.accuracy_score import classification_accuracy_score
 from bld.evaluation.features import PRECISION, FeatureExtractor
@@ -35,7 +36,7 @@ from bld.images import ImageSet, psnr, to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.precision import Autocast, in_float32
 from bld.processes import Processes
-from bld.seeding import keyed_generators
+from bld.training.drawn_codes import CODE_DRAWS, draws_of, held_out_codes
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
 ALL_METRICS = (*METRICS, "cas", *RECONSTRUCTION, "bits")
@@ -51,7 +52,8 @@ class Request:
     metrics: names from ALL_METRICS.  num: samples.  seed, steps, temperature, guidance_scale, classes: of the samples;
     None is the run's own; classes "" leaves them open, "all" takes all in turn, else names by comma.  batch_size:
     images at a time, which changes nothing.  reconstructed: real images for reconstruction and cas, at most.
-    codes: for the likelihood.  cas_steps: training steps of the classifier.
+    codes: images for the likelihood.  code_draws: of each of them; 0 takes the most probable codes.  cas_steps:
+    training steps of the classifier.
     """
 
     metrics: tuple[str, ...] = ("fd", "kid", "precision", "recall")
@@ -64,6 +66,7 @@ class Request:
     batch_size: int = 64
     reconstructed: int = 10_000
     codes: int = 512
+    code_draws: int = CODE_DRAWS
     cas_steps: int = 2000
     cas_network: str = "resnet50"
 
@@ -76,6 +79,8 @@ class Request:
         for field in ("num", "batch_size", "reconstructed", "codes", "cas_steps"):
             if getattr(self, field) < 1:
                 raise SettingError(f"{field} is at least 1, not {getattr(self, field)}.")
+        if self.code_draws < 0:
+            raise SettingError(f"code_draws is 0 (the most probable code) or more, not {self.code_draws}.")
 
     @property
     def of_samples(self) -> list[str]:
@@ -191,7 +196,9 @@ def evaluate_run(
         figures |= reconstruction_figures(pipeline, unseen, request, extractor)
     if "bits" in request.metrics:
         say("Counting bits.")
-        figures |= likelihood_figures(pipeline, unseen, request.codes, request.seed, request.batch_size)
+        figures |= likelihood_figures(
+            pipeline, unseen, request.codes, request.seed, request.batch_size, request.code_draws
+        )
     if "cas" in request.metrics:
         classed = replace(request, classes=request.classes or "all") if pipeline.classes else request
         labels = [label_of(pipeline, classed.classes, i) for i in range(request.num)] if pipeline.classes else None
@@ -265,26 +272,34 @@ def _lpips() -> Any:
 
 @torch.no_grad()
 def likelihood_figures(
-    pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, codes: int, seed: int, batch_size: int
+    pipeline: BinaryLatentDiffusionPipeline,
+    images: ImageSet,
+    codes: int,
+    seed: int,
+    batch_size: int,
+    draws: int = CODE_DRAWS,
 ) -> dict[str, float]:
     """bits_per_code (and its standard error), bits_per_bit and bits_per_dimension of unseen images' codes.
 
-    codes: how many images, spread evenly over the set.  The codes are drawn as in training (eq. 1), each image's from
-    (seed, its index) alone; per dimension is over the image's subpixels, and counts the code alone.
+    codes: how many images, spread evenly over the set.  draws: of each, as in training (eq. 1), from (seed, draw, its
+    index) alone; 0 takes the most probable codes, and so does a vq tokenizer, which draws nothing: code_draws among the
+    figures says which.  The standard error is over images.  Per dimension is over the image's subpixels, and counts the
+    code alone.
     """
     rows = torch.linspace(0, len(images) - 1, min(codes, len(images)), dtype=torch.float64).round().long()
-    labels = images.labels[rows].tolist() if images.labels is not None and pipeline.classes else None
-    parts = []
-    for part in rows.split(batch_size):
-        noise = keyed_generators(seed, "likelihood-codes", part.tolist())
-        parts.append(pipeline.tokenizer.encode(images.centre(part).to(pipeline.device), noise).cpu())
-    drawn = torch.cat(parts)
-    bits = pipeline.likelihood_bits(drawn, labels, generator=seed, batch_size=batch_size)
+    labels = images.labels[rows] if images.labels is not None and pipeline.classes else None
+    draws = draws_of(pipeline.tokenizer, draws, draws)
+    tokens = held_out_codes(pipeline.tokenizer, images, rows, draws=draws, seed=seed, batch_size=batch_size)
+    views, shape = tokens.shape[1], pipeline.tokenizer.code_shape
+    asked = None if labels is None else labels.repeat_interleave(views).tolist()
+    every = to_grid(tokens.flatten(0, 1), shape)
+    bits = pipeline.likelihood_bits(every, asked, generator=seed, batch_size=batch_size).view(-1, views).mean(1)
     return {
         "bits_per_code": float(bits.mean()),
         "bits_per_code_standard_error": float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else 0.0,
-        "bits_per_bit": float(bits.mean()) / pipeline.tokenizer.code_shape.bits,
+        "bits_per_bit": float(bits.mean()) / shape.bits,
         "bits_per_dimension": float(bits.mean()) / (3 * pipeline.image_size**2),
+        "code_draws": draws,
     }
 
 

@@ -13,13 +13,15 @@ from bld.codes import BitStatistics, CodeShape, bit_entropy, bit_statistics
 from bld.evaluation.figures import Chart, Curve, bars, curves
 from bld.evaluation.opened_run import OpenedRun
 from bld.evaluation.pictures import Picture, inlined
+from bld.training.prior_stage import DRAWN_BOUND, PROBABLE_BOUND
 
 MOST_CODES = 4096
 HEAT = (38, 132, 132)  # a middle tone, over light and dark alike: strength is opacity
 STAGES = {"tokenizer": "Tokenizer", "prior": "Prior"}
 HELD_OUT_TITLES = {
     "held_out_psnr": "PSNR of held-out images, dB (higher is better)",
-    "held_out_bits_per_bit": "Bound on held-out codes, bits per bit (lower is better)",
+    DRAWN_BOUND: "Bound on drawn codes of held-out images, bits per bit (lower is better)",
+    PROBABLE_BOUND: "Bound on most probable codes of held-out images, bits per bit (lower is better)",
 }
 
 

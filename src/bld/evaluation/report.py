@@ -21,6 +21,7 @@ from bld.evaluation.given import inpainting_section, reconstruction_section
 from bld.evaluation.measured import bits_section, curve_section
 from bld.evaluation.opened_run import OpenedRun, open_run
 from bld.precision import in_float32
+from bld.training.prior_stage import DRAWN_BOUND, PROBABLE_BOUND
 from bld.training.run_folder import RunFolder
 
 Say = Callable[[str], None]
@@ -110,7 +111,8 @@ def _data(opened: OpenedRun) -> dict[str, Any]:
 
 def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
     """(value, unit, what it is), the most telling first."""
-    decibels, rate = opened.last_metric("held_out_psnr"), opened.last_metric("held_out_bits_per_bit")
+    decibels, drawn = opened.last_metric("held_out_psnr"), opened.last_metric(DRAWN_BOUND)
+    rate = opened.last_metric(PROBABLE_BOUND) if drawn is None else drawn
     data = _data(opened)
     smaller = f"smaller than raw pixels: {data['code_bytes']:,} bytes per image"
     figures = [(f"{data['compression']:.3g}×", "", smaller)]
@@ -118,7 +120,8 @@ def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
         figures.append((f"{decibels:.1f}", "dB", "PSNR of held-out images rebuilt from their bits"))
     if rate is not None and opened.pipeline is not None:
         bits = rate * opened.tokenizer.code_shape.bits
-        meaning = f"suffice the prior for a held-out code: {rate:.3f} per stored bit"
+        code = "the most probable code" if drawn is None else "a drawn code"
+        meaning = f"suffice the prior for {code} of a held-out image: {rate:.3f} per stored bit"
         figures.append((f"{bits:,.0f}", "bits", meaning))
     models = [opened.tokenizer] if opened.pipeline is None else [opened.tokenizer, opened.pipeline.prior]
     number, unit = _short(sum(p.numel() for model in models for p in model.parameters()))

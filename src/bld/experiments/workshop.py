@@ -36,6 +36,7 @@ from bld.experiments.scales import PRIORS, Scale
 from bld.images import ImageSet, Preprocessing, to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import keyed_permutation
+from bld.training.drawn_codes import CODE_DRAWS
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import leaves, load_settings, settings_tree
@@ -286,7 +287,7 @@ class Workshop:
         The codes are drawn as in training, the same ones for every prior on the same tokenizer.
         """
         words = self.words(self.tokenizer_of(prior), prior, seed)
-        key = {"prior": prior, "seed": seed, "words": words, "codes": LIKELIHOOD_CODES}
+        key = {"prior": prior, "seed": seed, "words": words, "codes": LIKELIHOOD_CODES, "draws": CODE_DRAWS}
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")

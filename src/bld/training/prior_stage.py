@@ -33,17 +33,34 @@ from bld.training.settings import Settings
 PREVIEWED = 36
 PREVIEW_STEPS = 16
 SCALE_IMAGES = 4096
+MEASURED_AT_A_TIME = 256  # codes, when nothing is trained
+
+# Bits per stored bit that the prior needs for codes of held-out images: codes drawn as the prior is trained on, or the
+# most probable ones (older runs, and priors that are trained on those).
+DRAWN_BOUND, PROBABLE_BOUND = "held_out_drawn_bits_per_bit", "held_out_bits_per_bit"
 
 
 class HeldOutCodes(NamedTuple):
     """Codes of images the prior is not trained on.
 
-    tokens: (n, N, c) uint8.  condition: their labels (n,) or vectors (n, 1 + V), or None.  captions: n, or None.
+    tokens: (n · views, N, c) uint8, the views of an image in a row.  condition: the images' labels (n,) or vectors
+    (n, 1 + V), or None.  captions: n, or None.  draws: of each image from the encoder's probabilities, which are its
+    views; 0 is one view, the most probable code.
     """
 
     tokens: Tensor
     condition: Tensor | None
     captions: list[str] | None = None
+    draws: int = 1
+
+    @property
+    def bound_name(self) -> str:
+        """What the bound is called in the log, by what it is a bound of."""
+        return DRAWN_BOUND if self.draws else PROBABLE_BOUND
+
+    def condition_of(self, codes: Tensor) -> Tensor | None:
+        """What these of the codes are conditioned on."""
+        return None if self.condition is None else self.condition[codes // max(1, self.draws)]
 
 
 class PriorStage(Stage):
@@ -142,25 +159,36 @@ class PriorStage(Stage):
     def measure(self, averaged: nn.Module) -> dict[str, float]:
         """Loss on held-out codes, and an unbiased estimate of their code length (eq. 7) in bits per bit of code.
 
-        Each code is noised to one of the T steps, all steps equally often; few codes are taken several times.
+        The codes are drawn as those that the prior learns from, several times an image (`held_out_codes`).  Each is
+        noised to one of the T steps, all steps equally often; few codes are taken several times.
         """
-        steps, device = self.process.steps, self.accelerator.device
-        rows = torch.arange(math.ceil(max(len(self.held_out.tokens), steps) / steps) * steps)
-        chosen = rows % len(self.held_out.tokens)
-        tokens, t = self.held_out.tokens[chosen].to(device), (rows % steps + 1).to(device)
-        condition = None if self.held_out.condition is None else self.held_out.condition[chosen].to(device)
+        steps = self.process.steps
+        count = math.ceil(max(len(self.held_out.tokens), steps) / steps) * steps
         assert isinstance(averaged, Transformer)
         with self.accelerator.autocast():
             network = averaged.for_inference()
-        denoise, seed = self._denoise(network, condition), self.settings.seed
-        noise = keyed_generators(seed, "held-out", range(len(t)))
-        loss = self.process.training_loss(denoise, tokens, t, noise, self.settings.prior.vlb_weight)
-        figures = {"held_out_loss": float(loss.total)}
+        loss = bits = 0.0
+        for rows in torch.arange(count).split(MEASURED_AT_A_TIME):
+            part_loss, part_bits = self._measured(network, rows)
+            loss, bits = loss + part_loss * len(rows), bits + part_bits
+        figures = {"held_out_loss": loss / count}
         if self.process.has_likelihood:
-            noise = keyed_generators(seed, "held-out", range(len(t)))
-            bits = self.process.bound_at(denoise, tokens, t, noise)
-            figures["held_out_bits_per_bit"] = float(bits.mean()) / self.cache.shape.bits
+            figures[self.held_out.bound_name] = bits / count / self.cache.shape.bits
         return figures
+
+    def _measured(self, network: Transformer, rows: Tensor) -> tuple[float, float]:
+        """(mean loss, sum of the estimated code lengths in bits) of a batch of `measure`; each row its own noise."""
+        device, seed = self.accelerator.device, self.settings.seed
+        chosen = rows % len(self.held_out.tokens)
+        tokens, t = self.held_out.tokens[chosen].to(device), (rows % self.process.steps + 1).to(device)
+        condition = self.held_out.condition_of(chosen)
+        denoise = self._denoise(network, None if condition is None else condition.to(device))
+        noise = keyed_generators(seed, "held-out", rows.tolist())
+        loss = self.process.training_loss(denoise, tokens, t, noise, self.settings.prior.vlb_weight)
+        if not self.process.has_likelihood:
+            return float(loss.total), 0.0
+        noise = keyed_generators(seed, "held-out", rows.tolist())
+        return float(loss.total), float(self.process.bound_at(denoise, tokens, t, noise).sum())
 
     def preview(self, averaged: nn.Module, path: Path) -> None:
         """A grid of samples, always of the same seeds; one class a column where there are classes.

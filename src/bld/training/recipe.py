@@ -13,10 +13,10 @@ import torch
 from bld.autoencoder import BinaryAutoencoder
 from bld.checkpoint import load_tokenizer, tokenizer_hash
 from bld.code_cache import CodeCache
-from bld.codes import to_tokens
 from bld.errors import DataError, SettingError
 from bld.images import ImageSet, read_captions
 from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
+from bld.training.drawn_codes import draws_of, held_out_codes
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, make_accelerator, precision_of, processes_of
 from bld.training.metrics_log import refuse_missing_trackers
@@ -25,7 +25,7 @@ from bld.training.origin import beginning_of, given_tokenizer
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, TrainingSettings
-from bld.training.tokenizer_stage import AT_A_TIME, MOST_MEASURED, TokenizerStage
+from bld.training.tokenizer_stage import MOST_MEASURED, TokenizerStage
 
 TOKENIZER_SHARE = 0.4  # of a time budget
 RESERVED_SHARE = 0.06  # kept for samples and report
@@ -283,21 +283,18 @@ class Recipe:
             tokenizer.compile(dynamic=False)
         return tokenizer
 
-    @torch.no_grad()
     def _held_out_codes(self, tokenizer: BinaryAutoencoder, vectors: VectorCache | None) -> HeldOutCodes:
-        held_out = self.images()[1]
-        chosen = torch.tensor(spread(len(held_out), MOST_MEASURED, self.settings.seed))
+        """Of some held-out images, always the same, codes as the prior is trained on; their conditions beside them."""
+        held_out, seed = self.images()[1], self.settings.seed
+        chosen = torch.tensor(spread(len(held_out), MOST_MEASURED, seed))
+        draws = draws_of(tokenizer, self.settings.codes.draws)
         with self.accelerator.autocast():
-            codes = [
-                tokenizer.encode(held_out.centre(rows).to(self.accelerator.device))
-                for rows in chosen.split(tokenizer.config.images_at_a_time(AT_A_TIME))
-            ]
-        tokens = to_tokens(torch.cat(codes)).cpu()
+            tokens = held_out_codes(tokenizer, held_out, chosen, draws=draws, seed=seed)
+        tokens = tokens.flatten(0, 1)
         if vectors is None:
             labels = held_out.labels if self.settings.prior.class_conditional else None
-            return HeldOutCodes(tokens, None if labels is None else labels[chosen])
+            return HeldOutCodes(tokens, None if labels is None else labels[chosen], draws=draws)
         rows = held_out.rows[chosen]
         captions = read_captions(held_out.source, self.settings.data.captions) if vectors.key.encoder else None
-        return HeldOutCodes(
-            tokens, vectors.read(rows), None if captions is None else [captions[row] for row in rows.tolist()]
-        )
+        told = None if captions is None else [captions[row] for row in rows.tolist()]
+        return HeldOutCodes(tokens, vectors.read(rows), told, draws)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 import json
 import shutil
 from pathlib import Path
@@ -313,6 +314,24 @@ def test_compiled_networks_make_the_same_images(trained_run: Path, monkeypatch: 
     torch.testing.assert_close(
         pipe.reconstruct(mine.images * 2 - 1, "pt"), plain.reconstruct(mine.images * 2 - 1, "pt")
     )
+
+
+def test_compiling_asks_for_no_graphs_that_belong_to_one_thread(trained_run: Path, monkeypatch: pytest.MonkeyPatch):
+    """The studio has a thread a request; "reduce-overhead" and "max-autotune" record graphs for the first alone."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: asked.append(options.get("mode")) or call)
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(trained_run).compile()
+    pipe(1, num_inference_steps=2, generator=0)
+    assert len(asked) >= 4 and set(asked) == {None}
+
+
+def test_threads_share_a_pipeline(trained_run: Path):
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
+    options = {"num_inference_steps": 3, "output_type": "latent"}
+    alone = [pipe(4, generator=seed, **options).codes for seed in range(6)]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda seed: pipe(4, generator=seed, **options).codes, range(6)))
+    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
 
 
 @pytest.mark.parametrize("guard", [torch.no_grad, torch.inference_mode, torch.enable_grad])

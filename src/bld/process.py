@@ -81,6 +81,21 @@ class Process(Protocol):
         """
 
 
+class OnDevices:
+    """A table that every step looks into, copied to a device once, when it is first asked for there."""
+
+    def __init__(self, table: Tensor):
+        self._copies = {table.device: table}
+        self._table = table
+
+    def on(self, device: torch.device | str) -> Tensor:
+        """The table there."""
+        device = torch.device(device)
+        if device not in self._copies:
+            self._copies[device] = self._table.to(device)
+        return self._copies[device]
+
+
 def spaced_steps(total: int, n: int | None) -> list[int]:
     """The steps visited when sampling with `n` of the T: from T down to 0, evenly spread, n + 1 numbers."""
     n = total if n is None else n

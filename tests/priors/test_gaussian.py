@@ -98,3 +98,14 @@ def test_normal_draws_are_keyed_and_normal():
     assert torch.isfinite(x).all()
     both = normal((2, 3), keyed_generators(0, "x", range(2)))
     assert torch.equal(both[1:], normal((1, 3), keyed_generators(0, "x", range(1, 2))))
+
+
+def test_noising_is_that_of_diffusers_on_whichever_device():
+    process, t = GaussianDiffusion(100), torch.tensor([1, 40, 100])
+    x, noise = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    assert torch.allclose(process.noised(x, noise, t), process.scheduler.add_noise(x, noise, t - 1), atol=1e-6)
+    for step, row in zip(t.tolist(), process.noised(x, noise, t), strict=True):
+        assert torch.allclose(process.noised(x, noise, step)[t == step], row, atol=1e-6)
+    assert torch.equal(process.noised(x, noise, 0), x)
+    process.noised(x.to("meta"), noise.to("meta"), t.to("meta"))  # as on a GPU
+    assert torch.isfinite(process._step(noise, x, 40, 30)[1]).all()  # and here again

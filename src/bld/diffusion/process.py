@@ -20,7 +20,7 @@ from bld.diffusion import likelihood, objective
 from bld.diffusion.precision import at_least_float32
 from bld.diffusion.schedule import NoiseSchedule
 from bld.errors import SettingError, did_you_mean
-from bld.process import Denoise, Generators
+from bld.process import Denoise, Generators, OnDevices
 from bld.seeding import uniform
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class BernoulliDiffusion:
         self.schedule = schedule
         self.target = target
         self.posterior = posterior
-        self._k = schedule.k.tolist()
+        self._k, self._table = schedule.k.tolist(), OnDevices(schedule.k)
 
     def __repr__(self) -> str:
         return f"BernoulliDiffusion({self.schedule!r}, target={self.target!r}, posterior={self.posterior!r})"
@@ -200,7 +200,7 @@ class BernoulliDiffusion:
             if not 0 <= t <= self.steps:
                 raise SettingError(f"Step {t} lies outside 0 … {self.steps}.")
             return self._k[t]
-        k = self.schedule.k.to(device)[t]
+        k = self._table.on(device)[t]
         return k.view(-1, 1, 1) if k.ndim else k
 
     def _retention(self, s: int | Tensor, t: int | Tensor, device: torch.device | str) -> float | Tensor:

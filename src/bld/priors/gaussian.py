@@ -18,6 +18,7 @@ from bld.process import (
     Callback,
     Denoise,
     Generators,
+    OnDevices,
     PriorLoss,
     SamplingStep,
     check_sampling,
@@ -54,6 +55,8 @@ class GaussianDiffusion:
             raise SettingError(f"The Gaussian prior needs steps ≥ 1 and a scale above 0, not {steps} and {scale}.")
         self._steps, self.schedule, self.scale = steps, schedule, scale
         self.scheduler = _scheduler(steps, schedule)
+        kept = self.scheduler.alphas_cumprod.double()
+        self._kept, self._table = [1.0, *kept.tolist()], OnDevices(torch.cat([kept.new_ones(1), kept]))
 
     @property
     def steps(self) -> int:
@@ -69,8 +72,15 @@ class GaussianDiffusion:
     ) -> PriorLoss:
         """Mean squared error of the predicted noise; z0: latents (B, N, c), float."""
         noise = normal(z0.shape, generators, z0.device)
-        noised = self.scheduler.add_noise(z0.float() / self.scale, noise, t - 1)
+        noised = self.noised(z0.float() / self.scale, noise, t)
         return PriorLoss(F.mse_loss(denoise(noised, t).float(), noise))
+
+    def noised(self, x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
+        """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·noise, t one step for all or (B,), each in 0 … T; nothing leaves its device."""
+        if isinstance(t, int):
+            return self._kept[t] ** 0.5 * x0 + (1 - self._kept[t]) ** 0.5 * noise
+        kept = self._table.on(x0.device)[t].view(-1, 1, 1)
+        return kept.sqrt().to(x0.dtype) * x0 + (1 - kept).sqrt().to(x0.dtype) * noise
 
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
         """Refused: real numbers have a density, not a code length."""
@@ -111,20 +121,16 @@ class GaussianDiffusion:
             noise = denoise(x, torch.full((shape[0],), t, device=device)).float()
             clean, x = self._step(noise, x, t, s)
             if kept is not None:
-                at = torch.full((shape[0],), s - 1, device=device)
-                fresh = normal(shape, generators, device)
-                known_s = self.scheduler.add_noise(kept[0], fresh, at) if s > 0 else kept[0]
-                x = torch.where(kept[1], known_s, x)
+                x = torch.where(kept[1], self.noised(kept[0], normal(shape, generators, device), s), x)
             if callback is not None:
                 callback(SamplingStep(index, len(visited) - 1, t, s, x * self.scale, clean * self.scale))
         return x * self.scale
 
     def _step(self, noise: Tensor, x: Tensor, t: int, s: int) -> tuple[Tensor, Tensor]:
         """(predicted clean latents, latents at step s) by DDIM with η = 0 (Song et al. 2021, eq. 12)."""
-        kept_t = self.scheduler.alphas_cumprod[t - 1]
-        kept_s = self.scheduler.alphas_cumprod[s - 1] if s > 0 else torch.ones(())
-        clean = (x - (1 - kept_t).sqrt() * noise) / kept_t.sqrt()
-        return clean, kept_s.sqrt() * clean + (1 - kept_s).sqrt() * noise
+        kept_t, kept_s = self._kept[t], self._kept[s]
+        clean = (x - (1 - kept_t) ** 0.5 * noise) / kept_t**0.5
+        return clean, kept_s**0.5 * clean + (1 - kept_s) ** 0.5 * noise
 
 
 def _scheduler(steps: int, schedule: str) -> Any:

@@ -43,14 +43,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     args, words = parser.parse_known_args()
     rows = []
-    print("seed  seconds  recognised %  PSNR dB  bits/bit")
+    print("seed      seconds recognised %      PSNR dB     bits/bit")
     for seed in args.seeds:
         row = one_demo(seed, words)
         rows.append(row)
-        print(
-            f"{seed:4} {row['seconds']:8} {row['recognised_percent']:13} {row['psnr_db']:8} {row['drawn_bits_per_bit']:9}",
-            flush=True,
-        )
+        shown = (row[name] for name in ("seconds", "recognised_percent", "psnr_db", "drawn_bits_per_bit"))
+        print(f"{seed:4}", *(f"{value:>12}" for value in shown), flush=True)
     path = Path(__file__).with_suffix(".json")
     before = json.loads(path.read_text()) if path.is_file() else []
     path.write_text(json.dumps([*before, *rows], indent=2) + "\n")

@@ -1,7 +1,7 @@
 """Codes of held-out images as a prior meets them: drawn from the encoder's probabilities, several times each.
 
-A prior learns drawn codes (Algorithm 1), so its code length is that of drawn codes.  The most probable ones, thresholded
-at ½, cost less: without the encoder's coin flips they can lie below what any prior needs.
+A prior learns drawn codes (Algorithm 1), so its code length is that of drawn codes.  The most probable ones,
+thresholded at ½, cost less: without the encoder's coin flips they can lie below what any prior needs.
 """
 
 from __future__ import annotations

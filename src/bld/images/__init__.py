@@ -7,6 +7,7 @@ An image is uint8 in 0 … 255 while it is stored and float32 in [-1, 1], v / 12
 """
 
 from bld.images.captions import read_captions
+from bld.images.decoding import decode_file
 from bld.images.fidelity import SMALLEST_MSE, mean_squared_error, psnr
 from bld.images.grid import make_grid
 from bld.images.image_set import ImageSet
@@ -24,6 +25,7 @@ __all__ = [
     "Preprocessing",
     "Resample",
     "center_view",
+    "decode_file",
     "make_grid",
     "mean_squared_error",
     "open_images",

@@ -7,21 +7,42 @@ import os
 import stat
 import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from bld.errors import DataError
-from bld.images.decoding import check_file_size, decode
-from bld.images.members import TEXT_LIMIT_BYTES, is_image_path, member_path, text_path, without_wrapper
+from bld.images.decoding import FILE_LIMIT_BYTES, check_file_size, decode
+from bld.images.members import (
+    SHEET_NAMES,
+    TEXT_LIMIT_BYTES,
+    is_image_path,
+    is_sheet,
+    member_path,
+    text_path,
+    without_wrapper,
+)
 from bld.images.source import ImageSource, fingerprint_of
 
 UNPACKED_LIMIT_BYTES = 1 << 30  # encoded images of a compressed tar, which are held in memory
+KEPT_BESIDE_BYTES = 1 << 26  # of one other file in it, such as a table
 
 
-class ZipSource(ImageSource):
+class _Archive(ImageSource):
+    """What all archives say of members that are not used."""
+
+    def _note(self, repeated: int, others: Iterable[str]) -> None:
+        if repeated:
+            self.notes.append(
+                f"{repeated:,} members of {self.location} have the name of a later one, which counts alone."
+            )
+        self._pass_over(others)
+
+
+class ZipSource(_Archive):
     """A .zip archive; the fingerprint covers the name, size and CRC of each image."""
 
     def __init__(self, location: str, path: Path) -> None:
@@ -31,13 +52,21 @@ class ZipSource(ImageSource):
             infos = self._archive().infolist()
         except Exception as error:  # a damaged directory can raise anything
             raise _broken(location, "zip", error) from error
-        members = {}
+        members: dict[str, zipfile.ZipInfo] = {}
+        self._others: dict[str, str] = {}  # path → member, of what is no image
+        repeated = 0
         for info in infos:
-            is_link = stat.S_ISLNK(info.external_attr >> 16)
-            if not info.is_dir() and not is_link and (name := _image_name(info.filename, location)):
-                members[name] = info
+            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+                continue
+            name = member_path(info.filename, location)
+            if not is_image_path(name) or _is_sheet(name, info.file_size, partial(self._archive().read, info)):
+                self._others[name] = info.filename
+                continue
+            repeated += name in members
+            members[name] = info
         names = sorted(members)
         self._describe(location, names, without_wrapper(names))
+        self._note(repeated, self._others)
         self._members = [members[name].filename for name in names]
         self.fingerprint = fingerprint_of((name, members[name].file_size, members[name].CRC) for name in names)
 
@@ -51,21 +80,25 @@ class ZipSource(ImageSource):
 
     def texts_beside(self) -> list[str] | None:
         """Of `a/1.jpg` what `a/1.txt` says."""
+        return self._decoded_texts(self.side_file(text_path(name), TEXT_LIMIT_BYTES) or b"" for name in self.names)
+
+    def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
+        """The content of a member that is no image."""
+        if (member := self._others.get(path)) is None:
+            return None
         archive = self._archive()
-        members = {member_path(info.filename, self.location): info for info in archive.infolist() if _is_text(info)}
-        infos = [members.get(text_path(name)) for name in self.names]
-        return None if not any(infos) else ["" if info is None else _decoded(archive.read(info)) for info in infos]
+        return archive.read(member) if archive.getinfo(member).file_size <= most else None
 
     def _read(self, index: int) -> Image.Image:
         archive = self._archive()
         check_file_size(archive.getinfo(self._members[index]).file_size)
-        return decode(archive.read(self._members[index]))
+        return decode(archive.read(self._members[index]), self.max_pixels)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handle": None}
 
 
-class TarSource(ImageSource):
+class TarSource(_Archive):
     """An uncompressed .tar archive, read at the offsets its headers gave.
 
     Links and sparse files are ignored; of members with one name the last counts, as in tar itself. The
@@ -78,35 +111,45 @@ class TarSource(ImageSource):
             infos = list(plain_members(self._path))
         except Exception as error:  # a damaged header can raise anything
             raise _broken(location, "tar", error) from error
-        members = {}
+        members: dict[str, tarfile.TarInfo] = {}
+        self._others: dict[str, tuple[int, int]] = {}  # path → (offset, bytes), of what is no image
+        repeated = 0
         for info in infos:
-            if name := _image_name(info.name, location):
-                members[name] = info
+            name = member_path(info.name, location)
+            span = info.offset_data, info.size
+            if not is_image_path(name) or _is_sheet(name, info.size, partial(self._bytes, *span)):
+                self._others[name] = span
+                continue
+            repeated += name in members
+            members[name] = info
         names = sorted(members)
         self._describe(location, names, without_wrapper(names))
+        self._note(repeated, self._others)
         self._spans = [(members[name].offset_data, members[name].size) for name in names]
         self.fingerprint = _tar_fingerprint(self._path, members)
 
     def texts_beside(self) -> list[str] | None:
         """Of `a/1.jpg` what `a/1.txt` says."""
-        texts = {}
-        with self._path.open("rb") as file:
-            for info in plain_members(self._path):
-                if info.name.endswith(".txt") and info.size <= TEXT_LIMIT_BYTES:
-                    file.seek(info.offset_data)
-                    texts[member_path(info.name, self.location)] = _decoded(file.read(info.size))
-        return _in_order(texts, self.names)
+        return self._decoded_texts(self.side_file(text_path(name), TEXT_LIMIT_BYTES) or b"" for name in self.names)
+
+    def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
+        """The content of a member that is no image."""
+        span = self._others.get(path)
+        return None if span is None or span[1] > most else self._bytes(*span)
 
     def _read(self, index: int) -> Image.Image:
         offset, size = self._spans[index]
         check_file_size(size)
+        return decode(self._bytes(offset, size), self.max_pixels)
+
+    def _bytes(self, offset: int, size: int) -> bytes:
         # Opened anew each time: cheap beside decoding, and there is no handle to share between threads.
         with self._path.open("rb") as file:
             file.seek(offset)
-            return decode(file.read(size))
+            return file.read(size)
 
 
-class CompressedTarSource(ImageSource):
+class CompressedTarSource(_Archive):
     """A .tar.gz or .tgz archive, whose image files are held in memory as they are, still encoded.
 
     Gzip cannot be entered in the middle. Above UNPACKED_LIMIT_BYTES the archive is refused with a DataError.
@@ -115,36 +158,45 @@ class CompressedTarSource(ImageSource):
     def __init__(self, location: str, path: Path) -> None:
         members: dict[str, tarfile.TarInfo] = {}
         files: dict[str, bytes] = {}
-        self._texts: dict[str, str] = {}
-        total_bytes = 0
+        self._others: dict[str, bytes | None] = {}  # what is no image; None for what is too large to be kept
+        total_bytes = repeated = 0
         try:
             for info, tar in _compressed_members(path):
-                if info.name.endswith(".txt") and info.size <= TEXT_LIMIT_BYTES:
-                    self._texts[member_path(info.name, location)] = _decoded(_contents(tar, info))
-                if not (name := _image_name(info.name, location)):
+                name = member_path(info.name, location)
+                is_image = is_image_path(name)
+                total_bytes += info.size if is_image or info.size <= KEPT_BESIDE_BYTES else 0
+                if not is_image:
+                    self._others[name] = _contents(tar, info) if info.size <= KEPT_BESIDE_BYTES else None
                     continue
-                total_bytes += info.size
+                repeated += name in members
                 if total_bytes > UNPACKED_LIMIT_BYTES:
                     raise DataError(
                         f"The images in {location} take more than {UNPACKED_LIMIT_BYTES} bytes, too much "
                         f"to hold in memory; gunzip it once and give the .tar, which is read in place."
                     )
                 members[name], files[name] = info, _contents(tar, info)
+                if _is_sheet(name, info.size, partial(files.__getitem__, name)):
+                    del members[name]
         except DataError:
             raise
         except Exception as error:  # damaged gzip or tar data can raise anything
             raise _broken(location, "tar", error) from error
         names = sorted(members)
         self._describe(location, names, without_wrapper(names))
+        self._note(repeated, self._others)
         self._files = [files[name] for name in names]
         self.fingerprint = _tar_fingerprint(path, members)
 
     def texts_beside(self) -> list[str] | None:
         """Of `a/1.jpg` what `a/1.txt` says."""
-        return _in_order(self._texts, self.names)
+        return self._decoded_texts(self._others.get(text_path(name)) or b"" for name in self.names)
+
+    def side_file(self, path: str) -> bytes | None:
+        """The content of a member that is no image."""
+        return self._others.get(path)
 
     def _read(self, index: int) -> Image.Image:
-        return decode(self._files[index])
+        return decode(self._files[index], self.max_pixels)
 
 
 def open_tar(location: str, path: Path) -> ImageSource:
@@ -154,24 +206,8 @@ def open_tar(location: str, path: Path) -> ImageSource:
     return CompressedTarSource(location, path) if is_gzip else TarSource(location, path)
 
 
-def _image_name(raw: str, location: str) -> str | None:
-    """The name of an image member, None for any other; DataError when it points outside the archive."""
-    path = member_path(raw, location)
-    return path if is_image_path(path) else None
-
-
-def _is_text(info: zipfile.ZipInfo) -> bool:
-    return info.filename.endswith(".txt") and info.file_size <= TEXT_LIMIT_BYTES
-
-
-def _decoded(data: bytes) -> str:
-    return data.decode("utf-8-sig", errors="replace")
-
-
-def _in_order(texts: dict[str, str], names: Sequence[str]) -> list[str] | None:
-    """The text beside each of the images, "" where there is none; None if there are none."""
-    found = [texts.get(text_path(name), "") for name in names]
-    return found if any(found) else None
+def _is_sheet(path: str, size: int, read: Callable[[], bytes]) -> bool:
+    return path.rpartition("/")[2] in SHEET_NAMES and size <= FILE_LIMIT_BYTES and is_sheet(path, read())
 
 
 def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:

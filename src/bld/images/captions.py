@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bld.errors import DataError
-from bld.images.labels import entries, read_table, table_beside
 from bld.images.members import CAPTION_KEYS
 from bld.images.source import ImageSource, Names
+from bld.images.tables import read_table, tables_beside
 
 
 def read_captions(source: ImageSource, choice: str) -> Sequence[str] | None:
@@ -26,12 +26,14 @@ def read_captions(source: ImageSource, choice: str) -> Sequence[str] | None:
     """
     if choice == "none":
         return None
-    table = table_beside(source.location) if choice == "auto" else read_table(Path(choice).expanduser())
+    tables = tables_beside(source) if choice == "auto" else [read_table(Path(choice).expanduser(), source)]
     found: Sequence[str] | None = None
-    if table is not None:
-        said = dict(entries(*table, CAPTION_KEYS, "captions"))
-        found = [said.get(name, "") for name in source.names]
-        if choice != "auto" and not any(found):
+    for table in tables:
+        said = table.column(CAPTION_KEYS, "captions")
+        found = [value or "" for value in table.of(source.names, said)]
+        if any(found):
+            break
+        if choice != "auto":
             first = next(iter(said), None)
             why = f"its first file is {first}" if first else "it needs a column file_name and a column text"
             raise DataError(

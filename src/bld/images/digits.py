@@ -24,7 +24,7 @@ class DigitsSource(ImageSource):
                 "pip install 'binary-latent-diffusion[digits]'."
             ) from error
         digits = load_digits()
-        self.location = "digits"
+        self.location, self.notes = "digits", []
         self.names = [f"digit-{index:04d}" for index in range(len(digits.images))]
         self.classes = [str(digit) for digit in range(10)]
         self.labels = digits.target.astype(np.int64)

@@ -4,18 +4,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from bld.errors import DataError
-from bld.images.decoding import check_file_size, decode
+from bld.images.decoding import FILE_LIMIT_BYTES, check_file_size, decode
 from bld.images.index import Listing, integers, read_index, sorted_listing, write_index
-from bld.images.members import TEXT_LIMIT_BYTES, is_image_path, text_path
-from bld.images.source import ImageSource, fingerprint_of
+from bld.images.members import (
+    SHEET_NAMES,
+    TEXT_LIMIT_BYTES,
+    counted_by_ending,
+    is_hidden,
+    is_image_path,
+    is_sheet,
+    passed_over,
+    text_path,
+)
+from bld.images.source import ImageSource, fingerprint_of, passed_over_note
 
 INDEX_FROM = 100_000  # images; fewer are looked at one by one at every start, so that an altered file is noticed
 
@@ -32,33 +42,41 @@ class FolderSource(ImageSource):
 
     def __init__(self, location: str, path: Path, index_to: Path | None = None) -> None:
         self._root = path.absolute()  # the working directory may change later
-        listing = _kept(self._root, index_to)
-        if listing is None:
-            listing, folders = _search(self._root, location)
+        kept = _kept(self._root, index_to)
+        if kept is None:
+            found = _search(self._root, location)
+            listing, notes = found.listing, found.notes(location)
             if len(listing.names) >= INDEX_FROM:
-                write_index(index_to, {"folder": str(self._root), "folders": folders}, listing)
+                key = {"folder": str(self._root), "folders": found.folders, "notes": notes}
+                write_index(index_to, key, listing)
+        else:
+            listing, notes = kept
         self._describe(location, listing.names)
+        self.notes += notes
         self.fingerprint = listing.fingerprint
 
     def texts_beside(self) -> list[str] | None:
         """Of `a/1.jpg` what `a/1.txt` says."""
-        found = [_text(os.path.join(self._root, text_path(name))) for name in self.names]
-        return found if any(found) else None
+        return self._decoded_texts(_content(os.path.join(self._root, text_path(name))) for name in self.names)
+
+    def side_file(self, path: str) -> bytes | None:
+        """The content of `path`, relative to the folder."""
+        return _content(os.path.join(self._root, path), FILE_LIMIT_BYTES) or None
 
     def _read(self, index: int) -> Image.Image:
         path = self._root / self.names[index]
         check_file_size(path.stat().st_size)
-        return decode(path.read_bytes())
+        return decode(path.read_bytes(), self.max_pixels)
 
 
-def _text(path: str) -> str:
-    """What a text file says; "" where there is none."""
-    if (found := _regular_file(path)) is None or not 0 < found[0] <= TEXT_LIMIT_BYTES:
-        return ""
-    return Path(path).read_text(encoding="utf-8-sig", errors="replace")
+def _content(path: str, most: int = TEXT_LIMIT_BYTES) -> bytes:
+    """What is in a file beside the images; nothing where there is none, or it is too large."""
+    if (found := _regular_file(path)) is None or not 0 < found[0] <= most:
+        return b""
+    return Path(path).read_bytes()
 
 
-def _kept(root: Path, index_to: Path | None) -> Listing | None:
+def _kept(root: Path, index_to: Path | None) -> tuple[Listing, list[str]] | None:
     """What was found in an earlier search, if every folder is as it was then."""
     kept = read_index(index_to)
     if kept is None or kept[0].get("folder") != str(root):
@@ -67,16 +85,46 @@ def _kept(root: Path, index_to: Path | None) -> Listing | None:
         changed = any(os.stat(path).st_mtime_ns != mtime for path, mtime in kept[0]["folders"].items())
     except (OSError, KeyError, AttributeError):
         return None
-    return None if changed else kept[1]
+    return None if changed else (kept[1], list(kept[0].get("notes", [])))
 
 
-def _search(root: Path, location: str) -> tuple[Listing, dict[str, Any]]:
-    """(every image file below the root, modification time in ns of each folder)."""
+@dataclass
+class _Found:
+    """What a search came upon: images, the modification time in ns of each folder, and what it left alone."""
+
+    listing: Listing
+    folders: dict[str, int]
+    others: list[str]
+    of_ours: list[str]
+
+    def notes(self, location: str) -> list[str]:
+        """What was left alone, in sentences."""
+        ours = sorted(self.of_ours)
+        left = f"Passed over in {location}, as made by bld: {', '.join(ours[:3])}{' …' if len(ours) > 3 else ''}."
+        others = counted_by_ending(passed_over(self.others, self.listing.names))
+        return ([left] if ours else []) + ([passed_over_note(location, others)] if others else [])
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder is a run, or was written by bld sample."""
+    if (folder / "config.yaml").is_file():
+        return (folder / "progress.json").is_file() or (folder / "lock").exists()
+    try:
+        note = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(note, dict) and {"model", "seed", "steps", "temperature"} <= note.keys()
+
+
+def _search(root: Path, location: str) -> _Found:
+    """Every image file below the root, but those in folders that bld itself has made."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"Cannot look into {error.filename} of {location}: {error.strerror}.") from error
 
     names: list[str] = []
+    others: list[str] = []
+    of_ours: list[str] = []
     sizes, mtimes = integers(), integers()
     visited: set[str] = set()
     folders: dict[str, int] = {}
@@ -90,16 +138,23 @@ def _search(root: Path, location: str) -> tuple[Listing, dict[str, Any]]:
             if not name.startswith(".") and os.path.realpath(Path(folder, name)) not in visited
         ]
         prefix = Path(folder).relative_to(root).as_posix()
+        for name in [name for name in subfolders if _is_ours(Path(folder, name))]:
+            subfolders.remove(name)
+            of_ours.append(name if prefix == "." else f"{prefix}/{name}")
         for file in files:
-            name = file if prefix == "." else f"{prefix}/{file}"
-            if is_image_path(name) and (found := _regular_file(os.path.join(folder, file))) is not None:
+            name, path = file if prefix == "." else f"{prefix}/{file}", os.path.join(folder, file)
+            if file in SHEET_NAMES and is_sheet(file, _content(path, FILE_LIMIT_BYTES)):
+                continue
+            if is_image_path(name) and (found := _regular_file(path)) is not None:
                 names.append(name)
                 sizes.append(found[0])
                 mtimes.append(found[1])
+            elif not is_hidden(name):
+                others.append(name)
     listing = sorted_listing(names, {"size": sizes, "mtime": mtimes}, {})
     columns = listing.columns["size"].tolist(), listing.columns["mtime"].tolist()
     listing.fingerprint = fingerprint_of(zip(listing.names, *columns, strict=True))
-    return listing, folders
+    return _Found(listing, folders, others, of_ours)
 
 
 def _regular_file(path: str) -> tuple[int, int] | None:

@@ -52,7 +52,7 @@ class HubSource(ImageSource):
         self._column = columns[0]
         said = next((key for key in CAPTION_KEYS if key in features and not isinstance(features[key], dict)), None)
         self._texts = None if said is None else data.select_columns([said])
-        self.location = location
+        self.location, self.notes = location, []
         if not len(data):
             raise DataError(f"There is no image in {location}.")
         self.names = Names(f"{split}-{i:08d}" for i in range(len(data)))
@@ -71,10 +71,10 @@ class HubSource(ImageSource):
         entry = self._data[int(index)][self._column]
         if entry.get("bytes") is not None:
             check_file_size(len(entry["bytes"]))
-            return decode(entry["bytes"])
+            return decode(entry["bytes"], self.max_pixels)
         path = Path(entry["path"])
         check_file_size(path.stat().st_size)
-        return decode(path.read_bytes())
+        return decode(path.read_bytes(), self.max_pixels)
 
 
 def _name_and_split(location: str) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bld.errors import DataError, SettingError
+from bld.images.decoding import MAX_PIXELS
 from bld.images.opening import open_images
 from bld.images.preprocessing import Preprocessing, center_view, flips, training_view
 from bld.images.source import ImageSource, fingerprint_of
@@ -62,6 +63,7 @@ class ImageSet:
         labels: str = "auto",
         verify: bool = True,
         index_to: Path | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> ImageSet:
         """Open what `open_images` opens, and decode every image once, leaving out those that fail.
 
@@ -74,8 +76,9 @@ class ImageSet:
         verify              False: do not decode images beforehand that do not stay in memory; one that cannot be read
                             is then a DataError when it is met
         index_to            folder that keeps which images there are and which are unreadable, for the next time
+        max_pixels          of one image; a larger one counts as unreadable
         """
-        source = open_images(location, labels=labels, index_to=index_to)
+        source = open_images(location, labels=labels, index_to=index_to, max_pixels=max_pixels)
         size = preprocessing.image_size
         fits = len(source) * 3 * size * size <= memory_limit_bytes
         keep = fits and preprocessing.crop == "center"

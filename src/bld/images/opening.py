@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bld.errors import DataError
 from bld.images.archives import ZipSource, open_tar
+from bld.images.decoding import MAX_PIXELS
 from bld.images.digits import DigitsSource
 from bld.images.folder import FolderSource
 from bld.images.hub import HubSource, is_hub_name, is_saved_dataset
@@ -14,7 +15,9 @@ from bld.images.shards import ShardsSource, shard_paths
 from bld.images.source import ImageSource
 
 
-def open_images(location: str | Path, *, labels: str = "auto", index_to: Path | None = None) -> ImageSource:
+def open_images(
+    location: str | Path, *, labels: str = "auto", index_to: Path | None = None, max_pixels: int = MAX_PIXELS
+) -> ImageSource:
     """The images of a folder, of archives, of a data set of the hub, or the word `digits`.
 
     Archives are .zip, .tar, .tar.gz and .tgz; a folder of .tar files, or a pattern such as `train-{000..099}.tar`, is
@@ -29,11 +32,15 @@ def open_images(location: str | Path, *, labels: str = "auto", index_to: Path | 
     labels    "auto": of a table such as metadata.csv beside the images if there is one, else of the folders (or of what
               the data set says); "folders", "none", or the path of a table (`bld.images.labels`)
     index_to  a folder that keeps what was found of many images, so that they are not searched for again
+    max_pixels  of one image; a larger one counts as unreadable
+
+    What is there and not used, its `notes` say.
 
     Raises DataError when there is nothing, no archive, a broken archive or no image in it, and
     MissingPackageError for `digits` without scikit-learn and data sets without `datasets`.
     """
     source = _open(str(location), index_to)
+    source.max_pixels = max_pixels
     relabel(source, labels)
     return source
 

@@ -8,14 +8,20 @@ import threading
 from pathlib import Path
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from bld.errors import DataError, SettingError
+from bld.images.members import SHEET_TEXT
 from bld.images.values import to_pil
 
+SOFTWARE = "bld"  # what our pictures say of their origin, so that no other is ever overwritten
 
-def save_png(image: Image.Image | Tensor, path: str | Path) -> None:
+
+def save_png(image: Image.Image | Tensor, path: str | Path, sheet: bool = False) -> None:
     """Write a PIL image, or a tensor (3, H, W) in [-1, 1], as the PNG file `path`; makes missing folders.
+
+    sheet: it shows many images, and says so inside, so that it is never taken for one of them.
 
     Raises SettingError for another extension or shape, DataError when the file cannot be written.
     """
@@ -25,7 +31,9 @@ def save_png(image: Image.Image | Tensor, path: str | Path) -> None:
     if isinstance(image, Tensor):
         image = to_pil(image[None])[0]
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
+    notes = PngInfo()
+    notes.add_text("Software", SHEET_TEXT.decode() if sheet else SOFTWARE)
+    image.save(buffer, format="PNG", pnginfo=notes)
     write_whole(path, buffer.getvalue())
 
 

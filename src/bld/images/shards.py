@@ -110,7 +110,7 @@ class ShardsSource(ImageSource):
         check_file_size(int(self._size[index]))
         with self._paths[int(self._shard[index])].open("rb") as file:
             file.seek(int(self._offset[index]))
-            return decode(file.read(int(self._size[index])))
+            return decode(file.read(int(self._size[index])), self.max_pixels)
 
 
 def _search(paths: list[Path], location: str) -> Listing:

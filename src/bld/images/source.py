@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from bld.errors import DataError
-from bld.images.members import EXTENSIONS, class_labels
+from bld.images.decoding import MAX_PIXELS
+from bld.images.members import EXTENSIONS, class_labels, counted_by_ending, decoded_text, passed_over
 
 
 class Names(Sequence[str]):
@@ -68,6 +69,8 @@ class ImageSource(ABC):
     classes      class names in natural order; empty when unlabelled
     labels       int64 (n,), index into `classes`; None when unlabelled
     fingerprint  hexadecimal; changes when an image is added, removed, renamed or altered
+    notes        sentences on what was found and not used, for the user to read once
+    max_pixels   of one image; a larger one cannot be read
     """
 
     location: str
@@ -75,6 +78,8 @@ class ImageSource(ABC):
     classes: list[str]
     labels: np.ndarray | None
     fingerprint: str
+    notes: list[str]
+    max_pixels: int = MAX_PIXELS
 
     def __len__(self) -> int:
         return len(self.names)
@@ -91,6 +96,10 @@ class ImageSource(ABC):
         """What the text file (or column) beside each image says, "" where there is none; None if there are none."""
         return None
 
+    def side_file(self, path: str) -> bytes | None:
+        """The content of a file that lies among the images under this path; None where there is none."""
+        return None
+
     @abstractmethod
     def _read(self, index: int) -> Image.Image:
         """The decoded image, or any exception."""
@@ -101,7 +110,40 @@ class ImageSource(ABC):
             raise DataError(f"No image in {location}: need files ending in {', '.join(sorted(EXTENSIONS))}.")
         self.location = location
         self.names = names if isinstance(names, Names) else Names(names)
-        self.classes, self.labels = class_labels(names if class_paths is None else class_paths)
+        paths = names if class_paths is None else class_paths
+        self.classes, self.labels = class_labels(paths)
+        self.notes = []
+        loose = [path for path in paths if "/" not in path] if self.labels is None else []
+        if loose and len({path.split("/", 1)[0] for path in paths if "/" in path}) > 1:
+            self.notes.append(
+                f"{len(loose):,} images lie beside the folders of {location} (the first is {loose[0]}), so that the "
+                "folders are not taken for classes: move every image into one if they are."
+            )
+
+    def _pass_over(self, paths: Iterable[str]) -> None:
+        """Note the files that are there and not used."""
+        if said := counted_by_ending(passed_over(paths, self.names)):
+            self.notes.append(passed_over_note(self.location, said))
+
+    def _decoded_texts(self, contents: Iterable[bytes]) -> list[str] | None:
+        """The texts beside the images, "" for nothing; None if there are none.  Notes those in an unknown encoding."""
+        texts, guessed = [], 0
+        for content in contents:
+            text, is_guess = decoded_text(content)
+            texts.append(text)
+            guessed += is_guess
+        if guessed:
+            self.notes.append(
+                f"{guessed:,} texts beside the images of {self.location} are not UTF-8 and were read as Windows-1252: "
+                "save them as UTF-8 if their accents are wrong."
+            )
+        return texts if any(texts) else None
+
+
+def passed_over_note(location: str, said: str) -> str:
+    """Which files were not used, in a sentence."""
+    heif = "; pip install pillow-heif reads .heic" if ".hei" in said else ""
+    return f"Passed over in {location}, as no images that can be read: {said}{heif}."
 
 
 def fingerprint_of(records: Iterable[tuple[object, ...]]) -> str:

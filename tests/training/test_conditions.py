@@ -19,7 +19,7 @@ from bld.processes import Processes
 from bld.text_encoder import TextEncoder
 from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
 from bld.training.recipe import Recipe
-from bld.training.run_folder import RunFolder
+from bld.training.run_folder import RunFolder, with_absolute_paths
 from bld.training.settings import load_settings
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 220), "yellow": (230, 220, 40)}
@@ -29,7 +29,7 @@ WORDS = [
     "tokenizer_training.steps=150", "tokenizer_training.batch_size=16", "tokenizer_training.previews=1",
     "tokenizer_training.learning_rate=5e-3", "tokenizer_training.warmup_steps=10",
     "prior.dim=32", "prior.depth=2", "prior.heads=2", "codes.draws=1", "mixed_precision=float32",
-    "prior_training.steps=200", "prior_training.batch_size=32", "prior_training.previews=1",
+    "prior_training.steps=400", "prior_training.batch_size=32", "prior_training.previews=1",
     "prior_training.learning_rate=3e-3", "prior_training.warmup_steps=10", "diffusion.steps=16", "sampling.steps=8",
 ]  # fmt: skip
 
@@ -178,7 +178,7 @@ def test_repeating_the_command_trains_nothing_and_keeps_the_vectors(texts: Path,
     said: list[str] = []
     recipe = Recipe(run.settings(), run, said.append)
     recipe.train()
-    assert "The prior is trained already (200 steps)." in said
+    assert "The prior is trained already (400 steps)." in said
     recipe.condition_vectors()
     assert any("fit and are used as they are" in line for line in said)
 
@@ -386,15 +386,17 @@ def test_a_file_without_vectors_is_refused(vectors: tuple[Path, Path], tmp_path:
 
 
 def test_paths_in_settings_hold_from_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from bld.cli.common import _with_absolute_path
-
     (tmp_path / "clip").mkdir()
+    (tmp_path / "l.csv").write_text("file_name,label\n")
     monkeypatch.chdir(tmp_path)
-    assert _with_absolute_path("prior.text_encoder=clip") == f'prior.text_encoder="{tmp_path / "clip"}"'
-    assert _with_absolute_path("prior.text_encoder=openai/clip-vit-large-patch14").endswith(
-        "=openai/clip-vit-large-patch14"
-    )
-    assert _with_absolute_path("data.captions=auto") == "data.captions=auto"
+    words = ["prior.text_encoder=clip", "data.labels=l.csv", "data.captions=auto"]
+    settings = with_absolute_paths(load_settings("digits", words=[*words, "data.location=train-{00..11}.tar"]))
+    assert settings.prior.text_encoder == str(tmp_path / "clip")
+    assert settings.data.labels == str(tmp_path / "l.csv")
+    assert settings.data.captions == "auto"
+    assert settings.data.location == str(tmp_path / "train-{00..11}.tar")
+    hub = with_absolute_paths(load_settings("digits", words=["prior.text_encoder=openai/clip-vit-large-patch14"]))
+    assert hub.prior.text_encoder == "openai/clip-vit-large-patch14"
 
 
 # -- refusals ---------------------------------------------------------------------------------------------

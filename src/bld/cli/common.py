@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.training.recipe import Recipe
+    from bld.training.settings import Settings
 
-PATH_KEYS = ("data.captions", "data.condition", "prior.text_encoder")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -90,6 +90,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     from bld.training.origin import Beginning
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
+    from bld.training.run_images import refuse_other_data
 
     run, processes = RunFolder(args.out), launched()
     with contextlib.ExitStack() as stack:
@@ -102,31 +103,26 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
             if preset is None and not run.has_settings():
                 preset = _preset_for(args.data, beginning.image_size)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
-            words = [_with_absolute_path(word) for word in args.settings]
+            words = list(args.settings)
             if args.condition is not None:
-                words.append(f"data.condition={json.dumps(str(args.condition.expanduser().resolve()))}")
-            settings = run.adopt(
-                preset, words, _absolute(args.data), processes.is_main, beginning.settings(), beginning.check
-            )
+                words.append(f"data.condition={json.dumps(str(args.condition))}")
+
+            def check(settings: Settings) -> None:
+                beginning.check(settings)
+                _refuse_out_as_data(args.out, settings.data.location)
+                refuse_other_data(run, settings)
+
+            settings = run.adopt(preset, words, args.data, processes.is_main, beginning.settings(), check)
             if processes.is_main:
                 beginning.record(run)
         yield Recipe(settings, run, say, budget)
 
 
-def _absolute(data: str | None) -> str | None:
-    """A path that still holds when the command is repeated from elsewhere."""
-    if data is None or data == "digits":
-        return data
-    is_pattern = data.endswith(".tar") and re.search(r"[{*]", data) is not None
-    return str(Path(data).expanduser().resolve()) if is_pattern or Path(data).exists() else data
-
-
-def _with_absolute_path(word: str) -> str:
-    """A setting that names a file or folder here, in a form that holds when the command is repeated from elsewhere."""
-    key, _, value = word.partition("=")
-    if key in PATH_KEYS and value and Path(value).expanduser().exists():
-        return f"{key}={json.dumps(str(Path(value).expanduser().resolve()))}"
-    return word
+def _refuse_out_as_data(out: Path, location: str) -> None:
+    """The run's own pictures must not become images to train on."""
+    data = Path(location).expanduser()
+    if data.is_dir() and out.expanduser().resolve().is_relative_to(data.resolve()):
+        raise SettingError(f"--out {out} lies inside the images of {location}: choose a folder beside them.")
 
 
 def _preset_for(data: str | None, image_size: int | None = None) -> str:

@@ -14,6 +14,7 @@ from bld.errors import CheckpointError, UserError
 from bld.images import ImageSet, open_images
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.training.run_folder import RunFolder
+from bld.training.run_images import images_of_run
 from bld.training.settings import Settings
 
 if TYPE_CHECKING:
@@ -74,17 +75,16 @@ def open_run(run: RunFolder, device: torch.device) -> OpenedRun:
         pipeline = BinaryLatentDiffusionPipeline.from_pretrained(run.path).to(device)
     tokenizer = pipeline.tokenizer if pipeline is not None else load_tokenizer(run.tokenizer).to(device)
     cache = CodeCache(run.codes) if (run.codes / "header.json").is_file() else None
-    train, held_out, missing = _images(settings, run.path)
+    train, held_out, missing = _images(settings, run)
     changed = cache is not None and train is not None and cache.key.data != train.fingerprint
     return OpenedRun(run, settings, tokenizer, pipeline, cache, train, held_out, missing, changed, device)
 
 
-def _images(settings: Settings, folder: Path) -> tuple[ImageSet | None, ImageSet | None, str]:
+def _images(settings: Settings, run: RunFolder) -> tuple[ImageSet | None, ImageSet | None, str]:
     """(train, held out, ""), split as in the training, or (None, None, why not)."""
     try:
-        images = _open_unverified(settings, folder)
-        data = settings.data
-        train, held_out = images.split(data.held_out_of(len(images)), settings.seed)
+        images = _open_unverified(settings, run.path)
+        train, held_out, _ = images_of_run(run, settings, images)
         train.centre([0])
         held_out.centre([0])
     except (UserError, OSError) as error:
@@ -94,11 +94,12 @@ def _images(settings: Settings, folder: Path) -> tuple[ImageSet | None, ImageSet
 
 def _open_unverified(settings: Settings, folder: Path) -> ImageSet:
     """The image set of the training without decoding it whole: it left a list of what could not be read."""
-    source = open_images(settings.data.location, labels=settings.data.labels, index_to=folder)
+    data = settings.data
+    source = open_images(data.location, labels=data.labels, index_to=folder, max_pixels=int(data.max_megapixels * 1e6))
     listed = folder / "skipped_images.txt"
     skipped: set[str] = set()
     if listed.is_file():
-        lines = listed.read_text(encoding="utf-8", errors="backslashreplace").splitlines()
+        lines = listed.read_text(encoding="utf-8", errors="backslashreplace").split("\n")
         skipped = {line.split("\t", 1)[0] for line in lines}
     rows = [
         row for row, name in enumerate(source.names) if name.encode(errors="backslashreplace").decode() not in skipped

@@ -39,6 +39,7 @@ from bld.seeding import keyed_permutation
 from bld.training.drawn_codes import CODE_DRAWS
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
+from bld.training.run_images import split_images
 from bld.training.settings import leaves, load_settings, settings_tree
 
 BATCH = 250
@@ -110,6 +111,7 @@ class Workshop:
         recipe = self._recipe(run, self.words(tokenizer, name, seed))
         if not run.tokenizer.is_dir():
             run.record("tokenizer", **base.progress()["tokenizer"])
+            shutil.copy(base.data, run.data)
             shutil.copytree(base.codes, run.codes, copy_function=os.link, dirs_exist_ok=True)
             shutil.copytree(base.tokenizer, run.tokenizer)
         recipe.train_prior()
@@ -127,7 +129,8 @@ class Workshop:
         """A finished run is taken only if it was made from these images with these settings, `besides` left out."""
         wanted = load_settings(self.scale.preset, words=[*words, f"data.location={json.dumps(self.data)}"])
         theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
-        if any(his != mine and not mine[0].startswith(besides) for his, mine in zip(theirs, ours, strict=True)):
+        differs = any(his != mine and not mine[0].startswith(besides) for his, mine in zip(theirs, ours, strict=True))
+        if differs or not run.data.is_file():  # without it the images were divided otherwise
             raise SettingError(
                 f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
                 "--out, or delete it."
@@ -152,8 +155,7 @@ class Workshop:
 
     def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out), as the runs of this seed have it."""
-        held_out = self._settings.data.held_out
-        return self.images.split(held_out if held_out < 1 else int(held_out), seed)
+        return split_images(self.images, dataclasses.replace(self._settings, seed=seed))
 
     @cached_property
     def reference(self) -> ImageSet:
@@ -180,8 +182,7 @@ class Workshop:
         flips = self._settings.data.flip or self.scale.name == "cifar10"
         size = self._settings.tokenizer.image_size
         everything = ImageSet.open(self.data, Preprocessing(size, flip=flips))
-        held_out = self._settings.data.held_out
-        train, rest = everything.split(held_out if held_out < 1 else int(held_out), 0)
+        train, rest = split_images(everything, self._settings)
         return train_classifier(train, rest, folder, steps=self.scale.classifier_steps, say=self.say)
 
     # -- figures ------------------------------------------------------------------------------------------

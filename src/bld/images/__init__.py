@@ -15,7 +15,7 @@ from bld.images.opening import open_images
 from bld.images.preprocessing import Preprocessing, Resample, center_view, training_view
 from bld.images.rgb import to_rgb
 from bld.images.saving import save_png
-from bld.images.source import ImageSource
+from bld.images.source import ImageSource, meet_by_name, name_fractions
 from bld.images.values import to_pil, to_uint8, to_unit
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "decode_file",
     "make_grid",
     "mean_squared_error",
+    "meet_by_name",
+    "name_fractions",
     "open_images",
     "psnr",
     "read_captions",

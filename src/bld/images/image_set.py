@@ -16,7 +16,7 @@ from bld.errors import DataError, SettingError
 from bld.images.decoding import MAX_PIXELS
 from bld.images.opening import open_images
 from bld.images.preprocessing import Preprocessing, center_view, flips, training_view
-from bld.images.source import ImageSource, fingerprint_of
+from bld.images.source import ImageSource, fingerprint_of, name_fractions
 from bld.images.values import to_unit
 from bld.images.verifying import decode_all, read_verified, refuse_too_many, report_skipped, write_verified
 from bld.seeding import keyed_permutation
@@ -135,9 +135,37 @@ class ImageSet:
     def split(self, held_out: float | int, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out): disjoint, together everything, each in the order of the set.
 
-        held_out: a number of images, or (as a float) the fraction of them, rounded to at least one image.
+        held_out: a number of images, or (as a float) the fraction of them, rounded to at least one image.  Those are
+        held out whose `name_fractions` come first.
         Raises DataError when either part would be empty.
         """
+        return self.split_below(self.line_for(held_out, seed), seed)
+
+    def line_for(self, held_out: float | int, seed: int) -> float:
+        """The line below which exactly so many images lie (`split_below`), half-way to the next one."""
+        count, fractions = self._count(held_out), np.sort(name_fractions(self.names, seed))
+        return float((fractions[count - 1] + fractions[count]) / 2)
+
+    def split_below(self, line: float, seed: int) -> tuple[ImageSet, ImageSet]:
+        """(train, held out): held out are the images whose `name_fractions` lie below the line.
+
+        So each keeps its side when others come and go.  Raises DataError when either part would be empty.
+        """
+        held = name_fractions(self.names, seed) < line
+        if held.all() or not held.any():
+            raise DataError(
+                f"Of the {len(self)} images of {self.location} {'all' if held.all() else 'none'} would be held out: "
+                "add images."
+            )
+        return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
+
+    def split_by_number(self, held_out: float | int, seed: int) -> tuple[ImageSet, ImageSet]:
+        """As `split`, by the images' numbers: how runs were divided before names decided."""
+        order, count = keyed_permutation(seed, "held-out", 0, len(self)), self._count(held_out)
+        return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
+
+    def _count(self, held_out: float | int) -> int:
+        """How many images that is; DataError when either part would be empty."""
         n = len(self)
         is_fraction = isinstance(held_out, float)
         if not 0 < held_out < (1 if is_fraction else n) or n < 2:
@@ -145,9 +173,7 @@ class ImageSet:
                 f"Cannot hold out {held_out} of {n} images: both parts need at least one image; set data.held_out to "
                 "less, or add images."
             )
-        count = min(max(round(held_out * n), 1), n - 1) if is_fraction else int(held_out)
-        order = keyed_permutation(seed, "held-out", 0, n)
-        return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
+        return min(max(round(held_out * n), 1), n - 1) if is_fraction else int(held_out)
 
     def uint8_centre(self, indices: Indices) -> Tensor:
         """Centre views, uint8 (B, 3, S, S)."""

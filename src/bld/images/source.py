@@ -12,7 +12,7 @@ from PIL import Image
 
 from bld.errors import DataError
 from bld.images.decoding import MAX_PIXELS
-from bld.images.members import EXTENSIONS, class_labels, counted_by_ending, decoded_text, passed_over
+from bld.images.members import EXTENSIONS, class_labels, comparable, counted_by_ending, decoded_text, passed_over
 
 
 class Names(Sequence[str]):
@@ -138,6 +138,30 @@ class ImageSource(ABC):
                 "save them as UTF-8 if their accents are wrong."
             )
         return texts if any(texts) else None
+
+
+def name_fractions(names: Iterable[str], seed: int) -> np.ndarray:
+    """A number in [0, 1) for each name, float64 (n,), that depends on seed and name alone."""
+    key = hashlib.blake2b(str(seed).encode(), digest_size=32).digest()
+    digests = (
+        hashlib.blake2b(comparable(name).encode(errors="surrogateescape"), digest_size=8, key=key).digest()
+        for name in names
+    )
+    return (np.frombuffer(b"".join(digests), dtype=">u8") >> np.uint64(11)) * 2.0**-53
+
+
+def meet_by_name(source: ImageSource, classes: Sequence[str]) -> list[str]:
+    """Number a source's classes as another list does; returns those that the list does not have, and changes nothing
+    then."""
+    if source.labels is None or source.classes == list(classes):
+        return []
+    number = {name: index for index, name in enumerate(classes)}
+    unknown = [name for name in source.classes if name not in number]
+    if not unknown:
+        source.labels = np.array([number[name] for name in source.classes], dtype=np.int64)[source.labels]
+        source.classes = list(classes)
+        source.fingerprint = fingerprint_of([(source.fingerprint, source.labels.tobytes(), tuple(classes))])
+    return unknown
 
 
 def passed_over_note(location: str, said: str) -> str:

@@ -24,6 +24,7 @@ from bld.training.order import spread
 from bld.training.origin import beginning_of, given_tokenizer
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
+from bld.training.run_images import images_of_run
 from bld.training.settings import Settings, TrainingSettings
 from bld.training.tokenizer_stage import MOST_MEASURED, TokenizerStage
 
@@ -71,9 +72,13 @@ class Recipe:
                     labels=data.labels,
                     verify=data.verify,
                     index_to=self.run.path,
+                    max_pixels=int(data.max_megapixels * 1e6),
                 )
-            self._refuse_guidance_without_condition(everything.classes)
-            train, rest = everything.split(data.held_out_of(len(everything)), self.settings.seed)
+                self._refuse_guidance_without_condition(everything.classes)
+                notes = everything.source.notes
+                train, rest, remarks = images_of_run(self.run, self.settings, everything, self.processes.is_main)
+            for note in [*notes, *remarks]:
+                self.say(note)
             if everything.skipped:
                 self.say(
                     f"{len(everything.skipped)} unreadable images are left out; "

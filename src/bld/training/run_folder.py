@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +29,31 @@ FIXED_BY = {
 FREE_KEYS = ("prior.label_dropout", "prior.vlb_weight")
 
 
+PATH_KEYS = ("data.location", "data.labels", "data.captions", "data.condition", "prior.text_encoder")
+"""Settings that may name a file or folder."""
+
+
 class RunInUseError(UserError):
     """Another command is at work in the same run folder."""
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with every path that leads somewhere made absolute, so that they hold from any folder."""
+    sections: dict[str, Any] = {}
+    for key in PATH_KEYS:
+        name, field = key.split(".")
+        section = sections.get(name, getattr(settings, name))
+        sections[name] = dataclasses.replace(section, **{field: _absolute(getattr(section, field))})
+    return dataclasses.replace(settings, **sections)
+
+
+def _absolute(text: str) -> str:
+    """The path made absolute if something is there, or if it is a pattern of shards; other words stay."""
+    if not text or text in ("digits", "auto", "none", "folders"):
+        return text
+    path = Path(text).expanduser()
+    is_pattern = text.endswith(".tar") and re.search(r"[{*]", text) is not None
+    return str(path.resolve()) if is_pattern or path.exists() else text
 
 
 class RunFolder:
@@ -41,6 +66,7 @@ class RunFolder:
         self.prior = self.path / "prior"
         self.diffusion = self.path / "diffusion"
         self.index = self.path / "model_index.json"
+        self.data = self.path / "data.json"
         self.codes = self.path / "codes"
         self.conditions = self.path / "conditions"
         self.samples = self.path / "samples"
@@ -133,6 +159,7 @@ class RunFolder:
             other = preset if preset != before.preset else None  # its own preset says nothing new
             settings = load_settings(other, settings_tree(before), [*kept, *words], over)
             self._refuse_other_shape(before, settings)
+        settings = with_absolute_paths(settings)
         check(settings)
         if not writes:
             return settings
@@ -150,6 +177,10 @@ class RunFolder:
                     f"{self.path} holds a run with {key}={old[key]}, and this command says {value}: "
                     f"choose another --out, or leave {key} as it was."
                 )
+
+    def prior_has_begun(self) -> bool:
+        """Whether there is a prior, or a checkpoint of one."""
+        return self._has_begun("prior")
 
     def _has_begun(self, stage: str) -> bool:
         """Whether there is a checkpoint or a model of the stage."""

@@ -44,6 +44,7 @@ class DataSettings:
             most a fifth
         workers: processes that decode images; only used when they do not fit into memory
         memory_limit_gb: below this size all decoded images are held in memory
+        max_megapixels: of one image, in millions; a larger one counts as unreadable
     """
 
     location: str = ""
@@ -58,8 +59,12 @@ class DataSettings:
     held_out: float = 0.05
     workers: int = 2
     memory_limit_gb: float = 2.0
+    max_megapixels: float = 300.0
 
     def __post_init__(self) -> None:
+        for name in ("memory_limit_gb", "max_megapixels"):
+            if not getattr(self, name) > 0:
+                raise SettingError(f"data.{name} is above 0, not {getattr(self, name)}.")
         if self.workers < 0:
             raise SettingError(f"data.workers is 0 or more, not {self.workers}.")
         if not self.held_out > 0:

@@ -1,0 +1,199 @@
+"""The images of a run: whether they are those it was trained on, what its classes are called, and its held-out part.
+
+    RUN/data.json    location, fingerprint, classes and a few images' contents, as they were when the training began,
+                     and where the line between training and held-out images lies
+
+Training, reports and evaluation all ask `images_of_run`, so that nothing is ever measured on what was trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from bld.checkpoint import read_json, write_json
+from bld.errors import DataError
+from bld.images import ImageSet, ImageSource, meet_by_name, name_fractions, open_images
+from bld.training.run_folder import RunFolder
+from bld.training.settings import Settings
+
+LOOKED_AT = 16  # images whose contents tell whether a data set is still the same
+LEAST_SAME = 0.5  # of those: with fewer it is another
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What a run remembers of its images.
+
+    contents: of up to `LOOKED_AT` images by name, a hash of their pixels.  held_out_below: an image is held out if its
+    `name_fractions` lies below; None in runs from before there were records, whose images were divided by number.
+    """
+
+    location: str
+    fingerprint: str
+    images: int
+    classes: list[str]
+    contents: dict[str, str]
+    held_out_below: float | None
+
+    @classmethod
+    def read(cls, run: RunFolder) -> DataRecord | None:
+        """The run's record; None where there is none."""
+        if not run.data.is_file():
+            return None
+        fields = read_json(run.data)
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise DataError(
+                f"{run.data} does not describe a run's images ({error}): restore it from a copy."
+            ) from error
+
+
+def images_of_run(
+    run: RunFolder, settings: Settings, everything: ImageSet, writes: bool = False
+) -> tuple[ImageSet, ImageSet, list[str]]:
+    """(training part, held-out part, what the user should know) of a run's images.
+
+    everything: all usable images of the data.  writes: whether a run whose training has not begun takes note of them.
+    Raises DataError where they are not the images that the run was trained on, or have classes that its prior does not
+    know.
+    """
+    source, begun, remarks = everything.source, has_begun(run), []
+    record = DataRecord.read(run) if begun else None
+    if record is not None:
+        remarks = _refuse_others(run, record, source)
+    else:  # a run that begins, or one from before there were records
+        below = None if begun else held_out_below(everything, settings)
+        classes = (_older_classes(run) if begun else []) or source.classes
+        record = DataRecord(source.location, source.fingerprint, len(source), classes, _contents(source), below)
+    if run.prior_has_begun():
+        _meet(run, record.classes, source)
+    else:
+        record = replace(record, classes=source.classes)
+    if writes:
+        write_json(run.data, asdict(replace(record, location=source.location)))
+    by_number = record.held_out_below is None
+    train, held_out = split_images(everything, settings, record.held_out_below, by_number)
+    if by_number and len(source) != record.images:
+        remarks.append("This run divided its images by number: some that are held out now may have been trained on.")
+    return train, held_out, remarks
+
+
+def refuse_other_data(run: RunFolder, settings: Settings) -> None:
+    """Raises DataError where a run that has begun is given images that it was not trained on, before anything changes.
+
+    Images that are no longer there are no objection: a run that is done needs none.
+    """
+    record = DataRecord.read(run) if has_begun(run) else None
+    if record is None:
+        before = run.settings().data.location if has_begun(run) and run.has_settings() else settings.data.location
+        if before != settings.data.location:
+            raise DataError(
+                f"{run.path} was trained on {before} and took no note of its contents, so that they cannot be compared "
+                f"with {settings.data.location}: leave out --data, or choose another --out."
+            )
+        return
+    try:
+        source = open_images(settings.data.location, labels=settings.data.labels, index_to=run.path)
+    except DataError:
+        if settings.data.location != record.location:
+            raise
+        return
+    _refuse_others(run, record, source)
+    if run.prior_has_begun():
+        _meet(run, record.classes, source)
+
+
+def has_begun(run: RunFolder) -> bool:
+    """Whether a stage of the run has seen its images: there is a checkpoint, a model of its own, or a code cache."""
+    trained = any(run.checkpoints(stage).list() for stage in ("tokenizer", "prior"))
+    own = run.tokenizer.is_dir() and "given" not in run.progress().get("tokenizer", {})
+    return trained or own or run.prior.is_dir() or (run.codes / "header.json").is_file()
+
+
+def split_images(
+    images: ImageSet, settings: Settings, below: float | None = None, by_number: bool = False
+) -> tuple[ImageSet, ImageSet]:
+    """(training, held out): an image is held out if its name says so, whatever others there are.
+
+    below: the line that a run drew when it began; without one, that of these images.  by_number: as runs did before
+    they drew one.
+    """
+    if by_number:
+        return images.split_by_number(settings.data.held_out_of(len(images)), settings.seed)
+    below = held_out_below(images, settings) if below is None else below
+    return images.split_below(below, settings.seed)
+
+
+def held_out_below(images: ImageSet, settings: Settings) -> float:
+    """Where the line lies that holds out as many images as the settings say."""
+    return images.line_for(settings.data.held_out_of(len(images)), settings.seed)
+
+
+def _older_classes(run: RunFolder) -> list[str]:
+    """The classes of a run that took no note of its images: those of its model, or of its codes."""
+    for path, entry in ((run.index, "classes"), (run.codes / "header.json", "classes")):
+        if path.is_file():
+            return list(read_json(path).get(entry) or [])
+    return []
+
+
+def _refuse_others(run: RunFolder, record: DataRecord, source: ImageSource) -> list[str]:
+    """Raises DataError where too few of the images that were looked at are what they were; remarks on the rest."""
+    if source.fingerprint == record.fingerprint or not record.contents:
+        return []
+    now = _contents(source, list(record.contents))
+    same = sum(now.get(name) == content for name, content in record.contents.items())
+    if same < LEAST_SAME * len(record.contents):
+        raise DataError(
+            f"{source.location} does not hold the images that {run.path} was trained on ({record.images:,} of "
+            f"{record.location}; {same} of {len(record.contents)} that were looked at are the same): give those with "
+            f"--data, or begin another run with --out, from this one's weights with --init-from {run.path}."
+        )
+    remarks = []
+    if same < len(record.contents):
+        gone = len(record.contents) - same
+        remarks.append(f"{gone} of {len(record.contents)} images that were looked at have changed or are gone.")
+    if len(source) != record.images:
+        remarks.append(f"The data had {record.images:,} images when the training began, and has {len(source):,} now.")
+    return remarks
+
+
+def _meet(run: RunFolder, known: list[str], source: ImageSource) -> None:
+    """Number the images' classes as the run's prior knows them."""
+    if not known or not source.classes:
+        return
+    unknown = meet_by_name(source, known)
+    if unknown:
+        raise DataError(
+            f"The prior of {run.path} knows the classes {_listed(known)}, and {source.location} has "
+            f"{_listed(unknown)}: give the folder its old name, or begin another run with --init-from {run.path}: "
+            "classes of the same name keep what is known of them."
+        )
+
+
+def _contents(source: ImageSource, names: list[str] | None = None) -> dict[str, str]:
+    """A hash of the pixels of some images, by name: those that come first by `name_fractions`, or the named ones."""
+    if names is None:
+        first = np.argsort(name_fractions(source.names, 0), kind="stable")[: 4 * LOOKED_AT].tolist()
+        wanted = {source.names[index]: index for index in first}
+    else:
+        asked = set(names)
+        wanted = {name: index for index, name in enumerate(source.names) if name in asked}
+    found: dict[str, str] = {}
+    for name, index in wanted.items():
+        if names is None and len(found) == LOOKED_AT:
+            break
+        try:
+            image = source.read(index)
+        except DataError:  # what cannot be read is left out of the training too
+            continue
+        found[name] = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=8).hexdigest()
+    return found
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -148,7 +148,7 @@ def as_picture(bits: Tensor) -> Tensor:
 def planes(pipe: bld.BinaryLatentDiffusionPipeline) -> plt.Figure:
     """Digits, their reconstructions, and the 32 bit planes of each code, 4×4 bits a plane."""
     images = digits([0, 4, 12])
-    codes = pipe.encode(images)  # (3, 4, 4, 32)
+    codes = pipe.encode((images + 1) / 2)  # (3, 4, 4, 32)
     decoded = pipe.decode(codes, "pt") * 2 - 1
     rows = []
     for image, again, code in zip(images, decoded, codes, strict=True):
@@ -163,7 +163,7 @@ def noising(pipe: bld.BinaryLatentDiffusionPipeline) -> plt.Figure:
     """A code at falling retentions, above what the decoder makes of it."""
     assert isinstance(pipe.diffusion, bld.BernoulliDiffusion)
     retentions, columns = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0), []
-    code = pipe.encode(digits([12])).flatten(1, 2)  # (1, 16, 32)
+    code = pipe.encode((digits([12]) + 1) / 2).flatten(1, 2)  # (1, 16, 32)
     for k in retentions:
         t = int((pipe.diffusion.schedule.k - k).abs().argmin())
         noised = pipe.diffusion.diffuse(code, t, keyed_generator(3, "figure"))

@@ -14,7 +14,7 @@ from bld.images import open_images, psnr
 
 pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(sys.argv[1] if len(sys.argv) > 1 else "demo")
 source = open_images("digits")
-images = pipe.preprocess([source.read(i) for i in range(200)])  # (200, 3, S, S) in [-1, 1]
+images = pipe.preprocess([source.read(i) for i in range(200)])  # (200, 3, S, S) in [0, 1]
 
 codes = pipe.encode(images)  # grid: (200, h, w, c)
 tokens = to_tokens(codes)  # what a prior speaks: (200, h·w, c)
@@ -23,8 +23,8 @@ print(f"{images[0].numel()} numbers an image → {codes[0].numel()} bits → {pa
 
 again = to_grid(unpack(packed, pipe.prior.code_shape), pipe.prior.code_shape)
 assert (again == codes).all()  # packing loses nothing
-decoded = pipe.decode(again, "pt") * 2 - 1
-print(f"Drawn again from those bytes: {psnr(images, decoded).mean():.1f} dB PSNR")
+decoded = pipe.decode(again, "pt")
+print(f"Drawn again from those bytes: {psnr(images * 2 - 1, decoded * 2 - 1).mean():.1f} dB PSNR")
 
 used = bit_statistics(tokens)
 print(f"A bit carries {used.mean_entropy:.2f} bits of information by itself; {used.constant} never change;")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bld import BinaryLatentDiffusionPipeline
-from bld.errors import CheckpointError, SettingError
+from bld.errors import CheckpointError, DataError, SettingError
 from bld.pipeline import fill_from_surroundings
 from bld.seeding import keyed_generators
 
@@ -112,10 +112,9 @@ def test_labels_may_come_as_arrays_and_tensors(pipe):
 
 
 def test_tensors_of_another_range_are_refused_with_the_cure(pipe):
-    with pytest.raises(SettingError, match="2·x - 1"):
-        pipe.encode(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(SettingError, match=r"\[-1, 1\]"):
-        pipe.encode(torch.full((1, 3, 8, 8), 2.0))
+    for wrong in (torch.full((1, 3, 8, 8), 2.0), torch.full((1, 3, 8, 8), -0.5)):
+        with pytest.raises(SettingError, match=r"\(x \+ 1\) / 2"):
+            pipe.encode(wrong)
 
 
 def test_the_fingerprint_changes_with_any_weight(trained_run):
@@ -311,9 +310,7 @@ def test_compiled_networks_make_the_same_images(trained_run: Path, monkeypatch: 
     mine, theirs = pipe(**options), plain(**options)
     assert pipe.prior._compiled_call_impl is not None
     torch.testing.assert_close(mine.images, theirs.images, rtol=0, atol=1e-4)
-    torch.testing.assert_close(
-        pipe.reconstruct(mine.images * 2 - 1, "pt"), plain.reconstruct(mine.images * 2 - 1, "pt")
-    )
+    torch.testing.assert_close(pipe.reconstruct(mine.images, "pt"), plain.reconstruct(mine.images, "pt"))
 
 
 def test_compiling_asks_for_no_graphs_that_belong_to_one_thread(trained_run: Path, monkeypatch: pytest.MonkeyPatch):
@@ -361,3 +358,99 @@ def test_what_is_made_after_training_on_is_made_by_the_weights_of_then(trained_r
     after = made(pipe)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(after, made(other), strict=True))
     assert not any(torch.equal(mine, earlier) for mine, earlier in zip(after, before, strict=True))
+
+
+# -- habits of users --------------------------------------------------------------------------------------
+
+
+def test_what_the_pipeline_gives_it_takes_back(pipe):
+    made = {kind: pipe(3, generator=0, num_inference_steps=2, output_type=kind).images for kind in ("pil", "np", "pt")}
+    codes = {kind: pipe.encode(images) for kind, images in made.items()}
+    assert torch.equal(codes["np"], codes["pt"])
+    assert (codes["pil"] != codes["pt"]).float().mean() < 0.02  # rounded to bytes
+    assert torch.equal(pipe.encode(pipe.preprocess(made["pil"])), codes["pil"])
+
+
+def test_several_pictures_are_each_filled_and_depend_on_their_own_pixels(pipe, picture, mask):
+    other = Image.fromarray(255 - np.asarray(picture))
+    both = pipe.inpaint([picture, other], mask, num_images=2, generator=0).images
+    assert len(both) == 4
+    hole = np.asarray(mask) > 127
+    for image, own in zip(both, [picture, picture, other, other], strict=True):
+        assert (np.asarray(image)[~hole] == np.asarray(own)[~hole]).all()
+    assert [x.tobytes() for x in both[:2]] == [x.tobytes() for x in pipe.inpaint(picture, mask, 2, generator=0).images]
+    swapped = pipe.inpaint([other, picture], [mask, mask], class_labels=[1, 2], generator=[5, 6], output_type="latent")
+    alone = pipe.inpaint(picture, mask, class_labels=2, generator=[6], output_type="latent")
+    assert torch.equal(swapped.images[1:], alone.images)
+
+
+def test_seeds_may_come_as_a_list(pipe):
+    together = pipe(3, generator=[4, 5, 6], num_inference_steps=2, output_type="latent").images
+    for row, seed in enumerate((4, 5, 6)):
+        alone = pipe(1, generator=seed, num_inference_steps=2, output_type="latent").images
+        assert torch.equal(together[row], alone[0])
+
+
+def test_types_may_be_named(trained_run):
+    for name in ("float16", "torch.float16", torch.float16):
+        assert (
+            BinaryLatentDiffusionPipeline.from_pretrained(trained_run, torch_dtype=name).prior.norm.weight.dtype
+            == torch.float16
+        )
+    for wrong in ("float17", "int8", "nn", 16):
+        with pytest.raises(SettingError, match="torch_dtype"):
+            BinaryLatentDiffusionPipeline.from_pretrained(trained_run, torch_dtype=wrong)
+
+
+@pytest.mark.parametrize("args", [
+    {"guidance_scale": float("nan"), "class_labels": 1}, {"guidance_scale": float("inf"), "class_labels": 1},
+    {"guidance_scale": "2", "class_labels": 1}, {"temperature": float("nan")}, {"temperature": float("inf")},
+    {"num_images": 2.5}, {"num_images": True}, {"num_images": "2"}, {"class_labels": 1.7}, {"class_labels": [1.0, 2.0]},
+    {"class_labels": "²"}, {"class_labels": np.array([1.7, 2.0])}, {"class_labels": True}, {"batch_size": 0},
+    {"batch_size": 1.5}, {"generator": 0.5}, {"generator": [1, 2.5]}, {"generator": "seed"},
+    {"num_images_per_prompt": 1.5, "class_labels": 1, "num_images": None},
+])  # fmt: skip
+def test_numbers_that_are_none_are_refused_in_a_sentence(pipe, args):
+    with pytest.raises(SettingError) as error:
+        pipe(**{"num_images": 2, "num_inference_steps": 1, "generator": 0, **args})
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_numpy_numbers_are_numbers(pipe):
+    plain = pipe(2, 3, generator=5, num_inference_steps=1, output_type="latent").images
+    numbers = {"num_images": np.int64(2), "class_labels": np.int32(3), "generator": np.int64(5)}
+    assert torch.equal(pipe(**numbers, num_inference_steps=1, output_type="latent").images, plain)
+
+
+def test_codes_of_other_values_or_shapes_are_refused(pipe, picture):
+    codes = pipe.encode(picture)
+    for wrong in (codes + 7, codes.float() + 0.5, codes[0], codes[..., :3], codes.numpy()):
+        for use in (pipe.decode, pipe.vary, pipe.likelihood_bits):
+            with pytest.raises(SettingError, match="Codes"):
+                use(wrong)
+    args = {"num_images": 2, "generator": 0, "num_inference_steps": 4, "output_type": "latent"}
+    for wrong in (lambda k: k["latents"] + 7, lambda k: "latents"):
+        with pytest.raises(SettingError):
+            pipe(**args, callback_on_step_end=lambda p, i, t, k, wrong=wrong: {"latents": wrong(k)})
+
+
+def test_images_that_are_no_numbers_are_refused(pipe, mask):
+    with pytest.raises(DataError, match="finite"):
+        pipe.encode(torch.full((1, 3, 8, 8), float("nan")))
+    with pytest.raises(DataError, match="finite"):
+        pipe.inpaint(Image.new("RGB", (8, 8)), np.full((8, 8), np.nan))
+
+
+def test_classes_that_are_called_by_numbers_are_asked_for_by_name(pipe):
+    import copy
+    from dataclasses import replace
+
+    named = copy.copy(pipe)
+    named.index = replace(pipe.index, classes=[str(n) for n in (1, 2, 10, 20, 30, 40, 50, 60, 70, 80)])
+    assert [named.class_index(label) for label in ("1", "10", 0, 2)] == [0, 2, 0, 2]
+    for unknown in ("0", "3", "01"):
+        with pytest.raises(SettingError, match="Unknown class"):
+            named.class_index(unknown)
+    words = copy.copy(pipe)
+    words.index = replace(pipe.index, classes=list("abcdefghij"))
+    assert [words.class_index(label) for label in ("a", "1", "09")] == [0, 1, 9]

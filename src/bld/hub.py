@@ -14,8 +14,12 @@ LOADED = ["*.json", "*.safetensors", f"{TEXT_ENCODER}/*.txt"]  # the last: the w
 SHARED = [*LOADED, "README.md", "*.png"]
 
 
-def download(hub_id: str, revision: str | None = None, token: str | None = None) -> Path:
+def download(
+    hub_id: str, revision: str | None = None, token: str | None = None, local_files_only: bool = False
+) -> Path:
     """The local copy of a hub repository's models: JSON and safetensors only.
+
+    local_files_only: ask no network.
 
     Raises `CheckpointError` where there is no such repository, or the hub cannot be reached and there is no copy.
     """
@@ -25,7 +29,10 @@ def download(hub_id: str, revision: str | None = None, token: str | None = None)
 
     at = f" at {revision}" if revision else ""
     with _one_sentence(f"There is no folder {hub_id}, and the hub did not give a model of that name{at}"):
-        return Path(snapshot_download(hub_id, revision=revision, token=token, allow_patterns=LOADED))
+        copy = snapshot_download(
+            hub_id, revision=revision, token=token, allow_patterns=LOADED, local_files_only=local_files_only
+        )
+        return Path(copy)
 
 
 def upload(

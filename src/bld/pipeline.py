@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,8 @@ from bld.codes import to_grid, to_tokens
 from bld.diffusion import BernoulliDiffusion, with_guidance
 from bld.errors import CheckpointError, DataError, SettingError, did_you_mean
 from bld.hub import download, upload
-from bld.images import Preprocessing, center_view, make_grid, save_png, to_pil, to_rgb, to_unit
+from bld.images import Preprocessing, make_grid, save_png, to_pil
+from bld.images.inputs import Pictures, mask_view, network_view, network_views, opened_masks, opened_pictures, size_of
 from bld.model_card import LICENCE_UNKNOWN, CardFacts, model_card
 from bld.priors import Transformer
 from bld.process import Process, SamplingStep
@@ -44,8 +46,7 @@ from bld.text_encoder import TextEncoder
 CARD_COLUMNS, MOST_CARD_COLUMNS, CARD_ROWS, CARD_PIXELS = 8, 10, 4, 96
 
 OutputType = Literal["pil", "np", "pt", "latent"]
-Generators = int | torch.Generator | Sequence[torch.Generator] | None
-ImageInput = Image.Image | Sequence[Image.Image] | Tensor
+Generators = int | torch.Generator | Sequence[torch.Generator | int] | None
 Labels = int | str | Sequence[int | str] | None
 Vectors = np.ndarray | Tensor | Sequence[float] | None
 StepCallback = Callable[["BinaryLatentDiffusionPipeline", int, int, dict[str, Tensor]], Any]
@@ -103,17 +104,19 @@ class BinaryLatentDiffusionPipeline:
         *,
         revision: str | None = None,
         token: str | None = None,
-        torch_dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        local_files_only: bool = False,
     ) -> BinaryLatentDiffusionPipeline:
         """Load from a folder (a saved pipeline or a finished run), or from a repository of the Hugging Face hub.
 
         revision, token: of a hub repository: branch, tag or commit; and what lets you into a private one (by default
-        that of `hf auth login`).  torch_dtype: of the weights; None keeps that they were saved in.
+        that of `hf auth login`).  torch_dtype: of the weights, such as torch.float16 or "float16"; None keeps that they
+        were saved in.  local_files_only: take a hub model's copy on this machine, and ask no network.
         Weights are safetensors: nothing is unpickled.  Raises `CheckpointError` saying what is missing.
         """
         folder = Path(path_or_hub_id)
         if not folder.is_dir():
-            folder = download(str(path_or_hub_id), revision, token)
+            folder = download(str(path_or_hub_id), revision, token, local_files_only)
         if not (folder / "model_index.json").is_file():
             raise CheckpointError(
                 f"{folder} holds no model_index.json: name a saved pipeline, or a run whose prior is trained."
@@ -128,7 +131,7 @@ class BinaryLatentDiffusionPipeline:
             index,
         )
         pipeline.folder = folder
-        return pipeline if torch_dtype is None else pipeline.to(dtype=torch_dtype)
+        return pipeline if torch_dtype is None else pipeline.to(dtype=_dtype(torch_dtype))
 
     def save_pretrained(self, folder: str | Path, include_text_encoder: bool | None = None) -> None:
         """Write `model_index.json` and one folder per part, each with `config.json` (and `model.safetensors`).
@@ -242,9 +245,10 @@ class BinaryLatentDiffusionPipeline:
         return digest.hexdigest()[:16]
 
     def to(
-        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None
     ) -> BinaryLatentDiffusionPipeline:
         """Move the networks to a device, a dtype, or both; probabilities stay float32.  Returns itself."""
+        dtype = None if dtype is None else _dtype(dtype)
         self.tokenizer.to(device=device, dtype=dtype)
         self.prior.to(device=device, dtype=dtype)
         return self
@@ -332,6 +336,11 @@ class BinaryLatentDiffusionPipeline:
         """Height and width of an image, in pixels."""
         return self.tokenizer.config.image_size
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the images of the training became squares, and how every picture given does."""
+        return Preprocessing(self.image_size, resample=self.index.resample, background=self.index.background)
+
     # -- making images ------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -362,7 +371,8 @@ class BinaryLatentDiffusionPipeline:
         vector (V,) for all, or (n, V), one per image.  num_images_per_prompt: so many images of each label, prompt or
         vector, in a row, in place of num_images.  num_inference_steps: 1 … T denoising steps.  temperature: τ, lower is
         safer and less diverse.  guidance_scale: 1 + ω, 1 is off.  generator: a seed or a torch.Generator (image i
-        depends on it and on i alone, not on the batch), or one generator per image.  callback_on_step_end(pipeline,
+        depends on it and on i alone, not on the batch), or one seed or generator per
+        image.  callback_on_step_end(pipeline,
         step, t, {"latents": codes}) is called after each step; where it returns a dict with other latents, sampling
         goes on from those (Bernoulli only).  return_dict: False gives the tuple (images,).  batch_size: images made at
         a time, which changes nothing else.  first_index: number of the first image, to make images 100 … 199 of a
@@ -382,8 +392,8 @@ class BinaryLatentDiffusionPipeline:
     @torch.no_grad()
     def inpaint(
         self,
-        image: ImageInput,
-        mask: Image.Image | np.ndarray | Tensor,
+        image: Pictures,
+        mask: Any,
         num_images: int = 1,
         class_labels: Labels = None,
         num_inference_steps: int | None = None,
@@ -400,26 +410,34 @@ class BinaryLatentDiffusionPipeline:
         resample: int = 1,
         batch_size: int = 64,
     ) -> PipelineOutput:
-        """Fill the masked part of one image, `num_images` times.
+        """Fill the masked part of an image, or of each of several, `num_images` times.
 
-        mask: of the image's shape; white (True, above half) is filled, black is kept.  A latent position is known only
-        if none of its pixels is masked; in the result the image's own pixels stand outside the mask.
+        image: as for `encode`; of several the fillings follow each other.  mask: of the image's size, one for all or
+        one per image, as an image, file, array or tensor; white (True, above half) is filled, black or transparent is
+        kept.  A latent position is known only if none of its pixels is masked; in the result the image's own pixels
+        stand outside the mask.  class_labels, prompt, condition, generator: one for all, or one per filling.
         known_bits: whether known bits are noised to each step's level ("noised") or clamped ("clean", the public code).
         resample: walks per step; more than one harmonises the border.  The rest is as in a plain call.
         """
-        picture = self.preprocess(image)[:1]
-        hole = self._mask(mask, image)
-        seen = fill_from_surroundings(picture, hole)
-        bits = to_tokens(self.tokenizer.encode(seen.to(self.device)))
-        factor = self.tokenizer.config.factor
-        positions = F.max_pool2d(hole.float()[None, None], factor).flatten() > 0  # (N,), True where bits are made
-        asked = self._asked(num_images, class_labels, prompt, condition)
-        codes = self._sample(
-            asked, _generators(generator, len(asked), 0), num_inference_steps, temperature, guidance_scale,
-            callback_on_step_end, batch_size, known=bits, mask=positions,
-            **self._only("bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1)),
-        )  # fmt: skip
-        filled = torch.where(hole, self._decoded(codes, batch_size), picture)
+        pictures = opened_pictures(image)
+        each = _whole("num_images", num_images, 1)
+        holes = self._holes(mask, pictures)
+        asked = self._asked(each * len(pictures), class_labels, prompt, condition)
+        generators = _generators(generator, len(asked), 0)
+        options = self._only("bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1))
+        prior, made, fillings = self.prior.for_inference(), [], []
+        for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
+            view, own = network_view(picture, self.preprocessing)[None], slice(number * each, (number + 1) * each)
+            bits = to_tokens(self.tokenizer.encode(fill_from_surroundings(view, hole).to(self.device)))
+            # (N,), True where bits are made
+            positions = F.max_pool2d(hole.float()[None, None], self.tokenizer.config.factor).flatten() > 0
+            codes = self._sample(
+                asked[own], generators[own], num_inference_steps, temperature, guidance_scale,
+                callback_on_step_end, batch_size, prior, known=bits, mask=positions, **options,
+            )  # fmt: skip
+            made.append(codes)
+            fillings.append(torch.where(hole, self._decoded(codes, batch_size), view))
+        codes, filled = torch.cat(made), torch.cat(fillings)
         return _result(codes if output_type == "latent" else _output(filled, output_type), codes, return_dict)
 
     @torch.no_grad()
@@ -448,6 +466,7 @@ class BinaryLatentDiffusionPipeline:
         """
         if not isinstance(self.diffusion, BernoulliDiffusion):
             raise SettingError(f"Only the Bernoulli diffusion can vary codes; this prior is {self._kind}.")
+        codes = self._codes(codes)
         if not 0 < strength <= 1:
             raise SettingError(f"The strength of a variation lies above 0 and is at most 1, not {strength}.")
         total = self.diffusion.steps
@@ -468,19 +487,24 @@ class BinaryLatentDiffusionPipeline:
         return _result(self.decode(varied, output_type, batch_size=batch_size), varied, return_dict)
 
     @torch.no_grad()
-    def reconstruct(self, images: ImageInput, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:
+    def reconstruct(self, images: Pictures, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:
         """Encode to bits (thresholded) and decode again."""
         return self.decode(self.encode(images, batch_size=batch_size), output_type, batch_size=batch_size)
 
     @torch.no_grad()
-    def encode(self, images: ImageInput, *, batch_size: int = 64) -> Tensor:
-        """PIL images, or a tensor (B, 3, S, S) in [-1, 1] → codes (B, h, w, c), uint8 on the CPU."""
-        batches = self.preprocess(images).split(self._images_at_a_time(batch_size))
+    def encode(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
+        """Images → codes (B, h, w, c), uint8 on the CPU.
+
+        images: one or several PIL images, paths, arrays (H, W, 3) or (n, H, W, 3), or tensors (3, H, W) or
+        (n, 3, H, W); floats in [0, 1], as this pipeline gives them, or bytes.
+        """
+        batches = network_views(images, self.preprocessing).split(self._images_at_a_time(batch_size))
         return torch.cat([self.tokenizer.encode(batch.to(self.device)).cpu() for batch in batches])
 
     @torch.no_grad()
     def decode(self, codes: Tensor, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:
         """Codes (B, h, w, c) of 0 and 1 → images, in the form `output_type` names."""
+        codes = self._codes(codes)
         return codes if output_type == "latent" else _output(self._decoded(codes, batch_size), output_type)
 
     @torch.no_grad()
@@ -501,6 +525,7 @@ class BinaryLatentDiffusionPipeline:
         Bernoulli and absorbing diffusion: an unbiased estimate of an upper bound, visiting `num_inference_steps` steps
         (all by default) `draws` times each.  Autoregressive: exact.  Gaussian: `SettingError`, it has no bits.
         """
+        codes = self._codes(codes)
         asked = self._asked(len(codes), class_labels, prompt, condition).to(self.device)
         generators = _generators(generator, len(codes), 0, purpose="likelihood")
         network = self.prior.for_inference()
@@ -552,8 +577,11 @@ class BinaryLatentDiffusionPipeline:
             raise SettingError(
                 f"guidance_scale={scale} needs a conditional prior; this one has no classes, text or vectors."
             )
-        if batch_size < 1:
-            raise SettingError(f"batch_size is at least 1, not {batch_size}.")
+        tau = defaults.temperature if temperature is None else temperature
+        for name, value in (("guidance_scale", scale), ("temperature", tau)):
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise SettingError(f"{name} is a finite number, not {value!r}.")
+        batch_size = _whole("batch_size", batch_size, 1)
         observe = None if callback is None else self._observer(callback)
         network = self.prior.for_inference() if prior is None else prior
         parts = []
@@ -564,7 +592,7 @@ class BinaryLatentDiffusionPipeline:
                 with_guidance(network.for_sampling(), batch, null, scale),
                 (len(batch), shape.positions, shape.c),
                 steps=steps,
-                temperature=defaults.temperature if temperature is None else temperature,
+                temperature=tau,
                 generators=generators[start : start + batch_size],
                 callback=observe,
                 device=self.device,
@@ -599,9 +627,10 @@ class BinaryLatentDiffusionPipeline:
                 raise SettingError(
                     f"A callback may change the latents of the Bernoulli prior; this one is {self._kind}."
                 )
-            if other.shape != latents.shape:
-                raise SettingError(f"A callback gave latents of {tuple(other.shape)}, not {tuple(latents.shape)}.")
-            step.codes.copy_(to_tokens(other))  # the sampler's own, from which it goes on
+            shape_given = tuple(other.shape) if isinstance(other, Tensor) else type(other).__name__
+            if shape_given != tuple(latents.shape):
+                raise SettingError(f"A callback gave latents of {shape_given}, not {tuple(latents.shape)}.")
+            step.codes.copy_(to_tokens(self._codes(other)))  # the sampler's own, from which it goes on
 
         return observe
 
@@ -618,6 +647,7 @@ class BinaryLatentDiffusionPipeline:
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
             raise SettingError(f"{' and '.join(names)} were given: an image is conditioned on one of them.")
+        each = _whole("num_images_per_prompt", each)
         if each < 1 or (each > 1 and (not names or num_images is not None)):
             raise SettingError(
                 f"num_images_per_prompt={each} makes so many images of each prompt, label or vector: it is at least 1, "
@@ -669,6 +699,7 @@ class BinaryLatentDiffusionPipeline:
             class_labels = class_labels.tolist()
         many = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
         n = num_images if num_images is not None else (len(class_labels) if many else 4)  # type: ignore[arg-type]
+        n = _whole("num_images", n)
         if n < 1:
             raise SettingError(f"The number of images is at least 1, not {n}.")
         if class_labels is None:
@@ -676,54 +707,57 @@ class BinaryLatentDiffusionPipeline:
         wanted = list(class_labels) if many else [class_labels] * n  # type: ignore[arg-type]
         if len(wanted) != n:
             raise SettingError(f"{len(wanted)} class labels were given for {n} images: give one, or one per image.")
-        return torch.tensor([self._label(label) for label in wanted])  # type: ignore[arg-type]
+        return torch.tensor([self.class_index(label) for label in wanted])  # type: ignore[arg-type]
 
-    def _label(self, label: int | str) -> int:
+    def class_index(self, label: int | str) -> int:
+        """The number of a class that is named, or counted from 0.
+
+        A text is a name; of a class that has none of that name it may be the number, unless classes are called by
+        numbers.  Raises `SettingError` where there is no such class.
+        """
         count = self.prior.config.num_classes
         if count == 0:
             raise SettingError(f"Class {label!r} was asked for, but this prior has no classes: it takes {self._takes}.")
-        if isinstance(label, str) and label in self.classes:
-            return self.classes.index(label)
-        if isinstance(label, str) and not label.isdigit():
-            raise SettingError(f"Unknown class '{label}'.{did_you_mean(label, self.classes)}")
-        if not 0 <= int(label) < count:
+        if isinstance(label, str):
+            if label in self.classes:
+                return self.classes.index(label)
+            is_number = label.isascii() and label.isdecimal()
+            if not is_number or any(name.isdecimal() for name in self.classes):
+                raise SettingError(f"Unknown class '{label}'.{did_you_mean(label, self.classes)}")
+            label = int(label)
+        number = _whole("A class label", label)
+        if not 0 <= number < count:
             raise SettingError(f"Class {label} lies outside 0 … {count - 1}.")
-        return int(label)
+        return number
 
-    def preprocess(self, images: ImageInput) -> Tensor:
-        """(B, 3, S, S) in [-1, 1]; PIL images are turned upright, composited, resized and centre-cropped."""
-        if isinstance(images, Tensor):
-            images = images.detach().cpu()
-            if not images.is_floating_point() or images.min() < -1.001 or images.max() > 1.001:
-                raise SettingError(
-                    f"An image tensor holds floats in [-1, 1], not {images.dtype} from {images.min():g} to "
-                    f"{images.max():g}; of pixels in [0, 1] take 2·x - 1."
-                )
-            return (images if images.ndim == 4 else images.unsqueeze(0)).float()
-        pictures = [images] if isinstance(images, Image.Image) else list(images)
-        if not pictures:
-            raise SettingError("No images were given.")
-        preprocessing = Preprocessing(self.image_size, resample=self.index.resample, background=self.index.background)
-        return to_unit(torch.stack([center_view(picture, preprocessing) for picture in pictures]))
+    def _codes(self, codes: Any) -> Tensor:
+        """Codes of this tokenizer, (B, h, w, c); `SettingError` for another shape or, of bits, other values."""
+        shape = self.tokenizer.code_shape
+        if not isinstance(codes, Tensor) or codes.ndim != 4 or tuple(codes.shape[1:]) != (shape.h, shape.w, shape.c):
+            given = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
+            raise SettingError(f"Codes are a tensor (n, {shape.h}, {shape.w}, {shape.c}), not {given}.")
+        if self.tokenizer.is_binary and not bool(((codes == 0) | (codes == 1)).all()):
+            raise SettingError("Codes hold the bits 0 and 1, and these hold other values.")
+        return codes
 
-    def _mask(self, mask: Image.Image | np.ndarray | Tensor, image: ImageInput) -> Tensor:
-        """Bool (S, S), True where pixels are to be made; cropped and resized as the image is."""
-        if not isinstance(mask, Image.Image):
-            array = np.asarray(mask)
-            array = array.squeeze() if array.ndim > 2 else array
-            mask = Image.fromarray(
-                np.where(array > (127 if array.max(initial=0) > 1 else 0.5), 255, 0).astype(np.uint8)
-            )
-        first = image if isinstance(image, Image.Image) else None
-        if first is not None and mask.size != to_rgb(first, self.index.background).size:
-            raise SettingError(f"The mask is {mask.size} pixels and the image {first.size}: they must be equal.")
-        view = center_view(mask.convert("L").convert("RGB"), Preprocessing(self.image_size))
-        if tuple(view.shape[1:]) != (self.image_size, self.image_size):
-            raise SettingError(f"The mask has the shape {tuple(view.shape[1:])}, the image {self.image_size}².")
-        hole = view[0] > 127
-        if not hole.any():
-            raise SettingError("The mask is black everywhere: paint the part to be filled white.")
-        return hole
+    def preprocess(self, images: Pictures) -> Tensor:
+        """(B, 3, S, S) in [0, 1]; images are turned upright, laid over the background, resized and centre-cropped."""
+        return (network_views(images, self.preprocessing) + 1) / 2
+
+    def _holes(self, mask: Any, pictures: Sequence[Image.Image | Tensor]) -> list[Tensor]:
+        """Per picture bool (S, S), True where pixels are to be made; cropped and resized as the picture is."""
+        holes, size = [], (self.image_size, self.image_size)
+        for picture, whole in zip(pictures, opened_masks(mask, len(pictures)), strict=True):
+            mask_size, picture_size = (whole.shape[1], whole.shape[0]), size_of(picture)
+            if mask_size != picture_size:
+                raise SettingError(f"The mask is {mask_size} pixels and the image {picture_size}: they must be equal.")
+            if not whole.any():
+                raise SettingError("The mask is black everywhere: paint the part to be filled white.")
+            hole = mask_view(whole, size[0])
+            if not hole.any():
+                raise SettingError("The mask is white only outside the central square, which is all that is made.")
+            holes.append(hole)
+        return holes
 
 
 def fill_from_surroundings(images: Tensor, hole: Tensor) -> Tensor:
@@ -768,14 +802,39 @@ def _generators(generator: Generators, count: int, first_index: int, purpose: st
     if isinstance(generator, Sequence):
         if len(generator) != count:
             raise SettingError(f"{len(generator)} generators were given for {count} images: give one per image.")
-        return list(generator)
+        return [
+            one if isinstance(one, torch.Generator) else keyed_generators(_whole("A seed", one), purpose, [0])[0]
+            for one in generator
+        ]
     if generator is None:
         generator = int(torch.randint(2**62, ()))
     elif isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    generator = _whole("A seed", generator)
     return keyed_generators(generator, purpose, range(first_index, first_index + count))
 
 
 def _keep(walk: list[Tensor], seen: tuple[Any, int, int, dict[str, Tensor]]) -> None:
     """Remember the codes of a step, as a callback is shown them."""
     walk.append(seen[3]["latents"].clone())
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number of Python, numpy or torch; `SettingError` for anything else."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise SettingError(f"{name} is a whole number, not {value!r}.") from None
+    if least is not None and number < least:
+        raise SettingError(f"{name} is at least {least}, not {number}.")
+    return number
+
+
+def _dtype(given: torch.dtype | str) -> torch.dtype:
+    """A floating-point type, or one that is named; `SettingError` for anything else."""
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise SettingError(f"torch_dtype is a floating-point type such as float16 or bfloat16, not {given!r}.")
+    return found

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
-from bld.errors import DataError
 
 HELP = "fill the masked part of an image"
 
@@ -32,10 +31,10 @@ def run(args: argparse.Namespace) -> None:
     """Inpaint and write each filling, and all of them beside the original."""
     import torch
 
-    from bld.images import make_grid, save_png
+    from bld.images import decode_file, make_grid, save_png
 
     pipe = load_pipeline(args)
-    image, mask = _open(args.image), _open(args.mask)
+    image, mask = decode_file(args.image), decode_file(args.mask)
     with precision(args, pipe.device):
         images = pipe.inpaint(
             image,
@@ -53,19 +52,6 @@ def run(args: argparse.Namespace) -> None:
         ).images
     for i, filled in enumerate(images):
         save_png(filled * 2 - 1, args.out / f"{i:03d}.png")
-    row = torch.cat([pipe.preprocess(image), images * 2 - 1])
+    row = torch.cat([pipe.preprocess(image), images]) * 2 - 1
     save_png(make_grid(row, scale=max(1, 64 // row.shape[-1])), args.out / "grid.png")
     say(f"{args.num} fillings in {args.out}, beside the original in {args.out / 'grid.png'}.")
-
-
-def _open(path: Path):  # type: ignore[no-untyped-def]
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        image = Image.open(path)
-        image.load()
-    except FileNotFoundError as error:
-        raise DataError(f"There is no image {path}.") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} cannot be read as an image: {error}.") from error
-    return image

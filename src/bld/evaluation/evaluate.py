@@ -239,7 +239,7 @@ def reconstruction_figures(
     real, rebuilt = [], []
     for batch in image_batches(images, request.reconstructed, request.batch_size):
         x = batch.float() / 127.5 - 1
-        again = pipeline.reconstruct(x, "pt", batch_size=request.batch_size) * 2 - 1
+        again = pipeline.reconstruct(batch, "pt", batch_size=request.batch_size) * 2 - 1
         if "psnr" in values:
             values["psnr"].append(psnr(x, again))
         if "ssim" in values:

@@ -49,7 +49,7 @@ def inpainting_section(opened: OpenedRun, contents: Contents, seed: int) -> dict
     rows = []
     for i, image in enumerate(images):
         filled = pipeline.inpaint(
-            image[None],
+            (image[None] + 1) / 2,
             hole,
             contents.fillings,
             labels[i] if labels is not None else None,

@@ -229,7 +229,7 @@ def figure5(workshop: Workshop, seeds: int) -> Findings:
     """What single bits draw: one bit of one position flipped in the codes of unseen images."""
     pipeline = workshop.pipeline("bernoulli", 0)
     images = workshop.unseen(0).centre(range(64))
-    codes, shape = pipeline.encode(images), pipeline.tokenizer.code_shape
+    codes, shape = pipeline.encode((images + 1) / 2), pipeline.tokenizer.code_shape
     before = pipeline.decode(codes, "pt")
     middle = (shape.h // 2, shape.w // 2)
     change, consistent, pictures = [], [], []
@@ -312,7 +312,7 @@ def figure_n(workshop: Workshop, seeds: int) -> Findings:
     for name, hole in _masks(images.preprocessing.image_size).items():
         own, mean_fill, others, spread = [], [], [], []
         for i, image in enumerate(originals):
-            out = pipeline.inpaint(image[None], hole, FILLINGS, None, 16, generator=i, output_type="pt", resample=2)
+            out = pipeline.inpaint((image + 1) / 2, hole, FILLINGS, None, 16, generator=i, output_type="pt", resample=2)
             filled = out.images * 2 - 1
             own.append(_error(filled, image, hole))
             mean_fill.append(_error(train.mean(0)[None], image, hole))
@@ -374,7 +374,7 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
     samples = pipeline(128, None, 64, 0.9, generator=0, output_type="pt", batch_size=128).images * 2 - 1
     unseen = workshop.unseen(0)
     others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
-    rebuilt = pipeline.reconstruct(others, "pt") * 2 - 1
+    rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1
     found = nearest(samples, train, 10)
     ours = found.distances[:, 0].tolist()
     usual = nearest(rebuilt, train, 1).distances[:, 0].tolist()

@@ -19,6 +19,7 @@ from torch import Tensor
 from bld.codes import pack
 from bld.errors import SettingError
 from bld.images import psnr, to_pil, to_unit
+from bld.images.inputs import network_views
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import keyed_generator, keyed_permutation
 from bld.studio.model import Model
@@ -214,7 +215,7 @@ def inpaint(
 
 def square(model: Model, picture: Image.Image) -> Image.Image:
     """What the model sees of a picture: its central square, upright, opaque, at the model's size."""
-    return to_pil(model.pipe.preprocess(picture))[0]
+    return to_pil(network_views(picture, model.pipe.preprocessing))[0]
 
 
 def hatched(view: Image.Image, mask: Image.Image) -> Image.Image:
@@ -234,8 +235,8 @@ def hatched(view: Image.Image, mask: Image.Image) -> Image.Image:
 
 def reconstruct(model: Model, picture: Image.Image, report: Report) -> Made:
     """A picture through its bits and back: what is lost, what the bits look like, how few they are."""
-    view = model.pipe.preprocess(picture)
-    codes = model.pipe.encode(view)
+    view = network_views(picture, model.pipe.preprocessing)
+    codes = model.pipe.encode(picture)
     again = to_unit(torch.from_numpy(np.array(model.pipe.decode(codes)[0])).permute(2, 0, 1)[None])
     report(Progress(1, 1))
     size, shape = model.pipe.image_size, model.pipe.prior.code_shape

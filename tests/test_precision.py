@@ -18,6 +18,7 @@ from bld.cli import common
 from bld.code_cache import CodeCache, open_cache
 from bld.evaluation import evaluate, scores
 from bld.evaluation.accuracy_score import accuracy, train_classifier_on
+from bld.evaluation.asked import Asked
 from bld.evaluation.classifier import train_classifier
 from bld.evaluation.features import ClassifierFeatures, FeatureExtractor, Features, SmallResNet, TorchScriptFeatures
 from bld.evaluation.reconstruction import structural_similarity
@@ -194,9 +195,9 @@ def test_samples_are_made_in_their_precision_and_judged_in_float32(
     monkeypatch.setattr(own.network, "forward", features)
     request = evaluate.Request(metrics=("diversity",), num=8, steps=2)
     with half():
-        assert evaluate.made_by(pipe, request)["precision"] == "bf16"
+        assert evaluate.made_by(pipe, request, Asked("nothing"))["precision"] == "bf16"
         evaluate.evaluate_run(pipe, digits, digits, request, own, tmp_path, lambda _: None)
-    assert evaluate.made_by(pipe, request)["precision"] == "float32"
+    assert evaluate.made_by(pipe, request, Asked("nothing"))["precision"] == "float32"
     assert seen and not any(seen)
 
 

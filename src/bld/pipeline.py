@@ -760,6 +760,16 @@ class BinaryLatentDiffusionPipeline:
         return holes
 
 
+def class_names(text: str, known: Sequence[str]) -> list[str]:
+    """The names between commas, none of an empty text; of names with commas in them the longest that is known."""
+    parts, names = text.split(",") if text else [], []
+    while parts:
+        length = next((n for n in range(len(parts), 0, -1) if ",".join(parts[:n]) in known), 1)
+        names.append(",".join(parts[:length]))
+        del parts[:length]
+    return names
+
+
 def fill_from_surroundings(images: Tensor, hole: Tensor) -> Tensor:
     """Replace the pixels in the hole by averages of known ones around it, near ones first.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -68,12 +69,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin while a neighbour holds their core cost up to 10 times the work; without spinning nothing is
     # lost on a free machine. Read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign prints another, and goes on
+            stream.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
     if verb is not None and verb not in VERBS:
         print(f"bld: There is no verb '{verb}'.{did_you_mean(verb, VERBS)} See bld --help.", file=sys.stderr)
         return 2
     parser = build_parser(only=verb)
+    lost = next((word for word in argv if word.startswith("--") and word.endswith("=--")), None)
+    if lost is not None:  # argparse would take the two dashes for no value at all
+        parser.error(f"'{lost}' gives no value")
     args, rest = parser.parse_known_args(argv)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if rest and (len(settings) < len(rest) or not hasattr(args, "settings")):

@@ -218,11 +218,15 @@ def labels_from(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, c
     """One class per image, the asked ones in turn; None leaves the class open."""
     if args.classes is None:
         return None
-    names: Sequence[Any] = args.classes.split(",")
+    from bld.pipeline import class_names
+
+    names: Sequence[Any] = class_names(args.classes, pipe.classes)
     if args.classes == "all" and "all" not in pipe.classes:
         names = list(range(pipe.prior.config.num_classes))
         if not names:
             raise SettingError("--classes was given, but this prior has no classes.")
+    if not names:
+        raise SettingError("--classes names no class: leave it out, or name some.")
     return [names[i % len(names)] for i in range(count)]
 
 
@@ -264,7 +268,7 @@ class Asked:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"The prompts {path} cannot be read ({error}): give a text file, a prompt a line.") from error
     if not any(lines):

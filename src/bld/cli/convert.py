@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import say
+from bld.cli.outputs import refuse_foreign_folder
 
 HELP = "import the paper's public checkpoints"
 
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Convert, and say what can be done with it."""
     from bld.official import convert, options_from
+
+    refuse_foreign_folder(args.out, ["tokenizer", "prior", "diffusion", "config.json", "model_index.json"])
 
     options = options_from(
         step=args.step,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bld.cli.common import add_device_arguments, device_from, load_pipeline, precision, say
+from bld.cli.outputs import refuse_foreign
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
+    from bld.evaluation.opened_run import OpenedRun
     from bld.images import ImageSet
     from bld.processes import Processes
 
@@ -50,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, help="τ (default: the run's)")
     parser.add_argument("--guidance-scale", type=float, help="1 + ω (default: the run's)")
     parser.add_argument(
-        "--classes", default="", metavar="A,B,…", help="classes of the samples in turn; 'all' for every one"
+        "--classes",
+        default="",
+        metavar="A,B,…",
+        help="classes of the samples in turn; 'all' for every one, 'none' for none (default: as the images have them)",
     )
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no figure")
     parser.add_argument("--cas-network", default="resnet50", help="resnet50 (default) or small")
@@ -76,17 +82,18 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size, cas_steps=args.cas_steps, cas_network=args.cas_network,
         code_draws=_code_draws(args.run_folder),
     )  # fmt: skip
+    out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / "evaluation.json"
+    refuse_foreign([out])
+    processes = launched()  # which gives each process its device
     device = device_from(args)
     featured = {*evaluate.METRICS, "rfd"} & set(request.metrics)
     extractor = load_extractor(args.features, device) if featured else None
-    processes = launched()
     with precision(args, device):
         given = args.samples is not None
         record = _given(args, request, extractor) if given else _run(args, request, extractor, processes)
     if processes.is_main:
         for line in evaluate.lines(record["figures"], extractor):
             say(line)
-        out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / "evaluation.json"
         write_json(out, record)
         say(f"Written: {out}")
     processes.wait()
@@ -94,29 +101,35 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Processes) -> dict[str, Any]:
     from bld.evaluation import evaluate
+    from bld.evaluation.asked import asked_for
+    from bld.pipeline import class_names
 
     folder = Path(args.run_folder)
     pipeline = load_pipeline(args)
-    reference, unseen = _images(args, folder)
+    reference, unseen, opened = _images(args, folder)
+    labelled = {"bits", "cas"} & set(request.metrics)
+    for images in (reference, unseen):
+        _meet(images, pipeline.classes, needed=", ".join(sorted(labelled)))
+    asked = asked_for(pipeline, class_names(args.classes, pipeline.classes), reference, opened)
     warning = evaluate.need_enough(reference, request.metrics, extractor, request.num)
     if warning and processes.is_main:
         say(warning)
     where = folder / "evaluation" if folder.is_dir() else Path("evaluation") / folder.name
     quiet = say if processes.is_main else (lambda _: None)
-    figures = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes)
-    made = {**evaluate.made_by(pipeline, request), "format": "uint8 straight from the model, no file"}
+    figures = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes, asked)
+    made = {**evaluate.made_by(pipeline, request, asked), "format": "uint8 straight from the model, no file"}
     return evaluate.record(figures, request, extractor, reference, unseen, made)
 
 
 def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, Any]:
     from bld.evaluation import evaluate
-    from bld.images import ImageSet, Preprocessing
+    from bld.images import ImageSet
 
     if not args.data and not args.run_folder:
         raise SettingError("Samples are judged against real images: name them with --data.")
     reference = _images(args, Path(args.run_folder) if args.run_folder else None)[0]
     size = reference.preprocessing.image_size
-    given = ImageSet.open(args.samples, Preprocessing(size))
+    given = ImageSet.open(args.samples, reference.preprocessing)
     if not args.resize:
         evaluate.refuse_other_size(given, size)
     warning = evaluate.need_enough(reference, request.metrics, extractor, len(given))
@@ -127,24 +140,36 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, 
     return evaluate.record(figures, request, extractor, reference, None, evaluate.describe_images(given))
 
 
-def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, ImageSet]:
-    """(reference, unseen): of --data all for both; of a run's own images its training and its held-out part."""
+def _meet(images: ImageSet, classes: list[str], needed: str) -> None:
+    """Number the images' classes as the prior does; where it does not know one of them, they count as none."""
+    from bld.images import meet_by_name
+
+    unknown = meet_by_name(images.source, classes) if classes and images.classes else []
+    if unknown and needed:
+        raise SettingError(
+            f"{images.location} has classes that the prior does not know ({', '.join(unknown[:5])}): name them as in "
+            f"the training ({', '.join(classes[:5])}{' …' if len(classes) > 5 else ''}), or leave out {needed}."
+        )
+    images.__dict__.pop("labels", None)  # which was worked out of the old numbers
+
+
+def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, ImageSet, OpenedRun | None]:
+    """(reference, unseen, the run): of --data all for both; of a run's own images its training and held-out part."""
     from bld.evaluation.opened_run import open_run
     from bld.images import ImageSet, Preprocessing
+    from bld.training.origin import Origin
     from bld.training.run_folder import RunFolder
 
-    settings = RunFolder(folder).settings() if folder is not None and (folder / "config.yaml").is_file() else None
+    is_run = folder is not None and (folder / "config.yaml").is_file()
     if args.data:
-        prep = settings.preprocessing() if settings is not None else None
-        size = args.image_size or (prep.image_size if prep is not None else _size_of(args.data))
-        plain = (
-            Preprocessing(size)
-            if prep is None
-            else Preprocessing(size, resample=prep.resample, background=prep.background)
-        )
-        images = ImageSet.open(args.data, plain)
-        return images, images
-    if settings is None or folder is None:
+        if args.run_folder:
+            prep = Origin.find(args.run_folder).preprocessing()
+            prep = replace(prep, image_size=args.image_size or prep.image_size, crop="center", flip=False)
+        else:
+            prep = Preprocessing(args.image_size or _size_of(args.data))
+        images = ImageSet.open(args.data, prep)
+        return images, images, None
+    if not is_run or folder is None:
         raise SettingError(f"{folder} does not know its images: name real ones with --data.")
     import torch
 
@@ -153,7 +178,7 @@ def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, Im
         raise SettingError(
             f"The run's images cannot be opened ({opened.missing.rstrip('.')}): name others with --data."
         )
-    return opened.train, opened.held_out
+    return opened.train, opened.held_out, opened
 
 
 def _code_draws(run_folder: str | None) -> int:

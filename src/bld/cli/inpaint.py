@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
+from bld.cli.outputs import refuse_foreign
 
 HELP = "fill the masked part of an image"
 
@@ -33,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
 
     from bld.images import decode_file, make_grid, save_png
 
+    names = ["grid", *(f"{i:03d}" for i in range(args.num))]
+    refuse_foreign(args.out / f"{name}.png" for name in names)
     pipe = load_pipeline(args)
     image, mask = decode_file(args.image), decode_file(args.mask)
     with precision(args, pipe.device):
@@ -53,5 +56,5 @@ def run(args: argparse.Namespace) -> None:
     for i, filled in enumerate(images):
         save_png(filled * 2 - 1, args.out / f"{i:03d}.png")
     row = torch.cat([pipe.preprocess(image), images]) * 2 - 1
-    save_png(make_grid(row, scale=max(1, 64 // row.shape[-1])), args.out / "grid.png")
+    save_png(make_grid(row, scale=max(1, 64 // row.shape[-1])), args.out / "grid.png", sheet=True)
     say(f"{args.num} fillings in {args.out}, beside the original in {args.out / 'grid.png'}.")

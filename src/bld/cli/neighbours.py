@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
+from bld.cli.outputs import refuse_foreign
 from bld.errors import SettingError
 
 HELP = "samples and their nearest training images, as a picture"
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
 
     if args.num < 1:
         raise SettingError(f"--num is at least 1, not {args.num}.")
+    out = args.out or Path(args.run_folder) / "neighbours.png"
+    refuse_foreign([out])
     pipe = load_pipeline(args)
     opened = open_run(RunFolder(args.run_folder), torch.device("cpu"))
     if opened.train is None:
@@ -52,8 +55,7 @@ def run(args: argparse.Namespace) -> None:
             args.by, samples, opened.train, args.k, args.batch_size
         )  # fmt: skip
     rows = [part for i in range(args.num) for part in (samples[i : i + 1], opened.train.centre(found.indices[i]))]
-    out = args.out or Path(args.run_folder) / "neighbours.png"
-    save_png(make_grid(torch.cat(rows), columns=args.k + 1, scale=max(1, 64 // samples.shape[-1])), out)
+    save_png(make_grid(torch.cat(rows), columns=args.k + 1, scale=max(1, 64 // samples.shape[-1])), out, sheet=True)
     for i in range(args.num):
         names = ", ".join(opened.train.names[j] for j in found.indices[i, :3].tolist())
         say(f"sample {i}: nearest {names} …, distance {float(found.distances[i, 0]):.4f} by {args.by}")

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import add_device_arguments, device_from, precision, say
+from bld.cli.outputs import refuse_foreign
 
 HELP = "encode and decode images, and measure what is lost"
 SHOWN = 32
@@ -28,24 +29,20 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
+    from bld._version import __version__
     from bld.checkpoint import write_json
     from bld.evaluation.reconstruction import score_reconstructions
-    from bld.images import ImageSet, Preprocessing, make_grid, save_png
+    from bld.images import ImageSet, make_grid, save_png
     from bld.training.origin import Origin
-    from bld.training.run_folder import RunFolder
 
-    folder = Path(args.run_folder)
-    tokenizer = Origin.find(args.run_folder).tokenizer()
+    if args.out is not None:
+        refuse_foreign([args.out / "pairs.png", args.out / "psnr.json"])
+    origin = Origin.find(args.run_folder)
+    tokenizer = origin.tokenizer()
     tokenizer.to(device_from(args))
     if args.compile:
         tokenizer.compile(dynamic=False)
-    run_folder = RunFolder(folder)
-    preprocessing = (
-        run_folder.settings().preprocessing()
-        if run_folder.has_settings()
-        else Preprocessing(tokenizer.config.image_size)
-    )
-    images = ImageSet.open(args.data, preprocessing, progress=True)
+    images = ImageSet.open(args.data, origin.preprocessing(), progress=True)
     with precision(args, tokenizer.device), torch.no_grad():
         score = score_reconstructions(tokenizer, images, limit=args.num)
         shown = images.centre(list(range(min(tokenizer.config.images_at_a_time(SHOWN), len(images))))).to(
@@ -59,6 +56,6 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         rows = [part for i in range(0, len(shown), 8) for part in (shown[i : i + 8], pairs[i : i + 8])]
         grid = make_grid(torch.cat(rows).cpu(), columns=8, scale=max(1, 64 // shown.shape[-1]))
-        save_png(grid, args.out / "pairs.png")
-        write_json(args.out / "psnr.json", {"data": args.data, **dataclasses.asdict(score)})
+        save_png(grid, args.out / "pairs.png", sheet=True)
+        write_json(args.out / "psnr.json", {"data": args.data, **dataclasses.asdict(score), "bld": __version__})
         say(f"Originals over reconstructions: {args.out / 'pairs.png'}")

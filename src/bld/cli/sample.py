@@ -15,6 +15,7 @@ from bld.cli.common import (
     refuse_other_settings,
     say,
 )
+from bld.cli.outputs import refuse_foreign
 from bld.errors import SettingError
 
 HELP = "generate images"
@@ -42,8 +43,8 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or _default_folder(args)
     asked = Asked(args, pipe, args.num)
     note, settings = out / "settings.json", sampling_settings(args, pipe) | asked.settings()
-    refuse_other_settings(note, settings)
     paths = [out / f"{i:06d}.png" for i in range(args.num)]
+    _refuse_foreign(note, settings, paths)
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     processes.wait()  # all have seen the same before anyone writes
     with precision(args, pipe.device):
@@ -57,6 +58,18 @@ def run(args: argparse.Namespace) -> None:
         return
     _write_grid(paths, out)
     say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
+
+
+def _refuse_foreign(note: Path, settings: dict[str, Any], paths: list[Path]) -> None:
+    """Images are taken as made already only beside a note that says how; nothing else in the folder is touched."""
+    refuse_foreign([note, note.parent / "grid.png"])
+    refuse_other_settings(note, settings)
+    if not note.is_file():
+        there = next((path for path in paths if path.exists()), None)
+        if there is not None:
+            raise SettingError(
+                f"{there} is there already, and nothing beside it says how it was made: choose another --out."
+            )
 
 
 def _default_folder(args: argparse.Namespace) -> Path:
@@ -107,11 +120,12 @@ def _batches(
 
 def _write_grid(paths: list[Path], out: Path) -> None:
     import torch
-    from PIL import Image
     from torchvision.transforms.functional import pil_to_tensor
 
-    from bld.images import make_grid, save_png, to_unit
+    from bld.images import decode_file, make_grid, save_png, to_unit
 
-    images = torch.stack([pil_to_tensor(Image.open(path).convert("RGB")) for path in paths[:MOST_IN_GRID]])
+    images = torch.stack([pil_to_tensor(decode_file(path).convert("RGB")) for path in paths[:MOST_IN_GRID]])
     columns = max(1, round(len(images) ** 0.5))
-    save_png(make_grid(to_unit(images), columns=columns, scale=max(1, 64 // images.shape[-1])), out / "grid.png")
+    save_png(
+        make_grid(to_unit(images), columns=columns, scale=max(1, 64 // images.shape[-1])), out / "grid.png", sheet=True
+    )

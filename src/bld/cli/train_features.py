@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import say
+from bld.cli.outputs import refuse_foreign_folder
 
 HELP = "a classifier of the data's own labels, whose features judge samples offline"
 
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.evaluation.classifier import train_classifier
     from bld.images import ImageSet, Preprocessing, open_images
 
+    refuse_foreign_folder(args.out, ["config.json", "model.safetensors"])
     size = args.image_size or min(open_images(args.data).read(0).size)
     everything = ImageSet.open(args.data, Preprocessing(size, flip=args.flip), progress=True)
     train, held_out = everything.split(0.1, args.seed)

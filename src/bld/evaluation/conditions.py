@@ -51,6 +51,16 @@ def vectors_of(opened: OpenedRun, images: Tensor) -> Tensor | None:
     return rows[:, 1:] if bool((rows[:, 0] > 0).all()) else None
 
 
+def held_out_vectors(opened: OpenedRun) -> Tensor | None:
+    """float32 (n, V) of those held-out images that have a caption or vector; None where there are none at hand."""
+    found = _cache(opened)
+    if found is None or opened.held_out is None:
+        return None
+    rows = found[0].read(opened.held_out.rows)
+    known = rows[rows[:, 0] > 0, 1:]
+    return known if len(known) else None
+
+
 def _cache(opened: OpenedRun) -> tuple[VectorCache, list[str] | None] | None:
     """(the run's vectors, the captions they are of)."""
     pipeline, held_out = opened.pipeline, opened.held_out

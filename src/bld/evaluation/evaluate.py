@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bld.checkpoint import process_settings
 from bld.codes import to_grid
 from bld.errors import DataError, SettingError, did_you_mean
 from bld.evaluation.accuracy_score import classification_accuracy_score
+from bld.evaluation.asked import Asked, asked_for
 from bld.evaluation.features import PRECISION, FeatureExtractor
 from bld.evaluation.reconstruction import structural_similarity
 from bld.evaluation.scores import (
@@ -33,7 +34,7 @@ from bld.evaluation.scores import (
     write_table,
 )
 from bld.images import ImageSet, psnr, to_uint8
-from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
 from bld.precision import Autocast, in_float32
 from bld.processes import Processes
 from bld.training.drawn_codes import CODE_DRAWS, draws_of, held_out_codes
@@ -50,7 +51,7 @@ class Request:
     """What is judged, and how.
 
     metrics: names from ALL_METRICS.  num: samples.  seed, steps, temperature, guidance_scale, classes: of the samples;
-    None is the run's own; classes "" leaves them open, "all" takes all in turn, else names by comma.  batch_size:
+    None is the run's own.  classes: as `asked_for` takes them; "" draws what the data has.  batch_size:
     images at a time, which changes nothing.  reconstructed: real images for reconstruction and cas, at most.
     codes: images for the likelihood.  code_draws: of each of them; 0 takes the most probable codes.  cas_steps:
     training steps of the classifier.
@@ -94,13 +95,14 @@ class Request:
 def sampled_features(
     pipeline: BinaryLatentDiffusionPipeline,
     request: Request,
+    asked: Asked,
     extractor: FeatureExtractor,
     folder: Path,
     processes: Processes,
     say: Say,
 ) -> FeatureTable:
     """Features of samples 0 … num - 1, made as far as they are not in the folder yet."""
-    key = {"extractor": extractor.sha256, "judged_in": PRECISION, **made_by(pipeline, request)}
+    key = {"extractor": extractor.sha256, "judged_in": PRECISION, **made_by(pipeline, request, asked)}
     shards = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     bounds = [(start, min(start + SHARD, request.num)) for start in range(0, request.num, SHARD)]
     for index, (start, stop) in enumerate(bounds):
@@ -108,7 +110,7 @@ def sampled_features(
         if index % processes.count != processes.rank or path.is_file():
             continue
         say(f"Sampling images {start:,} to {stop - 1:,} of {request.num:,}.")
-        write_table(path, extract(samples(pipeline, request, start, stop), extractor))
+        write_table(path, extract(samples(pipeline, request, asked, start, stop), extractor))
     processes.wait()
     tables = [read_table(shards / f"{start:07d}-{stop:07d}.npz") for start, stop in bounds]
     logits = [table.logits for table in tables if table.logits is not None]
@@ -116,7 +118,7 @@ def sampled_features(
     return FeatureTable(torch.cat([table.features for table in tables]), both)
 
 
-def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request) -> dict[str, Any]:
+def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request, asked: Asked) -> dict[str, Any]:
     """All that decides the samples: weights, process, settings as they come out with the run's defaults, precision."""
     defaults = pipeline.index.sampling
     return {
@@ -127,34 +129,23 @@ def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request) -> dict[s
         "steps": request.steps or defaults.num_inference_steps or pipeline.diffusion.steps,
         "temperature": defaults.temperature if request.temperature is None else request.temperature,
         "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-        "classes": request.classes,
+        "asked": asked.described,
         "precision": Autocast.here(pipeline.device).name,
     }
 
 
-def samples(pipeline: BinaryLatentDiffusionPipeline, request: Request, start: int, stop: int) -> Iterator[Tensor]:
+def samples(
+    pipeline: BinaryLatentDiffusionPipeline, request: Request, asked: Asked, start: int, stop: int
+) -> Iterator[Tensor]:
     """uint8 batches of samples start … stop - 1; each depends on the seed and its number alone."""
     for first in range(start, stop, request.batch_size):
         n = min(request.batch_size, stop - first)
-        labels = None if not request.classes else [label_of(pipeline, request.classes, first + i) for i in range(n)]
         images = pipeline(
-            n, labels, request.steps, request.temperature, request.guidance_scale, generator=request.seed,
-            output_type="pt", batch_size=request.batch_size, first_index=first,
+            n, num_inference_steps=request.steps, temperature=request.temperature,
+            guidance_scale=request.guidance_scale, generator=request.seed, output_type="pt",
+            batch_size=request.batch_size, first_index=first, **asked.of(first, first + n),
         ).images  # fmt: skip
         yield to_uint8(images * 2 - 1)
-
-
-def label_of(pipeline: BinaryLatentDiffusionPipeline, classes: str, index: int) -> int:
-    """The class of sample `index`: those asked for, in turn."""
-    if not pipeline.classes:
-        raise SettingError(f"--classes {classes} was given, but this prior has no classes: leave it out.")
-    names = pipeline.classes if classes == "all" else classes.split(",")
-    name = names[index % len(names)]
-    if name in pipeline.classes:
-        return pipeline.classes.index(name)
-    if name.isdigit() and int(name) < len(pipeline.classes):
-        return int(name)
-    raise SettingError(f"Unknown class '{name}'.{did_you_mean(name, pipeline.classes)}")
 
 
 def image_batches(images: ImageSet, most: int | None = None, batch_size: int = 256) -> Iterator[Tensor]:
@@ -177,6 +168,7 @@ def evaluate_run(
     folder: Path,
     say: Say,
     processes: Processes | None = None,
+    asked: Asked | None = None,
 ) -> dict[str, Any]:
     """Every figure by name.
 
@@ -184,9 +176,10 @@ def evaluate_run(
     extractor: may be None where no metric needs features.
     """
     processes = processes or Processes()
+    asked = asked or asked_for(pipeline, class_names(request.classes, pipeline.classes), reference)
     figures: dict[str, Any] = {}
     if request.of_samples:
-        table = sampled_features(pipeline, request, _needed(extractor), folder, processes, say)
+        table = sampled_features(pipeline, request, asked, _needed(extractor), folder, processes, say)
         if processes.rank == 0:
             figures |= score(table, reference_features(reference, _needed(extractor), folder), request.of_samples)
     if processes.rank != 0:
@@ -200,10 +193,9 @@ def evaluate_run(
             pipeline, unseen, request.codes, request.seed, request.batch_size, request.code_draws
         )
     if "cas" in request.metrics:
-        classed = replace(request, classes=request.classes or "all") if pipeline.classes else request
-        labels = [label_of(pipeline, classed.classes, i) for i in range(request.num)] if pipeline.classes else None
         figures |= classification_accuracy_score(
-            pipeline, lambda start, stop: samples(pipeline, classed, start, stop), unseen, request.num, labels, folder,
+            pipeline, lambda start, stop: samples(pipeline, request, asked, start, stop), unseen, request.num,
+            asked.labels_of(0, request.num), folder,
             steps=request.cas_steps, network=request.cas_network, seed=request.seed, say=say,
         )  # fmt: skip
     return figures
@@ -287,7 +279,8 @@ def likelihood_figures(
     code alone.
     """
     rows = torch.linspace(0, len(images) - 1, min(codes, len(images)), dtype=torch.float64).round().long()
-    labels = images.labels[rows] if images.labels is not None and pipeline.classes else None
+    known = images.labels is not None and images.classes == pipeline.classes
+    labels = images.labels[rows] if known and images.labels is not None else None
     draws = draws_of(pipeline.tokenizer, draws, draws)
     tokens = held_out_codes(pipeline.tokenizer, images, rows, draws=draws, seed=seed, batch_size=batch_size)
     views, shape = tokens.shape[1], pipeline.tokenizer.code_shape

@@ -29,6 +29,7 @@ from bld.checkpoint import (
 from bld.diffusion import BernoulliDiffusion
 from bld.errors import CheckpointError, SettingError
 from bld.hub import download
+from bld.images import Preprocessing
 from bld.priors import NETWORKS, Transformer
 from bld.process import Process
 from bld.training.run_folder import RunFolder
@@ -85,6 +86,20 @@ class Origin:
         """How the prior generates, where that is told."""
         folder = self._whole / "diffusion"
         return load_process(folder) if folder.is_dir() else None
+
+    def preprocessing(self) -> Preprocessing:
+        """How its images became squares: as its run or its pipeline says, else only the size is known."""
+        for folder in (self.folder, self.folder.parent):
+            run = RunFolder(folder)
+            if folder != self.folder and not (folder / self.folder.name / CONFIG).is_file():
+                break
+            if run.has_settings():
+                return run.settings().preprocessing()
+            if run.index.is_file():
+                index = load_index(folder)
+                size = self.tokenizer().config.image_size
+                return Preprocessing(size, resample=index.resample, background=index.background)
+        return Preprocessing(self.tokenizer().config.image_size)
 
     def classes(self, count: int) -> list[str]:
         """The names of the prior's classes, numbers where they are not told."""
@@ -152,6 +167,9 @@ class Beginning:
         tokenizer = self.given or self.begun.get("tokenizer")
         if tokenizer is not None:
             tree["tokenizer"] = dataclasses.asdict(tokenizer.tokenizer().config)
+        if self.given is not None:  # used as it is, it sees images as it always has
+            seen = self.given.preprocessing()
+            tree["data"] = {"resample": seen.resample, "background": list(seen.background)}
         if "prior" in self.begun:
             tree |= _prior_settings(self.begun["prior"])
         return tree

@@ -6,6 +6,7 @@ The order is: defaults, then the preset (or the run's own `config.yaml`), then t
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -260,6 +261,9 @@ class Settings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
 
     def __post_init__(self) -> None:
+        for key, value in leaves(settings_tree(self)):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise SettingError(f"{key} is a finite number, not {value}.")
         self.denoiser(self.tokenizer.code_shape, num_classes=1)  # refuses a prior that cannot be built, before any work
         self._refuse_prior_of_other_codes()
         if self.prior.text_encoder and self.data.condition:

@@ -1,0 +1,57 @@
+"""What a command writes never takes the place of a file that another program or a person made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from bld.errors import SettingError
+
+MODEL_KEYS = ("_bld_version", "_class_name")
+NOTE_KEYS = {"model", "seed", "steps", "temperature"}  # of the note beside samples
+
+
+def refuse_foreign(paths: Iterable[Path], cure: str = "choose another --out") -> None:
+    """Raises SettingError for the first of the paths that is there and was not written by a command of ours."""
+    for path in paths:
+        if path.is_dir():
+            raise SettingError(f"{path} is a folder where a file is to be written: {cure}.")
+        if path.exists() and not is_ours(path):
+            raise SettingError(f"{path} is there already, and bld did not write it: {cure}.")
+
+
+def refuse_foreign_folder(folder: Path, written: Iterable[str]) -> None:
+    """Raises SettingError if one of the names to be written is in the folder, and no model of ours is."""
+    if not any(is_ours(folder / name) for name in ("config.json", "model_index.json")):
+        for name in written:
+            if (folder / name).exists():
+                raise SettingError(
+                    f"{folder / name} is there already, and bld did not write it: choose another folder."
+                )
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file says that bld wrote it; one that cannot be read does not."""
+    try:
+        if path.suffix == ".png":
+            return _is_our_png(path)
+        if path.suffix == ".json":
+            return _is_our_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        pass
+    return False
+
+
+def _is_our_png(path: Path) -> bool:
+    from bld.images.decoding import png_texts
+
+    return any(text.startswith(b"Software\0bld") for text in png_texts(path.read_bytes()))
+
+
+def _is_our_json(content: object) -> bool:
+    if not isinstance(content, dict):
+        return False
+    versions = content.get("versions")
+    said = any(key in content for key in (*MODEL_KEYS, "bld")) or (isinstance(versions, dict) and "bld" in versions)
+    return said or content.keys() >= NOTE_KEYS

@@ -1,0 +1,163 @@
+"""Commands write where nothing of anyone else's is, and print in any terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bld.cli import main
+from bld.cli.outputs import is_ours
+from bld.errors import SettingError
+from bld.images import save_png
+from bld.training.settings import known_keys, leaves, load_settings, settings_tree
+
+QUICK = ["--steps", "1", "--num", "3"]
+
+
+def mine(path: Path) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        Image.new("RGB", (30, 20), "red").save(path)
+    else:
+        path.write_text('{"mine": true}')
+    return path.read_bytes()
+
+
+def inputs(folder: Path) -> tuple[str, str]:
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8), "green").save(folder / "image.png")
+    Image.fromarray(np.tri(8).astype(np.uint8) * 255).save(folder / "mask.png")
+    return str(folder / "image.png"), str(folder / "mask.png")
+
+
+@pytest.mark.parametrize(("verb", "file"), [
+    ("sample", "000001.png"), ("sample", "grid.png"), ("sample", "settings.json"), ("inpaint", "002.png"),
+    ("inpaint", "grid.png"), ("reconstruct", "pairs.png"), ("reconstruct", "psnr.json"), ("neighbours", "here.png"),
+    ("evaluate", "here.json"), ("train-features", "config.json"), ("share", "README.md"),
+])  # fmt: skip
+def test_no_command_overwrites_or_uses_what_is_not_its_own(verb, file, trained_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    before = mine(out / file)
+    image, mask = inputs(tmp_path / "in")
+    words = {
+        "sample": [trained_run, *QUICK, "--out", out],
+        "inpaint": [trained_run, *QUICK, "--image", image, "--mask", mask, "--out", out],
+        "reconstruct": [trained_run, "--data", tmp_path / "in", "--out", out],
+        "neighbours": [trained_run, *QUICK, "--k", "2", "--out", out / file],
+        "evaluate": [trained_run, "--metrics", "psnr", "--out", out / file],
+        "train-features": ["--data", "digits", "--steps", "1", "--out", out],
+        "share": [trained_run, "me/model", "--dry-run", out],
+    }[verb]
+    assert main([verb, *map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert file in error and len(error.strip().splitlines()) == 1
+    assert (out / file).read_bytes() == before
+    assert [path.name for path in out.iterdir()] == [file]
+
+
+def test_other_files_in_the_folder_are_left_alone(trained_run, tmp_path):
+    before = mine(tmp_path / "holiday.png")
+    assert main(["sample", str(trained_run), *QUICK, "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "holiday.png").read_bytes() == before
+
+
+def test_what_a_command_wrote_it_may_write_again(trained_run, tmp_path):
+    image, mask = inputs(tmp_path / "in")
+    for words in (
+        ["sample", str(trained_run), *QUICK, "--out", str(tmp_path / "s")],
+        ["inpaint", str(trained_run), *QUICK, "--image", image, "--mask", mask, "--out", str(tmp_path / "i")],
+        ["reconstruct", str(trained_run), "--data", str(tmp_path / "in"), "--out", str(tmp_path / "r")],
+        ["neighbours", str(trained_run), *QUICK, "--k", "2", "--out", str(tmp_path / "n.png")],
+        ["share", str(trained_run), "me/model", "--dry-run", str(tmp_path / "d")],
+    ):
+        assert main(words) == 0 and main(words) == 0
+
+
+def test_our_files_say_so(tmp_path):
+    save_png(Image.new("RGB", (2, 2)), tmp_path / "a.png")
+    save_png(Image.new("RGB", (2, 2)), tmp_path / "b.png", sheet=True)
+    Image.new("RGB", (2, 2)).save(tmp_path / "c.png")
+    (tmp_path / "d.png").write_bytes(b"no picture")
+    (tmp_path / "e.json").write_text("[1, 2]")
+    (tmp_path / "f.json").write_text(json.dumps({"versions": {"bld": "1"}}))
+    assert [is_ours(path) for path in sorted(tmp_path.iterdir())] == [True, True, False, False, False, True]
+
+
+def test_the_grid_of_a_folder_of_samples_is_not_judged(trained_run, tmp_path):
+    pytest.importorskip("torch_fidelity")
+    assert main(["sample", str(trained_run), "--steps", "1", "--num", "6", "--out", str(tmp_path / "x")]) == 0
+    words = ["evaluate", "--samples", str(tmp_path / "x"), "--data", str(tmp_path / "x"), "--metrics", "diversity"]
+    main(["train-features", "--data", "digits", "--steps", "2", "--out", str(tmp_path / "f")])
+    assert main([*words, "--features", str(tmp_path / "f"), "--out", str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["samples"]["images"] == 6
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp437", "utf-8"])
+def test_help_and_messages_print_in_any_terminal(encoding, tmp_path):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    for words in (["sample", "--help"], ["info", "digits"], ["sample", "nöwhere·τ"], ["növerb"]):
+        done = subprocess.run([sys.executable, "-m", "bld", *words], capture_output=True, env=environment, timeout=600)
+        assert b"Traceback" not in done.stderr, done.stderr
+        assert done.returncode in (0, 2)
+
+
+WORDS = ["nan", "-1", "0", "²", "", "1e999", "a=b", "--", "\u2028", "[]"]
+
+
+def options_of(verb: str) -> list[str]:
+    """The options that take a value, but for those that say where to write and what to train on."""
+    from bld.cli import build_parser
+
+    parser = next(iter(build_parser(only=verb)._subparsers._group_actions[0].choices.values()))  # type: ignore
+    left = {"out", "data", "num", "features", "metrics", "dry_run", "images", "run_folder", "token"}
+    return [a.option_strings[-1] for a in parser._actions if a.option_strings and a.nargs != 0 and a.dest not in left]
+
+
+@pytest.mark.parametrize("verb", ["sample", "inpaint", "reconstruct", "neighbours", "evaluate", "info"])
+def test_any_word_gets_a_sentence(verb, trained_run, tmp_path, capsys, monkeypatch):
+    """Each of the odd words as the value of each option: done, or refused in one sentence; never a traceback."""
+    monkeypatch.chdir(tmp_path)
+    image, mask = inputs(tmp_path / "in")
+    start = {
+        "sample": ["sample", str(trained_run), "--num", "1", "--steps", "1"],
+        "inpaint": ["inpaint", str(trained_run), "--num", "1", "--steps", "1", "--image", image, "--mask", mask],
+        "reconstruct": ["reconstruct", str(trained_run), "--data", str(tmp_path / "in"), "--num", "1"],
+        "neighbours": ["neighbours", str(trained_run), "--num", "1", "--steps", "1"],
+        "evaluate": ["evaluate", str(trained_run), "--metrics", "bits", "--data", "in", "--num", "1"],
+        "info": ["info", "digits"],
+    }[verb]
+    out = [] if verb == "info" else ["--out", str(tmp_path / ("o.png" if verb == "neighbours" else "o.json"))]
+    for number, word in enumerate(WORDS):
+        for option in options_of(verb):
+            if option == "--by" and word.isascii():
+                continue  # the name of features: those of the network are asked for elsewhere
+            folder = [] if not out else ["--out", f"{out[1]}-{number}{Path(out[1]).suffix}"]
+            try:
+                status = main([*start, f"{option}={word}", *folder])
+            except SystemExit as stop:
+                status = stop.code
+            error = capsys.readouterr().err
+            assert status == 0 or (status == 2 and "Traceback" not in error), (option, word)
+
+
+def test_any_value_of_any_setting_is_taken_or_refused_in_a_sentence():
+    """Every key of a run's settings with every odd word."""
+    refusals: list[str] = []
+    for key in known_keys():
+        for word in [*WORDS, "{}", "[1, 2]", "true", "1.5", "1e-400", "[nan, 0, 0]", "{a: b}"]:
+            try:
+                settings = load_settings("digits", words=[f"{key}={word}"])
+            except SettingError as error:
+                refusals.append(str(error))
+                continue
+            value = dict(leaves(settings_tree(settings))).get(key)
+            assert not isinstance(value, float) or math.isfinite(value), (key, word)
+    assert refusals and not [refusal for refusal in refusals if len(refusal.splitlines()) != 1]

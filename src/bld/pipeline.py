@@ -35,7 +35,16 @@ from bld.diffusion import BernoulliDiffusion, with_guidance
 from bld.errors import CheckpointError, DataError, SettingError, did_you_mean
 from bld.hub import download, upload
 from bld.images import Preprocessing, make_grid, save_png, to_pil
-from bld.images.inputs import Pictures, mask_view, network_view, network_views, opened_masks, opened_pictures, size_of
+from bld.images.inputs import (
+    Pictures,
+    has_size,
+    mask_view,
+    network_view,
+    network_views,
+    opened_masks,
+    opened_pictures,
+    size_of,
+)
 from bld.model_card import LICENCE_UNKNOWN, CardFacts, model_card
 from bld.priors import Transformer
 from bld.process import Process, SamplingStep
@@ -436,7 +445,10 @@ class BinaryLatentDiffusionPipeline:
                 callback_on_step_end, batch_size, prior, known=bits, mask=positions, **options,
             )  # fmt: skip
             made.append(codes)
-            fillings.append(torch.where(hole, self._decoded(codes, batch_size), view))
+            own_pixels = view  # or, of a tensor that needs no resizing, its own digits
+            if isinstance(picture, Tensor) and has_size(picture, self.preprocessing):
+                own_pixels = picture[None] * 2 - 1
+            fillings.append(torch.where(hole, self._decoded(codes, batch_size), own_pixels))
         codes, filled = torch.cat(made), torch.cat(fillings)
         return _result(codes if output_type == "latent" else _output(filled, output_type), codes, return_dict)
 

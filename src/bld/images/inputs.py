@@ -54,12 +54,18 @@ def network_views(given: Pictures, prep: Preprocessing) -> Tensor:
 
 
 def network_view(picture: Image.Image | Tensor, prep: Preprocessing) -> Tensor:
-    """One opened picture → (3, S, S) in [-1, 1]; a tensor that has the size already keeps every digit."""
+    """One opened picture → (3, S, S) in [-1, 1]; of bytes, as in the training, so that every form means the same."""
     if isinstance(picture, Tensor):
-        if tuple(picture.shape[1:]) == (prep.image_size, prep.image_size):
-            return picture * 2 - 1
-        picture = Image.fromarray(picture.mul(255).round().byte().permute(1, 2, 0).numpy())
+        pixels = picture.mul(255).round().byte()
+        if has_size(picture, prep):
+            return to_unit(pixels)
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     return to_unit(center_view(picture, prep))
+
+
+def has_size(picture: Image.Image | Tensor, prep: Preprocessing) -> bool:
+    """Whether a picture is a tensor of the size that networks see."""
+    return isinstance(picture, Tensor) and tuple(picture.shape[1:]) == (prep.image_size, prep.image_size)
 
 
 def size_of(picture: Image.Image | Tensor) -> tuple[int, int]:

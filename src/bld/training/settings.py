@@ -447,12 +447,19 @@ def _with_leaf(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, A
     return {**tree, path[0]: _with_leaf(tree.get(path[0]) or {}, path[1:], value)}
 
 
-def _build(tree: dict[str, Any]) -> Settings:
-    """The typed tree; jsonargparse checks and converts each value."""
+@lru_cache
+def _parser() -> Any:
+    """What checks and converts settings; made once, as making it takes longer than using it."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Settings)
+    return parser
+
+
+def _build(tree: dict[str, Any]) -> Settings:
+    """The typed tree; jsonargparse checks and converts each value."""
+    parser = _parser()
     try:
         return Settings(**vars(parser.instantiate(parser.parse_object(tree))))
     except SettingError:

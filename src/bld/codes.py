@@ -129,3 +129,45 @@ def bit_statistics(tokens: Tensor) -> BitStatistics:
         constant=int(((per_position == 0) | (per_position == 1)).all(0).sum()),
         count=len(tokens),
     )
+
+
+class CodeEntropy(NamedTuple):
+    """What a code's bits hold, measured on the encoder's probabilities for images that nobody was trained on.
+
+    images: how many.  bits: stored per image, N·c.  noise_bits: H(z|x) per image, the encoder's coin flips, which no
+    prior can foretell.  independent_bits: per image, what a prior needs that knows each bit's frequency and nothing of
+    the others.  noise_of_bits: float64 (c,), H(z|x) of each of a position's bits, averaged over positions, 0 … 1.
+    """
+
+    images: int
+    bits: int
+    noise_bits: float
+    independent_bits: float
+    noise_of_bits: np.ndarray
+
+
+def code_entropy(probabilities: Tensor) -> CodeEntropy:
+    """The entropies of codes that are drawn from P(bit = 1), (n, N, c), one row per image.
+
+    independent_bits is a code length: each image's bits under the mean probabilities of the others, with half a bit of
+    each kind added, so that it does not shrink with the number of images.
+    """
+    p = probabilities.double()
+    n, positions, c = p.shape
+    noise = torch.from_numpy(bit_entropy(p.numpy()))
+    others = (p.sum(0) - p + 0.5) / n  # n - 1 images and one half on either side
+    independent = -(torch.xlogy(p, others) + torch.xlogy(1 - p, 1 - others)) / math.log(2)
+    return CodeEntropy(
+        n, positions * c, float(noise.sum((1, 2)).mean()), float(independent.sum((1, 2)).mean()),
+        noise.mean((0, 1)).numpy(),
+    )  # fmt: skip
+
+
+def learned_sentence(bits: int, prior_bits: float, noise_bits: float, independent_bits: float) -> str:
+    """What of a code a prior has learned, in a sentence, from bits per image."""
+    could, has = independent_bits - noise_bits, independent_bits - prior_bits
+    return (
+        f"Of the {bits:,} bits of a code, {noise_bits:,.0f} are coin flips of the encoder that no prior can foretell. "
+        f"Taken one by one its bits need {independent_bits:,.0f}, and the prior needs {prior_bits:,.0f}: of the "
+        f"{could:,.0f} bits that could be learned, it has learned {has:,.0f}."
+    )

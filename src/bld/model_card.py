@@ -85,16 +85,20 @@ def figures(run: Path | None) -> Iterator[tuple[str, str, str]]:
         return
     last: dict[str, tuple[float, int]] = {}
     for line in _lines(run / "metrics.jsonl"):
-        for name in ("held_out_psnr", *BOUNDS):
+        for name in ("held_out_psnr", "held_out_drawn_psnr", *BOUNDS):
             if isinstance(line.get(name), int | float):
                 last[name] = line[name], line.get("step", 0)
-    if "held_out_psnr" in last:
-        value, step = last["held_out_psnr"]
-        yield (
-            "PSNR of reconstructions",
-            f"{value:.2f} dB",
-            f"held-out images, step {step:,} of the tokenizer's training",
-        )
+    for name, codes in (("held_out_psnr", "most probable codes"), ("held_out_drawn_psnr", "drawn codes")):
+        if name in last:
+            value, step = last[name]
+            how = f"held-out images, from their {codes}, step {step:,} of the tokenizer's training"
+            yield "PSNR of reconstructions", f"{value:.2f} dB", how
+    code = _json(run / "progress.json").get("code", {})
+    if "noise_bits" in code:
+        how = f"of {code.get('images')} held-out images"
+        flips = f"{code['noise_bits']:.1f} bits an image"
+        yield "coin flips of the encoder", flips, f"H(z|x) {how}; no prior needs less"
+        yield "independent bits", f"{code['independent_bits']:.1f} bits an image", how
     for name, codes in BOUNDS.items():
         if name in last:
             value, step = last[name]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bld.checkpoint import load_tokenizer
 from bld.errors import SettingError
-from bld.evaluation.reconstruction import score_reconstructions
+from bld.evaluation.neighbours import nearest_by
+from bld.evaluation.perceptual import PerceptualDistance
+from bld.evaluation.reconstruction import score_reconstructions, structural_similarity
 from bld.images import ImageSet, Preprocessing, psnr
 from bld.pipeline import BinaryLatentDiffusionPipeline
 
@@ -67,3 +70,63 @@ def test_ssim_refuses_unequal_shapes_and_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.functional.image", None)
     with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[metrics\]"):
         structural_similarity(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8))
+
+
+def by_hand(x: np.ndarray, y: np.ndarray, window: int = 11, sigma: float = 1.5) -> float:
+    """SSIM as in Wang et al. 2004, by scipy: one channel, values in [0, 1], positions where the window lies inside."""
+    from scipy.signal import convolve2d
+
+    axis = np.exp(-((np.arange(window) - window // 2) ** 2) / (2 * sigma**2))
+    weights = np.outer(axis, axis) / axis.sum() ** 2
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return convolve2d(values, weights, mode="valid")
+
+    mx, my = mean(x), mean(y)
+    vx, vy, both = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
+    c1, c2 = 0.01**2, 0.03**2
+    return float((((2 * mx * my + c1) * (2 * both + c2)) / ((mx**2 + my**2 + c1) * (vx + vy + c2))).mean())
+
+
+@pytest.mark.parametrize(("size", "window"), [(32, 11), (11, 11), (10, 9), (8, 7), (5, 5), (4, 3)])
+def test_ssim_is_gaussian_windowed_as_in_its_paper(size, window):
+    rng = np.random.default_rng(0)
+    x = rng.random((2, 3, size, size))
+    y = 0.7 * x + 0.3 * rng.random(x.shape)
+    found = structural_similarity(torch.tensor(2 * x - 1).float(), torch.tensor(2 * y - 1).float())
+    sigma = 1.5 * window / 11
+    expected = [
+        np.mean([by_hand(a, b, window, sigma) for a, b in zip(one, other, strict=True)])
+        for one, other in zip(x, y, strict=True)
+    ]
+    assert found.tolist() == pytest.approx(expected, abs=1e-4)
+
+
+class Lpips(torch.nn.Module):
+    """LPIPS's shape with small random layers, and how often its network ran over how many images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaling_layer = torch.nn.Identity()
+        self.net = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.lins = torch.nn.ModuleList([torch.nn.Conv2d(4, 1, 1, bias=False)])
+        self.lins[0].weight.data.abs_()  # as those of LPIPS, so that a distance is one
+        self.net.forward = self._layers  # type: ignore[method-assign]
+        self.seen = 0
+
+    def _layers(self, images: torch.Tensor) -> list[torch.Tensor]:
+        self.seen += len(images)
+        return [torch.nn.functional.conv2d(images, self.net.weight, self.net.bias, padding=1).relu()]
+
+
+def test_lpips_neighbours_pass_each_image_once_and_are_the_distances_pair_by_pair(monkeypatch, digits: ImageSet):
+    model = Lpips()
+    monkeypatch.setattr("bld.autoencoder.objective.load_lpips", lambda: model)
+    few = digits.subset(range(40))
+    samples = digits.centre([3, 77])
+    found = nearest_by("lpips", samples, few, k=5, batch=16)
+    assert model.seen == 42
+    assert int(found.indices[0, 0]) == 3 and float(found.distances[0, 0]) == pytest.approx(0, abs=1e-7)
+    distance = PerceptualDistance()
+    pairs = torch.stack([distance(samples[1:], few.centre([i])) for i in range(40)]).flatten()
+    assert found.indices[1].tolist() == pairs.argsort()[:5].tolist()

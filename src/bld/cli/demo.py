@@ -59,6 +59,7 @@ def _judge(recipe) -> None:  # type: ignore[no-untyped-def]
         f"of {JUDGED} (τ = {TEMPERATURE}, {STEPS} steps, no guidance)."
     )
     say(
-        f"Held-out reconstructions: {score.psnr_mean:.1f} dB PSNR ({score.images} images, "
+        f"Held-out reconstructions: {score.psnr_mean:.1f} dB PSNR, {score.drawn_psnr_mean:.1f} dB from drawn codes "
+        f"({score.images} images, "
         f"{pipe.tokenizer.config.code_bytes} bytes each)."
     )

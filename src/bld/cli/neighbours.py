@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
         )  # fmt: skip
         samples = made.images * 2 - 1
         found = nearest(samples, opened.train, args.k) if args.by == "pixels" else nearest_by(
-            args.by, samples, opened.train, args.k, args.batch_size
+            args.by, samples, opened.train, args.k, args.batch_size, pipe.device
         )  # fmt: skip
     rows = [part for i in range(args.num) for part in (samples[i : i + 1], opened.train.centre(found.indices[i]))]
     save_png(make_grid(torch.cat(rows), columns=args.k + 1, scale=max(1, 64 // samples.shape[-1])), out, sheet=True)

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
         pairs = tokenizer.decode(tokenizer.encode(shown)).clamp(-1, 1)
     say(
         f"{score.images:,} images as codes of {tokenizer.code_shape} ({tokenizer.config.code_bytes:,} bytes): "
-        f"PSNR {score.psnr_mean:.2f} ± {score.psnr_std:.2f} dB."
+        f"PSNR {score.psnr_mean:.2f} ± {score.psnr_std:.2f} dB"
+        + ("." if score.drawn_psnr_mean is None else f" ({score.drawn_psnr_mean:.2f} dB from drawn codes).")
     )
     if args.out is not None:
         rows = [part for i in range(0, len(shown), 8) for part in (shown[i : i + 8], pairs[i : i + 8])]

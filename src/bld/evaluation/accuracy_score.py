@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from bld.evaluation.features import SmallResNet
 from bld.images import ImageSet
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.precision import in_float32
-from bld.seeding import derive_seed
+from bld.seeding import derive_seed, keyed_generator
 from bld.training.order import KeyedOrder
 
 BATCH = 64
@@ -55,7 +56,14 @@ def classification_accuracy_score(
     images = _on_disk(samples(0, num), num, folder)
     classes = torch.tensor(list(labels))
     model = train_classifier_on(
-        images, classes, len(pipeline.classes), steps=steps, network=network, seed=seed, say=say
+        images,
+        classes,
+        len(pipeline.classes),
+        steps=steps,
+        network=network,
+        seed=seed,
+        say=say,
+        device=pipeline.device,
     )
     return accuracy(model, real)
 
@@ -74,21 +82,43 @@ def _on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:
     return torch.from_numpy(kept)
 
 
+def steps_of(epochs: int, samples: int) -> int:
+    """Training steps in which a classifier sees each of so many samples `epochs` times."""
+    return math.ceil(epochs * samples / min(BATCH, samples))
+
+
 @in_float32()
 def train_classifier_on(
-    images: Tensor, labels: Tensor, classes: int, *, steps: int, network: str, seed: int, say: Callable[[str], None]
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    steps: int,
+    network: str,
+    seed: int,
+    say: Callable[[str], None],
+    device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A classifier of uint8 images (n, 3, S, S), trained from nothing."""
+    """A classifier of uint8 images (n, 3, S, S), trained from nothing on a device; images are shown shifted."""
     torch.manual_seed(derive_seed(seed, "cas"))
-    model = _network(network, images.shape[-1], classes)
+    model = _network(network, images.shape[-1], classes).to(device)
     order = KeyedOrder(len(images), min(BATCH, len(images)), seed, "cas-order")
 
     def loss(step: int) -> Tensor:
         rows = torch.from_numpy(order.indices(order.positions(step)))
-        return F.cross_entropy(_logits(model, images[rows]), labels[rows])
+        batch = shifted(images[rows].to(device), keyed_generator(seed, "cas-shift", step))
+        return F.cross_entropy(_logits(model, batch), labels[rows].to(device))
 
     fit(model, loss, steps, RATE, lambda line: say(f"cas, {line}"))
     return model.eval()
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (n, C, S, S) moved by up to S/8 pixels along either axis, its edge repeated: the usual random crop."""
+    size, most = images.shape[-1], max(1, images.shape[-1] // 8)
+    padded = F.pad(images.float(), (most,) * 4, mode="replicate").to(images.dtype)
+    offsets = torch.randint(2 * most + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([one[:, y : y + size, x : x + size] for one, (y, x) in zip(padded, offsets, strict=True)])
 
 
 @torch.no_grad()
@@ -96,9 +126,10 @@ def train_classifier_on(
 def accuracy(model: nn.Module, real: ImageSet) -> dict[str, float]:
     """cas_top1, cas_top5 on all images of a labelled set."""
     assert real.labels is not None
+    device = next(model.parameters()).device
     top1 = top5 = 0
     for rows in torch.arange(len(real)).split(256):
-        logits = _logits(model, real.uint8_centre(rows)).float()
+        logits = _logits(model, real.uint8_centre(rows).to(device)).float().cpu()
         best = logits.topk(min(5, logits.shape[1])).indices
         hits = best == real.labels[rows].unsqueeze(1)
         top1, top5 = top1 + int(hits[:, 0].sum()), top5 + int(hits.any(1).sum())

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from bld.checkpoint import process_settings
-from bld.codes import to_grid
+from bld.codes import learned_sentence, to_grid
 from bld.errors import DataError, SettingError, did_you_mean
-from bld.evaluation.accuracy_score import classification_accuracy_score
+from bld.evaluation.accuracy_score import classification_accuracy_score, steps_of
 from bld.evaluation.asked import Asked, asked_for
 from bld.evaluation.features import PRECISION, FeatureExtractor
+from bld.evaluation.perceptual import PerceptualDistance
 from bld.evaluation.reconstruction import structural_similarity
 from bld.evaluation.scores import (
     METRICS,
@@ -35,9 +36,10 @@ from bld.evaluation.scores import (
 )
 from bld.images import ImageSet, psnr, to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
-from bld.precision import Autocast, in_float32
+from bld.precision import Autocast
 from bld.processes import Processes
-from bld.training.drawn_codes import CODE_DRAWS, draws_of, held_out_codes
+from bld.seeding import keyed_generators
+from bld.training.drawn_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
 ALL_METRICS = (*METRICS, "cas", *RECONSTRUCTION, "bits")
@@ -53,8 +55,8 @@ class Request:
     metrics: names from ALL_METRICS.  num: samples.  seed, steps, temperature, guidance_scale, classes: of the samples;
     None is the run's own.  classes: as `asked_for` takes them; "" draws what the data has.  batch_size:
     images at a time, which changes nothing.  reconstructed: real images for reconstruction and cas, at most.
-    codes: images for the likelihood.  code_draws: of each of them; 0 takes the most probable codes.  cas_steps:
-    training steps of the classifier.
+    codes: images for the likelihood.  code_draws: of each of them; 0 takes the most probable codes.  cas_epochs: how
+    often the classifier of cas sees each sample; cas_steps: its training steps in place of that, if above 0.
     """
 
     metrics: tuple[str, ...] = ("fd", "kid", "precision", "recall")
@@ -68,7 +70,8 @@ class Request:
     reconstructed: int = 10_000
     codes: int = 512
     code_draws: int = CODE_DRAWS
-    cas_steps: int = 2000
+    cas_steps: int = 0
+    cas_epochs: int = 30
     cas_network: str = "resnet50"
 
     def __post_init__(self) -> None:
@@ -77,7 +80,7 @@ class Request:
                 raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, ALL_METRICS)}")
         if not self.metrics:
             raise SettingError(f"No metric was named: choose from {', '.join(ALL_METRICS)}.")
-        for field in ("num", "batch_size", "reconstructed", "codes", "cas_steps"):
+        for field in ("num", "batch_size", "reconstructed", "codes", "cas_epochs"):
             if getattr(self, field) < 1:
                 raise SettingError(f"{field} is at least 1, not {getattr(self, field)}.")
         if self.code_draws < 0:
@@ -196,7 +199,8 @@ def evaluate_run(
         figures |= classification_accuracy_score(
             pipeline, lambda start, stop: samples(pipeline, request, asked, start, stop), unseen, request.num,
             asked.labels_of(0, request.num), folder,
-            steps=request.cas_steps, network=request.cas_network, seed=request.seed, say=say,
+            steps=request.cas_steps or steps_of(request.cas_epochs, request.num), network=request.cas_network,
+            seed=request.seed, say=say,
         )  # fmt: skip
     return figures
 
@@ -224,21 +228,31 @@ def _needed(extractor: FeatureExtractor | None) -> FeatureExtractor:
 def reconstruction_figures(
     pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, request: Request, extractor: FeatureExtractor | None
 ) -> dict[str, float]:
-    """psnr, ssim, lpips (mean and _std over images) and rfd, of thresholded codes."""
+    """psnr, ssim, lpips (mean and _std over images) and rfd, of most probable codes; drawn_psnr of one drawn code each.
+
+    Drawn codes are what the prior learns, so that its samples can be no better than those.
+    """
     asked = [name for name in RECONSTRUCTION if name in request.metrics]
-    lpips = _lpips() if "lpips" in asked else None
-    values: dict[str, list[Tensor]] = {name: [] for name in asked if name != "rfd"}
-    real, rebuilt = [], []
+    device, tokenizer = pipeline.device, pipeline.tokenizer
+    lpips = PerceptualDistance(device) if "lpips" in asked else None
+    draws = "psnr" in asked and tokenizer.bottleneck.is_random
+    names = [*asked, *(["drawn_psnr"] if draws else [])]
+    values: dict[str, list[Tensor]] = {name: [] for name in names if name != "rfd"}
+    real, rebuilt, seen = [], [], 0
     for batch in image_batches(images, request.reconstructed, request.batch_size):
         x = batch.float() / 127.5 - 1
         again = pipeline.reconstruct(batch, "pt", batch_size=request.batch_size) * 2 - 1
         if "psnr" in values:
             values["psnr"].append(psnr(x, again))
+        if draws:
+            numbers = list(range(seen, seen + len(x)))
+            codes = tokenizer.encode(x.to(device), keyed_generators(request.seed, "reconstruct", numbers))
+            values["drawn_psnr"].append(psnr(x, tokenizer.decode(codes).clamp(-1, 1).cpu()))
+        seen += len(x)
         if "ssim" in values:
             values["ssim"].append(structural_similarity(x, again))
         if lpips is not None:
-            with in_float32():
-                values["lpips"].append(lpips(x, again).flatten())
+            values["lpips"].append(lpips(x, again).cpu())
         if "rfd" in asked:
             real.append(extract([batch], _needed(extractor)).features)
             rebuilt.append(extract([to_uint8(again)], _needed(extractor)).features)
@@ -251,17 +265,6 @@ def reconstruction_figures(
     return found
 
 
-def _lpips() -> Any:
-    from bld.autoencoder.objective import load_lpips
-
-    try:
-        return load_lpips()
-    except SettingError as error:
-        raise SettingError(
-            "lpips needs VGG-16's weights, which could not be loaded: connect to the network once, or leave lpips out."
-        ) from error
-
-
 @torch.no_grad()
 def likelihood_figures(
     pipeline: BinaryLatentDiffusionPipeline,
@@ -270,8 +273,11 @@ def likelihood_figures(
     seed: int,
     batch_size: int,
     draws: int = CODE_DRAWS,
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """bits_per_code (and its standard error), bits_per_bit and bits_per_dimension of unseen images' codes.
+
+    Beside them, of drawn codes, what moves them (`bld.codes.code_entropy`): noise_bits, the encoder's coin flips, below
+    which no prior comes, and noise_of_bits, which bits carry them; independent_bits, what bits need one by one.
 
     codes: how many images, spread evenly over the set.  draws: of each, as in training (eq. 1), from (seed, draw, its
     index) alone; 0 takes the most probable codes, and so does a vq tokenizer, which draws nothing: code_draws among the
@@ -287,7 +293,14 @@ def likelihood_figures(
     asked = None if labels is None else labels.repeat_interleave(views).tolist()
     every = to_grid(tokens.flatten(0, 1), shape)
     bits = pipeline.likelihood_bits(every, asked, generator=seed, batch_size=batch_size).view(-1, views).mean(1)
+    entropy = held_out_entropy(pipeline.tokenizer, images, rows, batch_size=batch_size) if draws else None
+    floor = {} if entropy is None else {
+        "noise_bits": entropy.noise_bits,
+        "independent_bits": entropy.independent_bits,
+        "noise_of_bits": entropy.noise_of_bits.tolist(),
+    }  # fmt: skip
     return {
+        **floor,
         "bits_per_code": float(bits.mean()),
         "bits_per_code_standard_error": float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else 0.0,
         "bits_per_bit": float(bits.mean()) / shape.bits,
@@ -355,9 +368,14 @@ def lines(figures: dict[str, Any], extractor: FeatureExtractor | None) -> Iterat
     """The figures for the terminal; a distance is never named without its extractor."""
     distance = "" if extractor is None else extractor.distance_name()
     by = "" if extractor is None else f" [{extractor.name}]"
+    if "noise_bits" in figures:
+        bits = round(figures["bits_per_code"] / figures["bits_per_bit"])
+        yield learned_sentence(bits, figures["bits_per_code"], figures["noise_bits"], figures["independent_bits"])
     named = {"fd": distance, "rfd": f"reconstruction {distance}", "kid_mean": f"KID{by}", "kid_std": f"KID spread{by}"}
     featured = ("is_mean", "is_std", "precision", "recall", "diversity")
     for name, value in figures.items():
+        if isinstance(value, list):
+            continue
         yield f"{named.get(name, name + (by if name in featured else '')):<52}{value:.5g}"
 
 

@@ -19,7 +19,8 @@ MOST_CODES = 4096
 HEAT = (38, 132, 132)  # a middle tone, over light and dark alike: strength is opacity
 STAGES = {"tokenizer": "Tokenizer", "prior": "Prior"}
 HELD_OUT_TITLES = {
-    "held_out_psnr": "PSNR of held-out images, dB (higher is better)",
+    "held_out_psnr": "PSNR of held-out images from their most probable codes, dB (higher is better)",
+    "held_out_drawn_psnr": "PSNR of held-out images from drawn codes, dB (higher is better)",
     DRAWN_BOUND: "Bound on drawn codes of held-out images, bits per bit (lower is better)",
     PROBABLE_BOUND: "Bound on most probable codes of held-out images, bits per bit (lower is better)",
 }

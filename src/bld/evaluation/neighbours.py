@@ -53,20 +53,34 @@ def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) 
 
 @torch.no_grad()
 @in_float32()
-def nearest_by(measure: str, samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 64) -> Neighbours:
-    """As `nearest`, by "lpips" or by the Euclidean distance of an extractor's features (its name, file or folder)."""
+def nearest_by(
+    measure: str,
+    samples: Tensor,
+    image_set: ImageSet,
+    k: int = 5,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+) -> Neighbours:
+    """As `nearest`, by "lpips" or by the Euclidean distance of an extractor's features (its name, file or folder).
+
+    device: where the networks run; each image passes them once.
+    """
     if not 1 <= k <= len(image_set):
         raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
     rows = torch.arange(len(image_set)).split(batch)
     if measure == "lpips":
-        from bld.autoencoder.objective import load_lpips
+        from bld.evaluation.perceptual import PerceptualDistance
 
-        lpips = load_lpips()
-        far = [torch.stack([lpips(s[None], image_set.centre(part)).flatten() for s in samples.cpu()]) for part in rows]
+        distance = PerceptualDistance(device)
+        queries = [distance.features(one[None]) for one in samples]
+        far = []
+        for part in rows:
+            seen = distance.features(image_set.centre(part))
+            far.append(torch.stack([distance.between(query, seen).cpu() for query in queries]))
     else:
         from bld.evaluation.features import load_extractor
 
-        extractor = load_extractor(measure)
+        extractor = load_extractor(measure, device)
         mine = extractor(to_uint8(samples)).features
         far = [torch.cdist(mine, extractor(image_set.uint8_centre(part)).features) for part in rows]
     distances, indices = torch.cat(far, 1).sort(dim=1, stable=True)

@@ -117,12 +117,20 @@ def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
     smaller = f"smaller than raw pixels: {data['code_bytes']:,} bytes per image"
     figures = [(f"{data['compression']:.3g}×", "", smaller)]
     if decibels is not None:
-        figures.append((f"{decibels:.1f}", "dB", "PSNR of held-out images rebuilt from their bits"))
+        from_drawn = opened.last_metric("held_out_drawn_psnr")
+        also = "" if from_drawn is None else f"; {from_drawn:.1f} dB from drawn ones, as the prior makes them"
+        figures.append((f"{decibels:.1f}", "dB", f"PSNR of held-out images from their most probable codes{also}"))
     if rate is not None and opened.pipeline is not None:
         bits = rate * opened.tokenizer.code_shape.bits
         code = "the most probable code" if drawn is None else "a drawn code"
         meaning = f"suffice the prior for {code} of a held-out image: {rate:.3f} per stored bit"
         figures.append((f"{bits:,.0f}", "bits", meaning))
+        learned = learned_of(opened, bits) if drawn is not None else None
+        if learned is not None:
+            noise, could, has = learned
+            flips = "of these are coin flips of the encoder, which no prior can foretell"
+            figures.append((f"{noise:,.0f}", "bits", flips))
+            figures.append((f"{has:,.0f}", "bits", f"has the prior learned of the {could:,.0f} that could be learned"))
     models = [opened.tokenizer] if opened.pipeline is None else [opened.tokenizer, opened.pipeline.prior]
     number, unit = _short(sum(p.numel() for model in models for p in model.parameters()))
     figures.append((number, unit, "parameters in all networks"))
@@ -131,6 +139,15 @@ def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
         value, unit = _duration(seconds)
         figures.append((value, unit, "of training, all stages"))
     return figures
+
+
+def learned_of(opened: OpenedRun, prior_bits: float) -> tuple[float, float, float] | None:
+    """(coin flips, bits that could be learned, bits that the prior has learned) per image; None if not measured."""
+    code = opened.progress("code")
+    if "noise_bits" not in code:
+        return None
+    noise, independent = code["noise_bits"], code["independent_bits"]
+    return noise, independent - noise, independent - prior_bits
 
 
 def _stages(opened: OpenedRun) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bld.autoencoder import BinaryAutoencoder
-from bld.codes import to_tokens
+from bld.codes import CodeEntropy, code_entropy, to_tokens
 from bld.images import ImageSet
 from bld.seeding import keyed_generators
 
@@ -24,6 +24,18 @@ def draws_of(tokenizer: BinaryAutoencoder, training_draws: int, wanted: int = CO
     0, the most probable codes alone, where nothing is drawn: of a vq tokenizer, or with codes.draws=0.
     """
     return wanted if tokenizer.bottleneck.is_random and training_draws > 0 else 0
+
+
+@torch.no_grad()
+def held_out_entropy(
+    tokenizer: BinaryAutoencoder, images: ImageSet, rows: Tensor, *, batch_size: int = AT_A_TIME
+) -> CodeEntropy | None:
+    """What the drawn codes of the images `rows` (n,) hold; None where codes are not drawn bits."""
+    if not (tokenizer.is_binary and tokenizer.bottleneck.is_random):
+        return None
+    parts = rows.split(tokenizer.config.images_at_a_time(batch_size))
+    batches = (images.centre(part).to(tokenizer.device) for part in parts)
+    return code_entropy(torch.cat([to_tokens(tokenizer.encode_probs(batch)).float().cpu() for batch in batches]))
 
 
 @torch.no_grad()

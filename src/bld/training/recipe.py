@@ -16,7 +16,7 @@ from bld.code_cache import CodeCache
 from bld.errors import DataError, SettingError
 from bld.images import ImageSet, read_captions
 from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
-from bld.training.drawn_codes import draws_of, held_out_codes
+from bld.training.drawn_codes import draws_of, held_out_codes, held_out_entropy
 from bld.training.encode import encode_images
 from bld.training.loop import Stage, StageRun, make_accelerator, precision_of, processes_of
 from bld.training.metrics_log import refuse_missing_trackers
@@ -295,7 +295,16 @@ class Recipe:
         draws = draws_of(tokenizer, self.settings.codes.draws)
         with self.accelerator.autocast():
             tokens = held_out_codes(tokenizer, held_out, chosen, draws=draws, seed=seed)
+            entropy = held_out_entropy(tokenizer, held_out, chosen)
         tokens = tokens.flatten(0, 1)
+        if entropy is not None and draws and self.processes.is_main:
+            self.run.record(
+                "code",
+                images=entropy.images,
+                noise_bits=round(entropy.noise_bits, 3),
+                independent_bits=round(entropy.independent_bits, 3),
+                noise_of_bits=[round(bit, 4) for bit in entropy.noise_of_bits.tolist()],
+            )
         if vectors is None:
             labels = held_out.labels if self.settings.prior.class_conditional else None
             return HeldOutCodes(tokens, None if labels is None else labels[chosen], draws=draws)

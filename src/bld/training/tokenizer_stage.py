@@ -114,22 +114,32 @@ class TokenizerStage(Stage):
         return loss.detach()
 
     @torch.no_grad()
-    def reconstruct(self, averaged: nn.Module, count: int) -> tuple[Tensor, Tensor]:
-        """(images, reconstructions of their most probable codes) of some held-out images, always the same."""
+    def reconstruct(self, averaged: nn.Module, count: int, drawn: bool = False) -> tuple[Tensor, Tensor]:
+        """(images, reconstructions) of some held-out images, always the same.
+
+        drawn: of codes drawn as the prior sees them, always the same too; else of the most probable codes.
+        """
+        assert isinstance(averaged, BinaryAutoencoder)
         chosen = torch.tensor(spread(len(self.held_out), count, self.settings.seed))
         pairs = []
         for rows in chosen.split(self.settings.tokenizer.images_at_a_time(AT_A_TIME)):
             images = self.held_out.centre(rows).to(self.accelerator.device)
             with self.accelerator.autocast():
-                out = averaged(images)
-            pairs.append((images.cpu(), out.reconstruction.clamp(-1, 1).cpu()))
+                noise = keyed_generators(self.settings.seed, "held-out-psnr", rows.tolist()) if drawn else None
+                again = averaged.decode(averaged.encode(images, noise)) if drawn else averaged(images).reconstruction
+            pairs.append((images.cpu(), again.clamp(-1, 1).float().cpu()))
         images, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         return images, reconstructions
 
     def measure(self, averaged: nn.Module) -> dict[str, float]:
-        """Mean PSNR of held-out reconstructions, in dB on pixels in [0, 1]."""
-        images, reconstructions = self.reconstruct(averaged, MOST_MEASURED)
-        return {"held_out_psnr": float(psnr(images, reconstructions).mean())}
+        """Mean PSNR of held-out reconstructions, in dB on pixels in [0, 1]: of most probable and of drawn codes."""
+        assert isinstance(averaged, BinaryAutoencoder)
+        found = {"held_out_psnr": False, "held_out_drawn_psnr": True}
+        if not averaged.bottleneck.is_random:
+            del found["held_out_drawn_psnr"]
+        return {
+            name: float(psnr(*self.reconstruct(averaged, MOST_MEASURED, drawn)).mean()) for name, drawn in found.items()
+        }
 
     def preview(self, averaged: nn.Module, path: Path) -> None:
         """Originals over their reconstructions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from bld.experiments import scales
 from bld.experiments.items import ITEMS
 from bld.experiments.reproduce import titles
 from bld.experiments.scales import DIGITS, PRIORS
+from bld.experiments.verdict import Comparison
 from bld.experiments.workshop import Sampling, Workshop
 from bld.training.settings import load_settings
 
@@ -62,10 +64,15 @@ def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
     for label in ("autoregressive, 16 steps", "absorbing, 16 steps", "binary diffusion, 64 steps"):
         assert f"| {label} |" in page
     assert "| 256 | 7.25 | 8.23 |" in page  # the paper's own
-    assert any(
-        f"**{word}**, over 2 training seeds" in page
-        for word in ("Reproduced", "Not reproduced", "Undecided at this scale")
-    )
+    assert "**Too little training to say**, over 2 training seeds" in page  # four steps
+    assert "| an untrained network |" in page
+    raw = json.loads((root / "pages" / "table5-tiny.json").read_text(encoding="utf-8"))
+    assert raw["verdict"] == "too little training to say" and raw["gate"]["passed"] is False
+    assert len(raw["values"]["an untrained network"]["fd"]) == 2
+    for comparison in raw["comparisons"]:  # a reader can judge again
+        again = Comparison(comparison["words"], comparison["low"], comparison["high"], comparison["paired"])
+        assert again.raw() == comparison and comparison["paired"]
+        assert comparison["low"] == raw["values"]["binary diffusion, 64 steps"]["fd"]
     assert "FD (classifier digits)" in page and "FID" not in page.replace("paper: FID", "").split("What differs")[0]
     with Image.open(root / "pages" / "table5-tiny.png") as picture:
         assert picture.width > 100
@@ -87,7 +94,7 @@ def test_experiments_share_what_they_train(root):
     run(root, "table5")
     run(root, "figure5")
     priors = {path.name for path in (root / "tiny" / "priors").iterdir()}
-    kinds = ("bernoulli", "autoregressive", "absorbing", "target-z0")
+    kinds = ("bernoulli", "autoregressive", "absorbing", "target-z0", "evidence-off")
     assert priors == {f"{kind}-seed{s}" for kind in kinds for s in (0, 1)}
     assert {path.name for path in (root / "tiny" / "tokenizers").iterdir()} == {"binary-seed0", "binary-seed1"}
 
@@ -127,6 +134,23 @@ def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
         assert item.claims(values), item.name
 
 
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, tmp_path):
+    """Each row's settings hold together with the preset of its experiment, and its steps with its diffusion."""
+    scale = scales.scale_for("paper", item.name)
+    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    for row in item.rows(scale, 256):
+        if not row.prior:
+            continue
+        settings = load_settings(scale.preset, words=shop.words(shop.tokenizer_of(row.prior), row.prior, 0))
+        process = settings.process(settings.tokenizer.code_shape, 1.0)
+        assert row.sampling.steps is None or row.sampling.steps <= process.steps, row.label
+        assert process.may_skip or row.sampling.steps in (None, process.steps), row.label
+        assert not row.sampling.labelled or settings.prior.class_conditional, row.label
+        assert row.sampling.posterior == "exact" or settings.prior.kind == "bernoulli", row.label
+        assert row.sampling.reveal == "random" or settings.prior.kind == "absorbing", row.label
+
+
 @pytest.mark.parametrize("scale", list(scales.SCALES.values()), ids=lambda scale: scale.name)
 def test_the_settings_of_every_run_fit_together(scale, tmp_path):
     shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
@@ -162,7 +186,7 @@ def test_the_paper_scale_says_what_it_costs_and_waits(tmp_path, capsys, image_fo
     folder = image_folder(4, size=16)
     assert main(["reproduce", "table7", "--scale", "paper", "--data", str(folder), "--out", str(tmp_path)]) == 2
     said = capsys.readouterr()
-    assert "trains 1 tokenizers and 6 priors, 3 times each" in said.out and "GFLOP" in said.out
+    assert "trains 1 tokenizers and 7 priors, 3 times each" in said.out and "GFLOP" in said.out
     assert "repeat the command with --yes" in said.err
 
 

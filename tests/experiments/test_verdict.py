@@ -2,31 +2,92 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 
-from bld.experiments.verdict import Comparison, judge, mean_and_spread
+from bld.experiments.student import beta_fraction, f_upper, t_two_sided
+from bld.experiments.verdict import Comparison, Gate, anova_p, judge, mean_and_spread
 
 HOLDS = Comparison("a below b", [1.0, 1.1], [2.0, 2.1])
 FAILS = Comparison("a below b", [2.0, 2.1], [1.0, 1.1])
 NEAR = Comparison("a below b", [1.0, 2.0], [1.2, 2.1])
 ALONE = Comparison("a below b", [1.0], [5.0])
 UNMEASURED = Comparison("a below b", [], [5.0, 6.0])
+BETWEEN = Comparison("beyond two standard errors, yet two seeds cannot tell", [1.0, 1.2], [1.5, 1.6])
 
 
 @pytest.mark.parametrize(
-    ("comparison", "holds"), [(HOLDS, True), (FAILS, False), (NEAR, None), (ALONE, None), (UNMEASURED, None)]
+    ("comparison", "holds"),
+    [(HOLDS, True), (FAILS, False), (NEAR, None), (ALONE, None), (UNMEASURED, None), (BETWEEN, None)],
 )
-def test_a_comparison_needs_twice_its_standard_error(comparison, holds):
+def test_a_comparison_needs_a_p_below_five_percent(comparison, holds):
     assert comparison.holds is holds
     assert {True: "holds", False: "fails", None: "undecided"}[holds] in str(comparison)
 
 
-def test_the_standard_error_is_welchs():
-    comparison = Comparison("", [1.0, 3.0], [5.0, 6.0, 7.0])
-    assert comparison.difference == 4.0
-    assert comparison.standard_error == pytest.approx(math.sqrt(2.0 / 2 + 1.0 / 3))
+def test_two_standard_errors_are_not_enough_with_few_seeds():
+    assert BETWEEN.difference > 2 * BETWEEN.standard_error
+    assert BETWEEN.p is not None and BETWEEN.p > 0.05
+
+
+def test_probabilities_are_those_of_scipy():
+    stats, special = pytest.importorskip("scipy.stats"), pytest.importorskip("scipy.special")
+    for a, b, x in itertools.product((0.5, 1, 2.5, 30), (0.5, 1, 7, 200), (0, 1e-6, 0.01, 0.3, 0.7, 0.999, 1)):
+        assert beta_fraction(a, b, x) == pytest.approx(special.betainc(a, b, x), abs=1e-12)
+    for t, freedom in itertools.product((0.0, -1.3, 2.0, 40.0), (1, 1.7, 2, 9.5, 300)):
+        assert t_two_sided(t, freedom) == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-9)
+    for f, between, within in itertools.product((0.1, 1, 5.5, 80), (1, 2, 6), (2, 5, 40)):
+        assert f_upper(f, between, within) == pytest.approx(stats.f.sf(f, between, within), rel=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_tests_are_those_of_scipy(seed):
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(seed)
+    low, high = rng.normal(0, 1, 3).tolist(), rng.normal(1, 3, 5).tolist()
+    assert Comparison("", low, high).p == pytest.approx(stats.ttest_ind(low, high, equal_var=False).pvalue)
+    assert Comparison("", low, high[:3], paired=True).p == pytest.approx(stats.ttest_rel(low, high[:3]).pvalue)
+    groups = [low, high, rng.normal(0, 1, 4).tolist()]
+    assert anova_p(groups) == pytest.approx(stats.f_oneway(*groups).pvalue)
+
+
+def test_pairs_find_what_seeds_have_in_common_and_welch_does_not():
+    low, high = [1.0, 5.0, 9.0], [1.5, 5.6, 9.4]
+    assert Comparison("", low, high, paired=True).holds is True
+    assert Comparison("", low, high).holds is None
+    with pytest.raises(ValueError, match="cannot be paired"):
+        Comparison("", low, high[:2], paired=True)
+
+
+def test_no_spread_at_all_decides_by_the_difference():
+    assert Comparison("", [1.0, 1.0], [2.0, 2.0]).holds is True
+    assert Comparison("", [1.0, 1.0], [1.0, 1.0]).holds is None
+
+
+def test_a_ratio_carries_the_errors_of_both_sides():
+    """The numerator is known exactly; the denominator's spread alone leaves the ratio undecided."""
+    steady, wild = [10.0, 10.0, 10.0], [4.0, 8.0, 14.0]
+    assert fmean_ratio(steady, wild) < 1.25
+    assert Comparison.at_most("", 1.25, steady, wild).holds is None
+    assert Comparison.at_most("", 1.25, steady, [9.9, 10.0, 10.1]).holds is True
+    assert Comparison.at_most("", 1.25, steady, [5.0, 5.1, 5.2]).holds is False
+
+
+def fmean_ratio(top: list[float], bottom: list[float]) -> float:
+    return sum(top) / sum(bottom)
+
+
+def test_a_true_null_is_rejected_as_often_as_stated():
+    """Of 4,000 comparisons of equals 5% come out decided: within 5 standard deviations, a false alarm in 2 million."""
+    rng = np.random.default_rng(7)
+    decided = sum(
+        Comparison("", rng.normal(size=3).tolist(), rng.normal(size=3).tolist(), paired=True).holds is not None
+        for _ in range(4000)
+    )
+    assert abs(decided - 200) < 5 * math.sqrt(4000 * 0.05 * 0.95)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +104,30 @@ def test_the_standard_error_is_welchs():
 )
 def test_a_claim_stands_when_all_of_it_does_and_falls_with_any(comparisons, outcome):
     assert judge(comparisons) == outcome
+
+
+NEAR_DATA = {"a": [1.0, 1.1], "b": [2.0, 2.1]}
+
+
+@pytest.mark.parametrize(
+    ("gate", "outcome"),
+    [
+        (Gate(NEAR_DATA, [10.0, 11.0], {"fd": list(NEAR_DATA.values())}), "reproduced"),
+        (Gate(NEAR_DATA, [8.0, 8.1], {"fd": list(NEAR_DATA.values())}), "too little training to say"),
+        (Gate(NEAR_DATA, [10.0], {"fd": [[1.0, 3.0], [1.1, 3.0]]}), "undecided at this scale"),
+        (Gate(NEAR_DATA, [10.0], {"fd": [[1.0], [3.0]]}), "undecided at this scale"),
+    ],
+)
+def test_nothing_is_judged_before_the_gate_is_passed(gate, outcome):
+    assert judge([HOLDS], gate) == outcome
+    assert str(gate).startswith("Passed" if outcome == "reproduced" else "Not passed")
+
+
+def test_the_raw_numbers_of_a_comparison_are_enough_to_repeat_it():
+    for comparison in (HOLDS, FAILS, NEAR, ALONE, UNMEASURED, BETWEEN):
+        raw = comparison.raw()
+        again = Comparison(raw["words"], raw["low"], raw["high"], raw["paired"])
+        assert again.raw() == raw
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bld.checkpoint import load_tokenizer
-from bld.evaluation.neighbours import nearest
 from bld.evaluation.reconstruction import structural_similarity
+from bld.experiments.images import figure_n, figure_o
 from bld.experiments.page import Findings, Table
 from bld.experiments.verdict import Comparison, mean_and_spread
 from bld.experiments.workshop import Sampling, Workshop
@@ -21,7 +21,6 @@ from bld.seeding import keyed_generators
 
 RECONSTRUCTED = 2000
 TIMED = 5
-FILLINGS = 4
 
 # -- Table 4 ----------------------------------------------------------------------------------------------
 
@@ -77,6 +76,8 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
         findings.comparisons.append(
             _over_seeds(f"bits within 0.5 dB of real numbers at {where}", real["psnr"], allowed)
         )
+    kept = ("psnr", "ssim", "psnr_likely")
+    findings.values = {name: {figure: one[figure] for figure in kept} for name, one in values.items()}
     findings.pictures.append(_reconstruction_picture(workshop))
     findings.notes += [
         "Same encoder and decoder, data, steps, batch and learning rate in every row; MSE alone (no "
@@ -111,7 +112,7 @@ def _steps(workshop: Workshop) -> str:
 
 
 def _over_seeds(words: str, low: list[float], high: list[float]) -> Comparison:
-    return Comparison(f"{words} (PSNR)", low, high)
+    return Comparison(f"{words} (PSNR)", low, high, paired=True)
 
 
 def _format_name(name: str) -> str:
@@ -209,10 +210,15 @@ def table6(workshop: Workshop, seeds: int) -> Findings:
         "figures are not in its text).",
         [(f"Batch 1, decoding included, {TIMED} runs in turns after one to warm up.", table)],
         comparisons=[
-            Comparison("ours at 64 steps faster than latent diffusion at 200", seconds["ours, 64 steps"], ldm),
-            Comparison("ours at 16 steps faster than at 64", seconds["ours, 16 steps"], seconds["ours, 64 steps"]),
+            Comparison(
+                "ours at 64 steps faster than latent diffusion at 200", seconds["ours, 64 steps"], ldm, paired=True
+            ),
+            Comparison(
+                "ours at 16 steps faster than at 64", seconds["ours, 16 steps"], seconds["ours, 64 steps"], True
+            ),
         ],
         basis=f"over {TIMED} runs in turns",
+        values={label: {"seconds": t} for label, t in seconds.items()},
         notes=[
             "Times are of this machine and moment; ratios hold better. A step costs the same forward pass "
             "in every row but "
@@ -281,143 +287,6 @@ def _share_near(pipeline: Any, codes: Tensor, before: Tensor, middle: tuple[int,
     rows = slice(max(0, (middle[0] - 1) * f), (middle[0] + 2) * f)
     columns = slice(max(0, (middle[1] - 1) * f), (middle[1] + 2) * f)
     return float(energy[rows, columns].sum() / energy.sum().clamp(min=1e-12))
-
-
-# -- Figure N ---------------------------------------------------------------------------------------------
-
-Mask = Callable[[int], Tensor]
-
-
-def _masks(size: int) -> dict[str, Tensor]:
-    """True where pixels are to be made, (S, S): the paper's kinds of pattern."""
-    q = size // 4
-    whole = torch.zeros(size, size, dtype=torch.bool)
-    lower, right, centre, border = (whole.clone() for _ in range(4))
-    lower[size // 2 :] = True
-    right[:, size // 2 :] = True
-    centre[q : size - q, q : size - q] = True
-    border[:] = True
-    border[q : size - q, q : size - q] = False
-    return {"lower half": lower, "right half": right, "centre": centre, "all but the centre": border}
-
-
-def figure_n(workshop: Workshop, seeds: int) -> Findings:
-    """Inpainting: what is made inside a mask, against the truth, against a fill that ignores the image."""
-    images = workshop.unseen(0)
-    count = min(24, len(images))
-    originals = images.centre(torch.linspace(0, len(images) - 1, count).long())
-    train = workshop.split(0)[0].centre(range(min(512, len(workshop.split(0)[0]))))
-    pipeline = workshop.pipeline("bernoulli", 0)
-    rows, shown, comparisons = [], [], []
-    for name, hole in _masks(images.preprocessing.image_size).items():
-        own, mean_fill, others, spread = [], [], [], []
-        for i, image in enumerate(originals):
-            out = pipeline.inpaint((image + 1) / 2, hole, FILLINGS, None, 16, generator=i, output_type="pt", resample=2)
-            filled = out.images * 2 - 1
-            own.append(_error(filled, image, hole))
-            mean_fill.append(_error(train.mean(0)[None], image, hole))
-            others.append(_error(train, image, hole))
-            spread.append(float(filled[:, :, hole].std(0).mean()))
-            if i < 3:
-                masked = image.clone()
-                masked[:, hole] = 0.0
-                shown += [image, masked, *filled]
-        comparisons.append(Comparison(f"{name}: nearer to the truth than other images' content", own, others))
-        rows.append([name, *(f"{_mean(v):.4f}" for v in (own, others, mean_fill)), f"{_mean(spread):.3f}"])
-    grid = make_grid(torch.stack(shown), columns=3 * (2 + FILLINGS), scale=workshop.scale.enlarged)
-    return Findings(
-        "Figure N: inpainting with different masks",
-        "given part of an image, the prior fills the rest in diverse ways that fit what is given.",
-        [
-            (
-                f"{count} unseen images, {FILLINGS} fillings each, 16 steps walked twice: squared "
-                f"error inside the mask, pixels in "
-                "[-1, 1]; diversity is the standard deviation between fillings.",
-                Table(
-                    ["mask", "error of our fillings ↓", "of other images' content", "of the mean image", "diversity"],
-                    rows,
-                ),
-            )
-        ],
-        [
-            (
-                f"figureN-{workshop.scale.name}.png",
-                "Three images a row, each whole, masked, and filled four times; one mask a row",
-                grid,
-            )
-        ],
-        comparisons=comparisons,
-        basis=f"over {count} images, with one training",
-        notes=[
-            "The paper shows pictures alone. Other images' content is what a sampler that ignored the given part would "
-            "draw at best. (An earlier rule compared with the mean training image, whose error is half of that: a "
-            "perfect sampler can exceed it, as a sample is no mean.)",
-            "The comparisons are over images, not seeds.",
-        ],
-    )
-
-
-def _error(filled: Tensor, image: Tensor, hole: Tensor) -> float:
-    return float((filled[:, :, hole] - image[:, hole]).square().mean())
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-# -- Figure O ---------------------------------------------------------------------------------------------
-
-
-def figure_o(workshop: Workshop, seeds: int) -> Findings:
-    """Ten nearest training images of samples, and whether samples are nearer to them than unseen images are."""
-    pipeline, (train, _) = workshop.pipeline("bernoulli", 0), workshop.split(0)
-    samples = pipeline(128, None, 64, 0.9, generator=0, output_type="pt", batch_size=128).images * 2 - 1
-    unseen = workshop.unseen(0)
-    others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
-    rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1
-    found = nearest(samples, train, 10)
-    ours = found.distances[:, 0].tolist()
-    usual = nearest(rebuilt, train, 1).distances[:, 0].tolist()
-    shown = [part for i in range(6) for part in (samples[i : i + 1], train.centre(found.indices[i]))]
-    grid = make_grid(torch.cat(shown), columns=11, scale=workshop.scale.enlarged)
-    table = Table(
-        ["", "median distance to the nearest training image", "lowest"],
-        [
-            ["samples", f"{median(ours):.4f}", f"{min(ours):.4f}"],
-            ["unseen images, rebuilt from their codes", f"{median(usual):.4f}", f"{min(usual):.4f}"],
-        ],
-    )
-    return Findings(
-        "Figure O: nearest training images",
-        "samples are new: the model does not repeat its training images.",
-        [
-            (
-                f"Root mean squared difference of pixels in [0, 1]; {len(ours)} samples, "
-                f"{len(train):,} training images.",
-                table,
-            )
-        ],
-        [
-            (
-                f"figureO-{workshop.scale.name}.png",
-                "Samples on the left, their ten nearest training images in the row",
-                grid,
-            )
-        ],
-        basis=f"over {len(ours)} samples of one training",
-        comparisons=[
-            Comparison(
-                "samples are no nearer to training images than 0.8 times what unseen images are",
-                [0.8 * x for x in usual],
-                ours,
-            )
-        ],
-        notes=[
-            "The paper compares by LPIPS, this page by pixels. Unseen images are rebuilt first, so "
-            "that both sides carry "
-            "the tokenizer's loss. The comparison is over images, not seeds."
-        ],
-    )
 
 
 FIGURES: dict[str, tuple[str, Callable[[Workshop, int], Findings]]] = {

@@ -1,153 +1,18 @@
-"""The experiments whose rows are priors, sampled and measured: Tables 1-3, 5 and 7, Figures 4, 7, A and "
-"M, `posterior`."""
+"""The experiments whose rows are priors: Tables 1-3, 5 and 7, Figures 4, 7, A and M, `posterior`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable
 from statistics import fmean
 
-from PIL import Image
-
-from bld.experiments.page import Findings, Table
 from bld.experiments.pictures import chart, sample_rows, schedule_curves
+from bld.experiments.prior_rows import Item, Picture, Row, Values, below
 from bld.experiments.scales import Scale
-from bld.experiments.verdict import Comparison, mean_and_spread
+from bld.experiments.verdict import Comparison
 from bld.experiments.workshop import Sampling, Workshop
 
-SAMPLING_SEEDS = 3  # with one training seed the spread is over these
-Picture = tuple[str, str, Image.Image]
-Values = dict[str, dict[str, list[float]]]
-"""row label → figure → its values over seeds."""
-
-HEADINGS = {
-    "precision": "precision ↑",
-    "recall": "recall ↑",
-    "diversity": "diversity",
-    "accuracy": "recognised ↑",
-    "is_mean": "inception score ↑",
-    "kid_mean": "KID ↓",
-    "bits_per_code": "bits per code ↓",
-    "cas_top1": "CAS top-1 ↑",
-    "cas_top5": "CAS top-5 ↑",
-}
-BITS = ("bits_per_code",)
-LESSON = ("cas_top1", "cas_top5")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line: a prior, how it is sampled, and the paper's figures for it (as text, by heading).
-
-    An empty prior stands for the real training images.
-    """
-
-    label: str
-    prior: str
-    sampling: Sampling
-    paper: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Item:
-    """A table or figure.
-
-    rows: of a scale's number of positions N.  figures: which are shown.  claims: comparisons that the verdict rests on.
-    pictures: drawn from workshop, rows, values and number of seeds.
-    """
-
-    name: str
-    title: str
-    claim: str
-    rows: Callable[[Scale, int], list[Row]]
-    claims: Callable[[Values], list[Comparison]]
-    figures: tuple[str, ...] = ("fd", "precision", "recall")
-    pictures: Callable[[Workshop, list[Row], Values], list[Picture]] = lambda *_: []
-    notes: tuple[str, ...] = ()
-
-    def run(self, workshop: Workshop, seeds: int) -> Findings:
-        """Train what is missing, measure every row, and judge."""
-        rows = self.rows(workshop.scale, workshop.pipeline("bernoulli", 0).prior.code_shape.positions)
-        values = {row.label: measure(workshop, row, seeds, self.figures) for row in rows}
-        findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(seeds))
-        findings.tables.append((_caption(workshop, seeds), _table(workshop, rows, values, self.figures)))
-        findings.pictures += self.pictures(workshop, rows, values)
-        findings.notes += [_what_differs(workshop), *self.notes]
-        return findings
-
-
-def over(seeds: int) -> str:
-    """What a verdict rests on."""
-    if seeds > 1:
-        return f"over {seeds} training seeds"
-    return f"over {SAMPLING_SEEDS} sampling seeds of one training of each row: other trainings may differ by more"
-
-
-def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:
-    """Each figure over training seeds; with one of those, over sampling seeds."""
-    runs = [(seed, row.sampling) for seed in range(seeds)]
-    if seeds == 1:
-        runs = [(0, replace(row.sampling, seed=sampling)) for sampling in range(SAMPLING_SEEDS)]
-    found: dict[str, list[float]] = {name: [] for name in figures}
-    for seed, sampling in runs:
-        quality = workshop.quality(row.prior, seed, sampling) if row.prior else {}
-        for name in figures:
-            if name in quality:
-                found[name].append(quality[name])
-    if set(LESSON) & set(figures):
-        for seed, sampling in runs:
-            lesson = workshop.lesson(row.prior or None, seed, sampling)
-            for name in LESSON:
-                found[name].append(lesson[name])
-    if set(BITS) & set(figures) and row.prior != "gaussian":
-        for seed in range(seeds):
-            bits = workshop.likelihood(row.prior, seed)
-            for name in BITS:
-                found[name].append(bits[name])
-    return found
-
-
-def _caption(workshop: Workshop, seeds: int) -> str:
-    spread = f"{seeds} training seeds" if seeds > 1 else f"{SAMPLING_SEEDS} sampling seeds of one training"
-    return (
-        f"Mean ± standard deviation over {spread}; {workshop.scale.samples} samples a figure, against "
-        f"{len(workshop.reference):,} real images, features of {workshop.extractor.name} "
-        f"({workshop.extractor.sha256}); k = 3 for precision and recall."
-    )
-
-
-def _table(workshop: Workshop, rows: list[Row], values: Values, figures: Sequence[str]) -> Table:
-    papers = list(dict.fromkeys(heading for row in rows for heading in row.paper))
-    shown = [name for name in figures if any(values[row.label][name] for row in rows)]
-    distance = f"{workshop.extractor.distance_name()} ↓"
-    headings = ["", *(f"paper: {heading}" for heading in papers), *(HEADINGS.get(name, distance) for name in shown)]
-    cells = [
-        [
-            row.label,
-            *(row.paper.get(heading, "–") for heading in papers),
-            *(mean_and_spread(values[row.label][name]) for name in shown),
-        ]
-        for row in rows
-    ]
-    return Table(headings, cells)
-
-
-def _what_differs(workshop: Workshop) -> str:
-    if workshop.scale.name == "paper":
-        return "Data, networks and budgets are the preset's; the judge is named above."
-    return (
-        f"The paper trains for days on images of 256×256 and judges 50,000 samples by Inception (FID); "
-        f"this is the scale "
-        f"`{workshop.scale.name}`, minutes a row, judged by a classifier of the data's own labels: its "
-        f"distances compare "
-        "rows of this page, and nothing else."
-    )
-
-
-def below(values: Values, figure: str, low: str, high: str, words: str) -> Comparison:
-    """The claim that one row's figure lies below another's."""
-    return Comparison(words, values[low][figure], values[high][figure])
-
+NO_EVIDENCE = "{}, without known evidence"
 
 # -- Table 1, 2, 3 ----------------------------------------------------------------------------------------
 
@@ -168,14 +33,9 @@ def _table1(scale: Scale, positions: int) -> list[Row]:
 
 
 def _table1_claims(values: Values) -> list[Comparison]:
-    ratio = [
-        x / min(fmean(values["absorbing"]["fd"]), fmean(values["LDM (Gaussian)"]["fd"]))
-        for x in values["ours, 64 steps"]["fd"]
-    ]
-    bound = [1.25] * max(2, len(ratio))
-    return [
-        Comparison("comparable: our distance at 64 steps is at most 1.25 times the best of the others'", ratio, bound)
-    ]
+    best = min(values["absorbing"]["fd"], values["LDM (Gaussian)"]["fd"], key=fmean)
+    words = "comparable: our distance at 64 steps is at most 1.25 times the best of the others'"
+    return [Comparison.at_most(words, 1.25, values["ours, 64 steps"]["fd"], best)]
 
 
 def _table2(scale: Scale, positions: int) -> list[Row]:
@@ -202,13 +62,8 @@ def _table3(scale: Scale, positions: int) -> list[Row]:
 def _table3_claims(values: Values) -> list[Comparison]:
     if "usual latent side, 64 steps" not in values:
         return []
-    usual = fmean(values["usual latent side, 64 steps"]["fd"])
-    ratio = [x / usual for x in values["half the latent side, 64 steps"]["fd"]]
-    return [
-        Comparison(
-            "little compromise: the distance grows by no more than a quarter", ratio, [1.25] * max(2, len(ratio))
-        )
-    ]
+    half, usual = (values[f"{side} latent side, 64 steps"]["fd"] for side in ("half the", "usual"))
+    return [Comparison.at_most("little compromise: the distance grows by no more than a quarter", 1.25, half, usual)]
 
 
 # -- Table 5 and 7 ----------------------------------------------------------------------------------------
@@ -233,6 +88,7 @@ def _table5(scale: Scale, positions: int) -> list[Row]:
         Row("binary diffusion, 16 steps", "bernoulli", Sampling(16)),
         Row("binary diffusion, 64 steps", "bernoulli", Sampling(64), ours),
         Row("binary diffusion, 64 steps, target z_0", "target-z0", Sampling(64)),
+        Row(NO_EVIDENCE.format("binary diffusion, 64 steps"), "evidence-off", Sampling(64)),
     ]
 
 
@@ -251,12 +107,17 @@ def _table7(scale: Scale, positions: int) -> list[Row]:
         Row("λ = 1", "lambda-1", s, {"FID / recall": "5.12 / 0.48"}),
         Row("target z_{t-1}", "target-previous", Sampling(64), {"FID / recall": "5.09 / 0.48"}),
         Row("target z_0", "target-z0", s, {"FID / recall": "4.72 / 0.50"}),
+        Row(NO_EVIDENCE.format("λ = 0.1, target z_t ⊕ z_0"), "evidence-off", s),
     ]
 
 
 def _table7_claims(values: Values) -> list[Comparison]:
     ours = "λ = 0.1, target z_t ⊕ z_0"
-    return [below(values, "fd", ours, label, f"{ours} below {label}") for label in values if label != ours]
+    return [
+        below(values, "fd", ours, label, f"{ours} below {label}")
+        for label in values
+        if label != ours and "evidence" not in label
+    ]
 
 
 # -- figures ----------------------------------------------------------------------------------------------
@@ -284,15 +145,22 @@ def _figure7(scale: Scale, positions: int) -> list[Row]:
 
 
 def _figure7_claims(values: Values) -> list[Comparison]:
-    most = fmean(values["binary diffusion, 64"]["fd"])
-    fair = [x / most for x in values["binary diffusion, 8"]["fd"]]
-    most_absorbing = [label for label in values if label.startswith("absorbing")][-1]
-    loss = [x / fmean(values[most_absorbing]["fd"]) for x in values["absorbing, 4"]["fd"]]
-    ours = [x / most for x in values["binary diffusion, 4"]["fd"]]
+    few, fair, all_steps = (values[f"binary diffusion, {n}"]["fd"] for n in (4, 8, 64))
+    most = [label for label in values if label.startswith("absorbing")][-1]
     return [
-        Comparison("fair with 8 steps: at most 1.5 times the distance at 64", fair, [1.5] * max(2, len(fair))),
-        Comparison("more robust: at 4 steps we lose a smaller factor than absorbing diffusion does", ours, loss),
+        Comparison.at_most("fair with 8 steps: at most 1.5 times the distance at 64", 1.5, fair, all_steps),
+        Comparison(
+            "more robust: at 4 steps we lose a smaller factor than absorbing diffusion does (logarithms)",
+            _log_ratios(few, all_steps),
+            _log_ratios(values["absorbing, 4"]["fd"], values[most]["fd"]),
+            paired=True,
+        ),
     ]
+
+
+def _log_ratios(above: list[float], below: list[float]) -> list[float]:
+    """log of the factor, seed by seed."""
+    return [math.log(a / b) for a, b in zip(above, below, strict=True)]
 
 
 def _figure7_pictures(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
@@ -432,8 +300,10 @@ ITEMS = [
         (
             EQUAL,
             "Bits per code: exact for the autoregressive prior, upper bounds for the two diffusions.",
-            "The last row is no part of the claim, and was added after the others were known: the paper predicts "
-            "z_t ⊕ z_0, which asks the network to multiply what it believes of a bit by the bit it sees. Told to "
+            "The last two rows are no part of the claim. The very last trains without the known evidence of a noised "
+            "bit (`prior.evidence=false`), as the paper does. The one before was added after the others were known: "
+            "the paper predicts z_t ⊕ z_0, which asks the network to multiply what it believes of a bit by the bit it "
+            "sees. Told to "
             "predict z_0, the same network learns faster (Table 7); both targets have the same minimum.",
         ),
     ),
@@ -447,8 +317,8 @@ ITEMS = [
         notes=(
             EQUAL,
             "64 steps, at the scale cifar10 16; the target z_{t-1} cannot skip any and always takes 64.",
-            "The known evidence of a noised bit is added to the logits in every row (`prior.evidence`), which "
-            "the paper does not do.",
+            "The known evidence of a noised bit is added to the logits in every row but the last (`prior.evidence`), "
+            "which the paper does not do: the last row is as the paper has it, and no part of the claim.",
         ),
     ),
     Item(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
+from bld._version import __version__
 from bld.checkpoint import written_aside
-from bld.experiments.verdict import Comparison, judge
+from bld.experiments.verdict import Comparison, Gate, judge
 from bld.images.saving import write_whole
 
 
@@ -43,15 +46,21 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     basis: str = ""
     """What the spread is over, said beside the verdict: it may not claim more."""
+    gate: Gate | None = None
+    """What must be so before the claim is judged."""
+    values: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    """row → figure → its values over seeds: all that the page rests on."""
     looked_at: str = ""
     """For an experiment that only shows: what the picture shows, in place of a verdict."""
 
 
 RULE = (
-    "Fixed beforehand: each comparison holds when the difference of the means exceeds twice its standard "
-    "error over the "
-    "seeds, fails when it does so the other way, and is undecided between. The claim is *reproduced* if all hold, *not "
-    "reproduced* if any fails, else *undecided at this scale*."
+    "Fixed beforehand: each comparison is a two-sided t-test of the difference of the means, paired by seed where both "
+    "sides share a tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided "
+    "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*. "
+    "Before any of that, every network, at its best sampling, must have come within a quarter of an untrained one's "
+    "distance, and what is varied must change a figure (analysis of variance, p < 0.05); else there is *too little "
+    "training to say*, or nothing to decide."
 )
 
 
@@ -59,7 +68,7 @@ def verdict(findings: Findings) -> str:
     """One sentence."""
     if not findings.comparisons:
         return findings.looked_at or "Nothing was compared."
-    return f"**{judge(findings.comparisons).capitalize()}**, {findings.basis}."
+    return f"**{judge(findings.comparisons, findings.gate).capitalize()}**, {findings.basis}."
 
 
 def machine() -> str:
@@ -93,13 +102,32 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
         lines += [f"![{caption}]({file})", "", f"*{caption}*", ""]
     if findings.comparisons:
         lines += ["## How it was judged", "", RULE, ""]
+        lines += [f"- {findings.gate}"] if findings.gate is not None else []
         lines += [f"- {comparison}" for comparison in findings.comparisons] + [""]
+        lines += [f"Every number of every seed: [{name}.json]({name}.json).", ""]
     if findings.notes:
         lines += ["## What differs, and what to think of it", ""] + [f"- {note}" for note in findings.notes] + [""]
+    write_whole(folder / f"{name}.json", json.dumps(_raw(findings, command), indent=1, ensure_ascii=False).encode())
     path = folder / f"{name}.md"
     with written_aside(path) as aside:
         aside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
+
+
+def _raw(findings: Findings, command: str) -> dict[str, Any]:
+    """All that a reader needs to judge again."""
+    return {
+        "title": findings.title,
+        "command": command,
+        "bld": __version__,
+        "machine": machine(),
+        "rule": RULE,
+        "verdict": judge(findings.comparisons, findings.gate) if findings.comparisons else None,
+        "basis": findings.basis,
+        "gate": None if findings.gate is None else {"passed": findings.gate.passed, "why": str(findings.gate)},
+        "values": findings.values,
+        "comparisons": [comparison.raw() for comparison in findings.comparisons],
+    }
 
 
 def save_small(image: Image.Image, path: Path) -> None:
@@ -118,7 +146,7 @@ def write_index(folder: Path) -> None:
     """README.md: every page of the folder with its title and verdict."""
     rows = []
     for path in sorted(folder.glob("*-*.md")):
-        text = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8").split("\n")
         said = next((line for line in text[3:] if line and not line.startswith("*The paper")), "")
         rows.append([f"[{path.stem}]({path.name})", text[0].removeprefix("# "), said])
     table = Table(["page", "what", "verdict"], rows)

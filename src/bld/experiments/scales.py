@@ -49,6 +49,7 @@ PRIORS: dict[str, Words] = {
     "schedule-sigmoid": ("diffusion.schedule=sigmoid",),
     "conditional": ("prior.class_conditional=true",),
     "bernoulli-small": (),
+    "evidence-off": ("prior.evidence=false",),
 }
 """Settings of each prior on top of the scale's; the first is the paper's own: flip, λ = 0.1, linear."""
 

@@ -1,29 +1,51 @@
 """Rules fixed beforehand that turn measured numbers into one sentence: reproduced, not reproduced, or undecided.
 
-A claim is a list of comparisons, "a below b".  The difference of the means is held against twice its standard error
-(Welch): beyond it the comparison holds or fails, within it it is undecided.  With one value on either side there is no
-standard error, and nothing is decided.
+A claim is a list of comparisons, "a below b".  Each is Student's t-test of the difference of the means, two-sided:
+paired by seed where both sides of a pair share a tokenizer, data or a network, else Welch's.  It holds where the
+difference has the claimed sign and p < 0.05, fails where it has the other sign and p < 0.05, and is undecided between.
+With fewer than two values on either side nothing is decided.
+
+No claim is judged unless a gate is passed: every row has come most of the way from an untrained network to the data,
+and the thing that was varied moves something.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev, variance
-from typing import Literal
+from typing import Any, Literal
 
-Outcome = Literal["reproduced", "not reproduced", "undecided at this scale"]
-STANDARD_ERRORS = 2.0
+from bld.experiments.student import f_upper, t_two_sided
+
+Outcome = Literal["reproduced", "not reproduced", "undecided at this scale", "too little training to say"]
+LEVEL = 0.05
+FAR_ENOUGH = 0.25  # of the untrained network's distance, at most, in every row that is judged
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """ "low is below high": values of each over seeds; what it says in words."""
+    """ "low is below high": values of each over seeds; what it says in words.
+
+    paired: value i of either side belongs to the same seed.
+    """
 
     words: str
     low: Sequence[float]
     high: Sequence[float]
+    paired: bool = False
+
+    def __post_init__(self) -> None:
+        if self.paired and len(self.low) != len(self.high):
+            raise ValueError(f"{self.words}: {len(self.low)} and {len(self.high)} values cannot be paired")
+
+    @classmethod
+    def at_most(
+        cls, words: str, factor: float, numerator: Sequence[float], denominator: Sequence[float], paired: bool = True
+    ) -> Comparison:
+        """ "numerator is below factor times denominator": a claim on a ratio, with the errors of both (Fieller)."""
+        return cls(words, list(numerator), [factor * x for x in denominator], paired)
 
     @property
     def difference(self) -> float:
@@ -37,26 +59,132 @@ class Comparison:
         """Of the difference; infinite with fewer than two values on either side."""
         if min(len(self.low), len(self.high)) < 2:
             return math.inf
-        return math.sqrt(variance(self.low) / len(self.low) + variance(self.high) / len(self.high))
+        if self.paired:
+            differences = [high - low for low, high in zip(self.low, self.high, strict=True)]
+            return math.sqrt(variance(differences) / len(differences))
+        return math.sqrt(sum(self._errors))
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom: pairs less one, or Welch and Satterthwaite's."""
+        if self.paired:
+            return len(self.low) - 1.0
+        low, high = self._errors
+        if low + high == 0:
+            return len(self.low) + len(self.high) - 2.0
+        return (low + high) ** 2 / (low**2 / (len(self.low) - 1) + high**2 / (len(self.high) - 1))
+
+    @property
+    def _errors(self) -> tuple[float, float]:
+        """The squared standard error of either mean."""
+        low, high = (variance(side) / len(side) for side in (self.low, self.high))
+        return low, high
+
+    @property
+    def p(self) -> float | None:
+        """Probability of a difference as large if there were none; None where it cannot be told."""
+        error = self.standard_error
+        if math.isinf(error) or math.isnan(self.difference):
+            return None
+        if error == 0:
+            return 1.0 if self.difference == 0 else 0.0
+        return t_two_sided(self.difference / error, self.freedom)
 
     @property
     def holds(self) -> bool | None:
-        """True, False, or None where the difference lies within twice its standard error."""
-        margin = STANDARD_ERRORS * self.standard_error
-        if math.isinf(margin):
-            return None
-        if abs(self.difference) <= margin:
-            return None
-        return self.difference > 0
+        """True, False, or None where p is 0.05 or more, or unknown."""
+        p = self.p
+        return None if p is None or p >= LEVEL else self.difference > 0
 
     def __str__(self) -> str:
         state = {True: "holds", False: "fails", None: "undecided"}[self.holds]
-        error = "no spread" if math.isinf(self.standard_error) else f"2 SE {2 * self.standard_error:.3g}"
-        return f"{self.words}: difference {self.difference:.3g} ({error}): {state}"
+        if self.p is None:
+            return f"{self.words}: difference {self.difference:.3g} (no spread): {state}"
+        how = "paired" if self.paired else "Welch"
+        said = f"SE {self.standard_error:.3g}, {how} t with {self.freedom:.3g} degrees of freedom, p = {self.p:.2g}"
+        return f"{self.words}: difference {self.difference:.3g} ({said}): {state}"
+
+    def raw(self) -> dict[str, Any]:
+        """All that was compared, and what came of it."""
+        finite = math.isfinite(self.standard_error)
+        return {
+            "words": self.words,
+            "low": list(self.low),
+            "high": list(self.high),
+            "paired": self.paired,
+            "difference": None if math.isnan(self.difference) else self.difference,
+            "standard_error": self.standard_error if finite else None,
+            "degrees_of_freedom": self.freedom if finite else None,
+            "p": self.p,
+            "holds": self.holds,
+        }
 
 
-def judge(comparisons: Sequence[Comparison]) -> Outcome:
-    """Reproduced if all hold, not reproduced if any fails, else undecided."""
+@dataclass(frozen=True)
+class Gate:
+    """What must be so before a claim is judged.
+
+    distances: of each row that is judged, its distance over seeds.  untrained: the same of untrained networks.
+    moved: by figure, the values of each row over seeds; one of the figures has to differ between rows.
+    """
+
+    distances: Mapping[str, Sequence[float]]
+    untrained: Sequence[float]
+    moved: Mapping[str, Sequence[Sequence[float]]]
+
+    @property
+    def far_off(self) -> list[str]:
+        """The rows whose mean distance is more than a quarter of the untrained networks'."""
+        limit = FAR_ENOUGH * fmean(self.untrained)
+        return [label for label, values in self.distances.items() if values and fmean(values) > limit]
+
+    @property
+    def moves(self) -> bool:
+        """Whether the rows differ in some figure (analysis of variance, the level shared by the figures)."""
+        tests = [anova_p(groups) for groups in self.moved.values()]
+        known = [p for p in tests if p is not None]
+        return any(p < LEVEL / len(known) for p in known)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the claim may be judged."""
+        return not self.far_off and self.moves
+
+    def __str__(self) -> str:
+        limit = FAR_ENOUGH * fmean(self.untrained)
+        if self.far_off:
+            worst = max(self.far_off, key=lambda label: fmean(self.distances[label]))
+            return (
+                f"Not passed: {len(self.far_off)} of {len(self.distances)} rows lie farther from the data than "
+                f"{limit:.3g}, a quarter of the untrained network's distance (the farthest is {worst}, "
+                f"{fmean(self.distances[worst]):.3g})."
+            )
+        if not self.moves:
+            return "Not passed: what was varied changes none of the figures beyond their spread."
+        return (
+            f"Passed: every row lies within {limit:.3g} of the data, a quarter of the untrained network's distance, "
+            "and what was varied changes the figures."
+        )
+
+
+def anova_p(groups: Sequence[Sequence[float]]) -> float | None:
+    """P of group means as different if all groups were alike (one-way analysis of variance); None if untold."""
+    groups = [group for group in groups if len(group) > 1]
+    if len(groups) < 2:
+        return None
+    count = sum(map(len, groups))
+    mean = sum(map(sum, groups)) / count
+    between = sum(len(group) * (fmean(group) - mean) ** 2 for group in groups) / (len(groups) - 1)
+    within = sum(variance(group) * (len(group) - 1) for group in groups) / (count - len(groups))
+    if within == 0:
+        return 1.0 if between == 0 else 0.0
+    return f_upper(between / within, len(groups) - 1, count - len(groups))
+
+
+def judge(comparisons: Sequence[Comparison], gate: Gate | None = None) -> Outcome:
+    """Reproduced if all hold, not reproduced if any fails, else undecided; nothing before the gate is passed."""
+    if gate is not None and not gate.passed:
+        return "too little training to say" if gate.far_off else "undecided at this scale"
     states = [comparison.holds for comparison in comparisons]
     if not states:
         return "undecided at this scale"

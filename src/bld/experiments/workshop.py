@@ -35,7 +35,7 @@ from bld.evaluation.scores import extract, reference_features, score
 from bld.experiments.scales import PRIORS, Scale
 from bld.images import ImageSet, Preprocessing, to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline
-from bld.seeding import keyed_permutation
+from bld.seeding import derive_seed, keyed_permutation
 from bld.training.drawn_codes import CODE_DRAWS
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
@@ -247,6 +247,29 @@ class Workshop:
             return figures
 
         return self.kept("quality", key, compute)
+
+    def untrained(self, prior: str, sampling: Sampling) -> dict[str, float]:
+        """What the samples of a network of this kind measure before any training, drawn by the trained tokenizer."""
+        key = {
+            "prior": prior,
+            "samples": self.scale.samples,
+            "reference": self.reference.fingerprint,
+            "extractor": self.extractor.sha256,
+            "sampling": dataclasses.asdict(sampling),
+            "words": self.words(self.tokenizer_of(prior), prior, 0),
+        }
+
+        def compute() -> dict[str, float]:
+            trained = self.pipeline(prior, 0)
+            torch.manual_seed(derive_seed(sampling.seed, "untrained"))
+            network = type(trained.prior)(trained.prior.config).to(trained.device)
+            pipeline = BinaryLatentDiffusionPipeline(trained.tokenizer, network, trained.diffusion, trained.index)
+            table = extract(
+                (batch for batch, _ in self.batches(pipeline, sampling, self.scale.samples)), self.extractor
+            )
+            return score(table, reference_features(self.reference, self.extractor, self.root / "results"))
+
+        return self.kept("untrained", key, compute)
 
     def lesson(self, prior: str | None, seed: int, sampling: Sampling) -> dict[str, float]:
         """Classification accuracy score: cas_top1 and cas_top5 of a small network taught by samples of a prior.

@@ -1,0 +1,176 @@
+"""Experiments whose rows are priors, sampled and measured: how a row is measured, a table made, a claim judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean
+
+from PIL import Image
+
+from bld.experiments.page import Findings, Table
+from bld.experiments.scales import Scale
+from bld.experiments.verdict import Comparison, Gate, mean_and_spread
+from bld.experiments.workshop import Sampling, Workshop
+
+SAMPLING_SEEDS = 3  # with one training seed the spread is over these
+Picture = tuple[str, str, Image.Image]
+Values = dict[str, dict[str, list[float]]]
+"""row label → figure → its values over seeds."""
+
+HEADINGS = {
+    "precision": "precision ↑",
+    "recall": "recall ↑",
+    "diversity": "diversity",
+    "accuracy": "recognised ↑",
+    "is_mean": "inception score ↑",
+    "kid_mean": "KID ↓",
+    "bits_per_code": "bits per code ↓",
+    "cas_top1": "CAS top-1 ↑",
+    "cas_top5": "CAS top-5 ↑",
+}
+BITS = ("bits_per_code",)
+LESSON = ("cas_top1", "cas_top5")
+UNTRAINED = "an untrained network"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line: a prior, how it is sampled, and the paper's figures for it (as text, by heading).
+
+    An empty prior stands for the real training images.
+    """
+
+    label: str
+    prior: str
+    sampling: Sampling
+    paper: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure.
+
+    rows: of a scale's number of positions N.  figures: which are shown.  claims: comparisons that the verdict rests on.
+    pictures: drawn from workshop, rows, values and number of seeds.
+    """
+
+    name: str
+    title: str
+    claim: str
+    rows: Callable[[Scale, int], list[Row]]
+    claims: Callable[[Values], list[Comparison]]
+    figures: tuple[str, ...] = ("fd", "precision", "recall")
+    pictures: Callable[[Workshop, list[Row], Values], list[Picture]] = lambda *_: []
+    notes: tuple[str, ...] = ()
+
+    def run(self, workshop: Workshop, seeds: int) -> Findings:
+        """Train what is missing, measure every row, and judge."""
+        rows = self.rows(workshop.scale, workshop.pipeline("bernoulli", 0).prior.code_shape.positions)
+        values = {row.label: measure(workshop, row, seeds, self.figures) for row in rows}
+        untrained = measure_untrained(workshop, rows, seeds)
+        findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(seeds))
+        findings.gate = gate_of(rows, values, untrained["fd"], self.figures)
+        everything = {**values, UNTRAINED: untrained}
+        findings.values = everything
+        shown = [*rows, Row(UNTRAINED, "", Sampling())]
+        findings.tables.append((_caption(workshop, seeds), _table(workshop, shown, everything, self.figures)))
+        findings.pictures += self.pictures(workshop, rows, values)
+        findings.notes += [_what_differs(workshop), *self.notes]
+        return findings
+
+
+def over(seeds: int) -> str:
+    """What a verdict rests on."""
+    if seeds > 1:
+        return f"over {seeds} training seeds"
+    return f"over {SAMPLING_SEEDS} sampling seeds of one training of each row: other trainings may differ by more"
+
+
+def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:
+    """Each figure over training seeds; with one of those, over sampling seeds."""
+    runs = [(seed, row.sampling) for seed in range(seeds)]
+    if seeds == 1:
+        runs = [(0, replace(row.sampling, seed=sampling)) for sampling in range(SAMPLING_SEEDS)]
+    found: dict[str, list[float]] = {name: [] for name in figures}
+    for seed, sampling in runs:
+        quality = workshop.quality(row.prior, seed, sampling) if row.prior else {}
+        for name in figures:
+            if name in quality:
+                found[name].append(quality[name])
+    if set(LESSON) & set(figures):
+        for seed, sampling in runs:
+            lesson = workshop.lesson(row.prior or None, seed, sampling)
+            for name in LESSON:
+                found[name].append(lesson[name])
+    if set(BITS) & set(figures) and row.prior != "gaussian":
+        for seed in range(seeds):
+            bits = workshop.likelihood(row.prior, seed)
+            for name in BITS:
+                found[name].append(bits[name])
+    return found
+
+
+def measure_untrained(workshop: Workshop, rows: Sequence[Row], seeds: int) -> dict[str, list[float]]:
+    """What the samples of an untrained network measure, over as many seeds as a row."""
+    labelled = any(row.sampling.labelled for row in rows)
+    prior = "conditional" if labelled else "bernoulli"
+    found: dict[str, list[float]] = {}
+    for seed in range(seeds if seeds > 1 else SAMPLING_SEEDS):
+        for name, value in workshop.untrained(prior, Sampling(16, seed=seed, labelled=labelled)).items():
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], figures: Sequence[str]) -> Gate:
+    """Each network at its best sampling against an untrained one; and whether the rows differ in any figure."""
+    networks: dict[str, list[float]] = {}
+    for row in rows:
+        distances = values[row.label].get("fd", [])
+        if row.prior and distances and fmean(distances) < fmean(networks.get(row.prior, [math.inf])):
+            networks[row.prior] = distances
+    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in figures}
+    return Gate(networks, untrained, moved)
+
+
+def _caption(workshop: Workshop, seeds: int) -> str:
+    spread = f"{seeds} training seeds" if seeds > 1 else f"{SAMPLING_SEEDS} sampling seeds of one training"
+    return (
+        f"Mean ± standard deviation over {spread}; {workshop.scale.samples} samples a figure, against "
+        f"{len(workshop.reference):,} real images, features of {workshop.extractor.name} "
+        f"({workshop.extractor.sha256}); k = 3 for precision and recall."
+    )
+
+
+def _table(workshop: Workshop, rows: list[Row], values: Values, figures: Sequence[str]) -> Table:
+    papers = list(dict.fromkeys(heading for row in rows for heading in row.paper))
+    shown = [name for name in figures if any(values[row.label].get(name) for row in rows)]
+    distance = f"{workshop.extractor.distance_name()} ↓"
+    headings = ["", *(f"paper: {heading}" for heading in papers), *(HEADINGS.get(name, distance) for name in shown)]
+    cells = [
+        [
+            row.label,
+            *(row.paper.get(heading, "–") for heading in papers),
+            *(mean_and_spread(values[row.label].get(name, [])) for name in shown),
+        ]
+        for row in rows
+    ]
+    return Table(headings, cells)
+
+
+def _what_differs(workshop: Workshop) -> str:
+    if workshop.scale.name == "paper":
+        return "Data, networks and budgets are the preset's; the judge is named above."
+    return (
+        f"The paper trains for days on images of 256×256 and judges 50,000 samples by Inception (FID); "
+        f"this is the scale "
+        f"`{workshop.scale.name}`, minutes a row, judged by a classifier of the data's own labels: its "
+        f"distances compare "
+        "rows of this page, and nothing else."
+    )
+
+
+def below(values: Values, figure: str, low: str, high: str, words: str) -> Comparison:
+    """The claim that one row's figure lies below another's, paired by seed."""
+    return Comparison(words, values[low][figure], values[high][figure], paired=True)

@@ -56,6 +56,54 @@ def test_the_perfect_predictor_of_a_gaussian_recovers_it():
     assert abs(drawn.std() - deviation) < 6 * deviation / 16000**0.5 + 0.01
 
 
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [4, 16, 100, 1000])
+def test_v_and_the_noise_say_the_same_of_a_step(steps, schedule):
+    """v of a known x_0 and noise leads to the same step as the noise itself, and to that of diffusers."""
+    by_v, by_noise = (GaussianDiffusion(steps, schedule, prediction=kind) for kind in ("v", "epsilon"))
+    x0, noise = torch.randn(2, 3, 4, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    for t in (1, steps // 2, max(1, steps - 1)):
+        kept = by_v.scheduler.alphas_cumprod[t - 1].double()
+        x, v = kept.sqrt() * x0 + (1 - kept).sqrt() * noise, kept.sqrt() * noise - (1 - kept).sqrt() * x0
+        for ours, theirs in zip(by_v._step(v, x, t, 0), by_noise._step(noise, x, t, 0), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
+            assert torch.allclose(ours, x0, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_an_error_of_the_network_does_not_grow_however_few_the_steps(schedule):
+    """At T = 16 an error of 1 in the noise moves x_0 by hundreds or thousands; one of v by at most 1."""
+    x, zero, one = torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    for steps in (4, 16, 64):
+        safe, wild = (GaussianDiffusion(steps, schedule, prediction=kind) for kind in ("v", "epsilon"))
+        moved = [float((safe._step(one, x, t, 0)[0] - safe._step(zero, x, t, 0)[0]).abs()) for t in range(1, steps + 1)]
+        assert max(moved) <= 1
+        assert float(wild._step(one, x, steps, 0)[0].abs()) > (100 if steps == 16 else 1)
+
+
+def test_the_loss_is_that_of_what_is_predicted():
+    z0, t = torch.randn(3, 2, 2), torch.tensor([1, 8, 16])
+    noise = normal(z0.shape, keyed_generators(0, "noise", range(3)), "cpu")
+    process = GaussianDiffusion(16, scale=2.0, prediction="v")
+    kept = process.scheduler.alphas_cumprod[t - 1].view(-1, 1, 1)
+    v = kept.sqrt() * noise - (1 - kept).sqrt() * z0 / 2
+
+    def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return v
+
+    assert float(process.training_loss(perfect, z0, t, keyed_generators(0, "noise", range(3))).total) < 1e-10
+
+
+def test_old_models_predict_the_noise_and_runs_of_then_go_on_so(tmp_path):
+    from bld.training.run_folder import RunFolder
+    from bld.training.settings import load_settings
+
+    assert GaussianDiffusion(10, "linear", 1.0).prediction == "epsilon"  # as their config.json, which does not say
+    assert load_settings("digits").diffusion.prediction == "v"
+    (tmp_path / "config.yaml").write_text("preset: digits\ndata: {location: digits}\ndiffusion: {steps: 16}\n")
+    assert RunFolder(tmp_path).settings().diffusion.prediction == "epsilon"
+
+
 @torch.no_grad()
 def test_known_positions_are_returned():
     torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """Gaussian diffusion over a real-valued latent: the latent diffusion model the paper compares with (Tables 1-3).
 
-The noise schedules and the DDIM steps are diffusers'; ours is the transformer that predicts the noise.
+The noise schedules and the DDIM steps are diffusers'; ours is the transformer that predicts v or the noise.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONGEST_SCHEDULE = 1000  # the number of steps diffusers' β are meant for
 
 
 class GaussianDenoiser(Transformer):
-    """Noised latents x_t (B, N, c), float → predicted noise (B, N, c), float32."""
+    """Noised latents x_t (B, N, c), float → predicted v or noise (B, N, c), float32."""
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x_t: float; t (B,) int64 in 1 … T; condition: labels or vectors, or none."""
@@ -39,21 +39,25 @@ class GaussianDenoiser(Transformer):
 
 
 class GaussianDiffusion:
-    """Noise prediction on latents divided by `scale`, their standard deviation (LDM, Appendix G).
+    """Gaussian diffusion of latents divided by `scale`, their standard deviation (LDM, Appendix G).
 
-    steps: T.  schedule: "linear" (LDM's, scaled to T) or "cosine".  scale: above 0.
+    steps: T.  schedule: "linear" (LDM's, scaled to T) or "cosine".  scale: above 0.  prediction: what the network
+    gives, "v" (Salimans & Ho 2022) or the noise, "epsilon", as in LDM.  With few steps hardly anything of the data is
+    left at T, ᾱ_T ≈ 0, and x_0 by the noise is divided by √ᾱ_T: an error grows by thousands.  By v it never grows.
     """
 
     kind = "gaussian"
     may_skip = True
     has_likelihood = False
 
-    def __init__(self, steps: int = 1000, schedule: str = "linear", scale: float = 1.0):
+    def __init__(self, steps: int = 1000, schedule: str = "linear", scale: float = 1.0, prediction: str = "epsilon"):
         if schedule not in ("linear", "cosine"):
             raise SettingError(f"The Gaussian prior knows the schedules linear and cosine, not '{schedule}'.")
         if steps < 1 or not scale > 0:
             raise SettingError(f"The Gaussian prior needs steps ≥ 1 and a scale above 0, not {steps} and {scale}.")
-        self._steps, self.schedule, self.scale = steps, schedule, scale
+        if prediction not in ("v", "epsilon"):
+            raise SettingError(f"The Gaussian prior predicts v or epsilon, not '{prediction}'.")
+        self._steps, self.schedule, self.scale, self.prediction = steps, schedule, scale, prediction
         self.scheduler = _scheduler(steps, schedule)
         kept = self.scheduler.alphas_cumprod.double()
         self._kept, self._table = [1.0, *kept.tolist()], OnDevices(torch.cat([kept.new_ones(1), kept]))
@@ -65,15 +69,16 @@ class GaussianDiffusion:
 
     def settings(self) -> dict[str, Any]:
         """What `GaussianDiffusion(**settings)` takes."""
-        return {"steps": self._steps, "schedule": self.schedule, "scale": self.scale}
+        return {"steps": self._steps, "schedule": self.schedule, "scale": self.scale, "prediction": self.prediction}
 
     def training_loss(
         self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.0
     ) -> PriorLoss:
-        """Mean squared error of the predicted noise; z0: latents (B, N, c), float."""
-        noise = normal(z0.shape, generators, z0.device)
-        noised = self.noised(z0.float() / self.scale, noise, t)
-        return PriorLoss(F.mse_loss(denoise(noised, t).float(), noise))
+        """Mean squared error of the predicted v = √ᾱ_t·noise - √(1 - ᾱ_t)·x_0, or noise; z0: (B, N, c), float."""
+        x0, noise = z0.float() / self.scale, normal(z0.shape, generators, z0.device)
+        # v is what x_t becomes where noise takes the place of x_0, and -x_0 that of the noise.
+        wanted = self.noised(noise, -x0, t) if self.prediction == "v" else noise
+        return PriorLoss(F.mse_loss(denoise(self.noised(x0, noise, t), t).float(), wanted))
 
     def noised(self, x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
         """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·noise, t one step for all or (B,), each in 0 … T; nothing leaves its device."""
@@ -118,18 +123,25 @@ class GaussianDiffusion:
             kept = codes, keep.unsqueeze(-1)
         visited = spaced_steps(self.steps, steps)
         for index, (t, s) in enumerate(pairwise(visited)):
-            noise = denoise(x, torch.full((shape[0],), t, device=device)).float()
-            clean, x = self._step(noise, x, t, s)
+            given = denoise(x, torch.full((shape[0],), t, device=device)).float()
+            clean, x = self._step(given, x, t, s)
             if kept is not None:
                 x = torch.where(kept[1], self.noised(kept[0], normal(shape, generators, device), s), x)
             if callback is not None:
                 callback(SamplingStep(index, len(visited) - 1, t, s, x * self.scale, clean * self.scale))
         return x * self.scale
 
-    def _step(self, noise: Tensor, x: Tensor, t: int, s: int) -> tuple[Tensor, Tensor]:
-        """(predicted clean latents, latents at step s) by DDIM with η = 0 (Song et al. 2021, eq. 12)."""
+    def _step(self, given: Tensor, x: Tensor, t: int, s: int) -> tuple[Tensor, Tensor]:
+        """(predicted clean latents, latents at step s) by DDIM with η = 0 (Song et al. 2021, eq. 12).
+
+        given: what the network gave for x at step t.
+        """
         kept_t, kept_s = self._kept[t], self._kept[s]
-        clean = (x - (1 - kept_t) ** 0.5 * noise) / kept_t**0.5
+        if self.prediction == "v":
+            clean = kept_t**0.5 * x - (1 - kept_t) ** 0.5 * given
+            noise = kept_t**0.5 * given + (1 - kept_t) ** 0.5 * x
+        else:
+            clean, noise = (x - (1 - kept_t) ** 0.5 * given) / kept_t**0.5, given
         return clean, kept_s**0.5 * clean + (1 - kept_s) ** 0.5 * noise
 
 

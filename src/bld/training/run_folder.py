@@ -130,6 +130,8 @@ class RunFolder:
             raise CheckpointError(f"{self.config} is damaged and cannot be read as YAML.") from error
         if not isinstance(tree, dict):
             raise CheckpointError(f"{self.config} is damaged: it holds no settings.")
+        if isinstance(tree.get("diffusion"), dict):
+            tree["diffusion"].setdefault("prediction", "epsilon")  # what runs did before it could be chosen
         return tree
 
     def adopt(

@@ -196,12 +196,14 @@ class DiffusionSettings:
         steps: T; with a table it follows from the table; latent diffusion is trained with 1000
         table: T + 1 retentions from 1 down to 0, for the schedule 'table'
         target: what the network predicts; flip is the paper's best
+        prediction: what the Gaussian one's network predicts; v is safe at any number of steps, epsilon is as in LDM
     """
 
     schedule: str = "linear"
     steps: int = 64
     table: list[float] | None = None
     target: Literal["flip", "z0", "previous"] = "flip"
+    prediction: Literal["v", "epsilon"] = "v"
 
     def __post_init__(self) -> None:
         self.build()
@@ -311,7 +313,7 @@ class Settings:
         if self.prior.kind == "absorbing":
             return AbsorbingDiffusion(shape.positions)
         if self.prior.kind == "gaussian":
-            return GaussianDiffusion(self.diffusion.steps, self.diffusion.schedule, scale)
+            return GaussianDiffusion(self.diffusion.steps, self.diffusion.schedule, scale, self.diffusion.prediction)
         return self.diffusion.build()
 
     def denoiser(self, shape: CodeShape, num_classes: int, condition_dim: int = 0) -> DenoiserConfig:

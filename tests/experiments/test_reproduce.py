@@ -151,6 +151,29 @@ def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, tmp_path):
         assert row.sampling.reveal == "random" or settings.prior.kind == "absorbing", row.label
 
 
+def test_the_steps_of_rows_at_paper_scale_are_the_papers():
+    """Against the steps that the paper's tables print: Tables 1, 3 and 5; ours everywhere else."""
+    printed = {
+        "table1": {"LDM (Gaussian)": 200, "absorbing": 256, "ours, 16 steps": 16, "ours, 64 steps": 64},
+        "table2": {"ours, ω = 2": 64},
+        "table3": {f"1024×1024, 32×32 latent, {n} steps": n for n in (64, 256)},
+        "table5": {"absorbing, 256 steps": 256, "binary diffusion, 64 steps": 64},
+        "figureM": {f"ω = {w}": 64 for w in (0, 1, 2, 4)},
+    }
+    for item in ITEMS:
+        rows = {row.label: row for row in item.rows(scales.scale_for("paper", item.name), 256)}
+        for label, steps in printed.get(item.name, {}).items():
+            assert rows[label].sampling.steps == steps, label
+
+
+def test_a_code_length_stands_only_beside_the_sampling_it_is_of():
+    rows = {row.label: row for item in ITEMS if item.name == "table5" for row in item.rows(DIGITS, 16)}
+    assert [label for label, row in rows.items() if not row.has_bits] == [
+        "absorbing, 16 steps, by confidence",
+        "binary diffusion, 16 steps",
+    ]
+
+
 @pytest.mark.parametrize("scale", list(scales.SCALES.values()), ids=lambda scale: scale.name)
 def test_the_settings_of_every_run_fit_together(scale, tmp_path):
     shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")

@@ -72,12 +72,20 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
         binary, vq, real = (values[f"{kind}{side}"] for kind in ("binary", "vq", "real"))
         where = "half the latent side" if side else "the usual latent side"
         findings.comparisons.append(_over_seeds(f"bits above vq at {where}", vq["psnr"], binary["psnr"]))
+        words = f"bits above vq at {where} (SSIM)"
+        findings.comparisons.append(Comparison(words, vq["ssim"], binary["ssim"], paired=True))
         allowed = [x + 0.5 for x in binary["psnr"]]
         findings.comparisons.append(
             _over_seeds(f"bits within 0.5 dB of real numbers at {where}", real["psnr"], allowed)
         )
     kept = ("psnr", "ssim", "psnr_likely")
     findings.values = {name: {figure: one[figure] for figure in kept} for name, one in values.items()}
+    gaps = {
+        side: [b - v for b, v in zip(values[f"binary{side}"]["psnr"], values[f"vq{side}"]["psnr"], strict=True)]
+        for side in ("", "-small")
+    }
+    words = "what bits gain over vq grows on the smaller grid"
+    findings.comparisons.append(_over_seeds(words, gaps[""], gaps["-small"]))
     findings.pictures.append(_reconstruction_picture(workshop))
     findings.notes += [
         "Same encoder and decoder, data, steps, batch and learning rate in every row; MSE alone (no "
@@ -212,6 +220,14 @@ def table6(workshop: Workshop, seeds: int) -> Findings:
         comparisons=[
             Comparison(
                 "ours at 64 steps faster than latent diffusion at 200", seconds["ours, 64 steps"], ldm, paired=True
+            ),
+            *(
+                Comparison(
+                    f"ours at 64 steps faster than {kind}", seconds["ours, 64 steps"], seconds[label], paired=True
+                )
+                for kind in ("absorbing", "autoregressive")
+                for label in seconds
+                if label.startswith(kind)
             ),
             Comparison(
                 "ours at 16 steps faster than at 64", seconds["ours, 16 steps"], seconds["ours, 64 steps"], True

@@ -110,6 +110,7 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
     unseen = workshop.unseen(0)
     others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
     rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1
+    own = nearest(others, train, 1).distances[:, 0].tolist()
     found = nearest(samples, train, 10)
     ours = found.distances[:, 0].tolist()
     usual = nearest(rebuilt, train, 1).distances[:, 0].tolist()
@@ -119,6 +120,7 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
         ["", "median distance to the nearest training image", "lowest"],
         [
             ["samples", f"{median(ours):.4f}", f"{min(ours):.4f}"],
+            ["unseen images", f"{median(own):.4f}", f"{min(own):.4f}"],
             ["unseen images, rebuilt from their codes", f"{median(usual):.4f}", f"{min(usual):.4f}"],
         ],
     )
@@ -141,15 +143,15 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
         ],
         basis=f"over {len(ours)} samples of one training",
         comparisons=[
-            Comparison(
-                "samples are no nearer to training images than 0.8 times what unseen images are",
-                [0.8 * x for x in usual],
-                ours,
+            Comparison(f"samples are no nearer to training images than 0.8 times what {what} are", low, ours)
+            for what, low in (
+                ("unseen images", [0.8 * x for x in own]),
+                ("unseen images rebuilt from their codes", [0.8 * x for x in usual]),
             )
         ],
         notes=[
-            "The paper compares by LPIPS, this page by pixels. Unseen images are rebuilt first, so "
-            "that both sides carry "
-            "the tokenizer's loss. The comparison is over images, not seeds."
+            "The paper compares by LPIPS, this page by pixels, where a blurred sample is near to nothing in particular:"
+            " so unseen images are compared as they are, and rebuilt, which carries the tokenizer's loss. The "
+            "comparison is over images, not seeds."
         ],
     )

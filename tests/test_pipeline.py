@@ -453,3 +453,14 @@ def test_classes_that_are_called_by_numbers_are_asked_for_by_name(pipe):
     words = copy.copy(pipe)
     words.index = replace(pipe.index, classes=list("abcdefghij"))
     assert [words.class_index(label) for label in ("a", "1", "09")] == [0, 1, 9]
+
+
+def test_the_end_of_sampling_can_be_chosen(pipe, picture, mask):
+    args = {"generator": 0, "num_inference_steps": 4, "output_type": "latent"}
+    ends = {final: pipe(4, **args, final=final).images for final in ("threshold", "draw", "z1")}
+    assert torch.equal(ends["threshold"], pipe(4, **args).images)
+    assert not torch.equal(ends["z1"], ends["threshold"]) and not torch.equal(ends["draw"], ends["z1"])
+    filled = {final: pipe.inpaint(picture, mask, 3, **args, final=final).images for final in ("threshold", "z1")}
+    assert not torch.equal(filled["threshold"], filled["z1"])
+    with pytest.raises(SettingError, match="final is"):
+        pipe(4, **args, final="last")

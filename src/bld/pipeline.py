@@ -32,6 +32,7 @@ from bld.checkpoint import (
 )
 from bld.codes import to_grid, to_tokens
 from bld.diffusion import BernoulliDiffusion, with_guidance
+from bld.diffusion.sampling import Final
 from bld.errors import CheckpointError, DataError, SettingError, did_you_mean
 from bld.hub import download, upload
 from bld.images import Preprocessing, make_grid, save_png, to_pil
@@ -372,6 +373,7 @@ class BinaryLatentDiffusionPipeline:
         num_images_per_prompt: int = 1,
         corrector_steps: int = 0,
         reveal: Literal["random", "confidence"] = "random",
+        final: Final = "threshold",
     ) -> PipelineOutput:
         """Generate images.
 
@@ -385,15 +387,15 @@ class BinaryLatentDiffusionPipeline:
         step, t, {"latents": codes}) is called after each step; where it returns a dict with other latents, sampling
         goes on from those (Bernoulli only).  return_dict: False gives the tuple (images,).  batch_size: images made at
         a time, which changes nothing else.  first_index: number of the first image, to make images 100 … 199 of a
-        seed.  corrector_steps: Gibbs redraws per step (Bernoulli only).  reveal: which positions come next (absorbing
-        only).
+        seed.  corrector_steps: Gibbs redraws per step.  final: how sampling ends, as `bld.sample_codes` has it (both
+        Bernoulli only).  reveal: which positions come next (absorbing only).
         """
         asked = self._asked(num_images, class_labels, prompt, condition, num_images_per_prompt)
         generators = _generators(generator, len(asked), first_index)
         codes = self._sample(
             asked, generators, num_inference_steps, temperature, guidance_scale,
             callback_on_step_end, batch_size,
-            **self._only("bernoulli", corrector_steps=(corrector_steps, 0)),
+            **self._only("bernoulli", corrector_steps=(corrector_steps, 0), final=(final, "threshold")),
             **self._only("absorbing", reveal=(reveal, "random")),
         )  # fmt: skip
         return _result(self.decode(codes, output_type, batch_size=batch_size), codes, return_dict)
@@ -417,6 +419,7 @@ class BinaryLatentDiffusionPipeline:
         return_dict: bool = True,
         known_bits: Literal["noised", "clean"] = "noised",
         resample: int = 1,
+        final: Final = "threshold",
         batch_size: int = 64,
     ) -> PipelineOutput:
         """Fill the masked part of an image, or of each of several, `num_images` times.
@@ -433,7 +436,9 @@ class BinaryLatentDiffusionPipeline:
         holes = self._holes(mask, pictures)
         asked = self._asked(each * len(pictures), class_labels, prompt, condition)
         generators = _generators(generator, len(asked), 0)
-        options = self._only("bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1))
+        options = self._only(
+            "bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1), final=(final, "threshold")
+        )
         prior, made, fillings = self.prior.for_inference(), [], []
         for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
             view, own = network_view(picture, self.preprocessing)[None], slice(number * each, (number + 1) * each)

@@ -119,7 +119,7 @@ def test_the_previous_target_samples_with_all_steps_and_refuses_fewer():
         ({"corrector_steps": -1}, "at least 0.*-1"),
         ({"known": torch.zeros(1, 3, 2)}, "both `known` bits and a `mask`"),
         ({"mask": torch.zeros(3)}, "both `known` bits and a `mask`"),
-        ({"final": "sample"}, "final.*'threshold' or 'draw', not 'sample'"),
+        ({"final": "sample"}, "final is .*'z1', not 'sample'"),
         ({"known_bits": "noisy"}, "known_bits.*'noised' or 'clean', not 'noisy'"),
     ],
 )
@@ -145,3 +145,42 @@ def test_a_chain_begun_where_another_stood_ends_where_the_other_ended(denoiser: 
 def test_a_start_outside_the_steps_or_of_another_shape_is_refused(denoiser: Denoiser, t: int, n: int):
     with pytest.raises(SettingError):
         draw(denoiser, range(3), start=(torch.zeros(n, N, C, dtype=torch.uint8), t))
+
+
+@pytest.mark.parametrize("steps", [None, 2, 5])
+def test_final_z1_gives_the_state_before_the_last_step(steps):
+    """All T steps: what the callback of a whole walk saw at z_1; fewer: the walk ends at 1, not at 0."""
+    diffusion = BernoulliDiffusion(NoiseSchedule("linear", 8))
+    logits = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return logits.expand(len(z), -1, -1) * t.view(-1, 1, 1)
+
+    walks: dict[str, list] = {"threshold": [], "z1": []}
+    drawn = {
+        final: sample_codes(
+            denoise,
+            (6, 4, 3),
+            diffusion,
+            steps,
+            generators=keyed_generators(0, "sample", range(6)),
+            final=final,
+            callback=lambda step, final=final: walks[final].append((step.t, step.s, step.codes.clone())),
+        )
+        for final in ("threshold", "z1")
+    }
+    assert walks["z1"][-1][1] == 1 and torch.equal(walks["z1"][-1][2], drawn["z1"])
+    before = [codes for _, s, codes in walks["threshold"] if s == 1]
+    if before:
+        assert torch.equal(before[0], drawn["z1"])
+    assert walks["threshold"][-1][1] == 0
+
+
+def test_final_z1_keeps_known_bits_and_needs_two_steps():
+    diffusion = BernoulliDiffusion(NoiseSchedule("linear", 8))
+    known, mask = torch.ones(1, 4, 3, dtype=torch.uint8), torch.tensor([True, True, False, False])
+    drawn = sample_codes(lambda z, t: torch.zeros(z.shape), (5, 4, 3), diffusion, known=known, mask=mask, final="z1")
+    assert (drawn[:, 2:] == 1).all()
+    one = BernoulliDiffusion(NoiseSchedule("linear", 1))
+    with pytest.raises(SettingError, match="one step alone"):
+        sample_codes(lambda z, t: torch.zeros(z.shape), (1, 4, 3), one, final="z1")

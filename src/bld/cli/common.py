@@ -164,6 +164,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="prompts, a line each, taken in turn")
     parser.add_argument("--condition", type=Path, metavar="FILE", help="vectors (n, V) as .npy, taken in turn")
+    parser.add_argument(
+        "--final",
+        choices=["threshold", "draw", "z1"],
+        default="threshold",
+        help="how sampling ends: the predicted z_0 thresholded (default) or drawn, or z_1, as Algorithm 2 prints it",
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="images made at a time (default 64)")
     add_device_arguments(parser)
 

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
             output_type="pt",
             known_bits=args.known_bits,
             resample=args.resample,
+            final=args.final,
             batch_size=args.batch_size,
         ).images
     for i, filled in enumerate(images):

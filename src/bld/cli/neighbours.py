@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     with precision(args, pipe.device):
         made = pipe(
             args.num, num_inference_steps=args.steps, temperature=args.temperature, guidance_scale=args.guidance_scale,
-            generator=args.seed, output_type="pt", batch_size=args.batch_size,
+            generator=args.seed, output_type="pt", batch_size=args.batch_size, final=args.final,
             **Asked(args, pipe, args.num).of(range(args.num)),
         )  # fmt: skip
         samples = made.images * 2 - 1

@@ -89,6 +89,7 @@ def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
         "guidance_scale": defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale,
         "classes": args.classes,
         "precision": args.precision,
+        **({} if args.final == "threshold" else {"final": args.final}),
     }
 
 
@@ -113,6 +114,7 @@ def _batches(
                     guidance_scale=args.guidance_scale,
                     generator=keyed_generators(args.seed, "sample", rows),
                     batch_size=args.batch_size,
+                    final=args.final,
                 ).images,
             )
             bar.update(len(rows))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from bld.process import Callback, Denoise, SamplingStep, check_sampling, spaced_
 from bld.seeding import uniform
 
 KnownBits = Literal["noised", "clean"]
+Final = Literal["threshold", "draw", "z1"]
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def sample_codes(
     known_bits: KnownBits = "noised",
     resample: int = 1,
     corrector_steps: int = 0,
-    final: Literal["threshold", "draw"] = "threshold",
+    final: Final = "threshold",
     start: tuple[Tensor, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
@@ -51,7 +52,8 @@ def sample_codes(
         Either way what is made harmonises with the known bits, but is no exact draw given them, at any number of steps.
     resample: how often each step of an inpainting is walked (jump back, repeat), to harmonise borders; 1 is once.
     corrector_steps: Gibbs redraws at each visited step (an extra network call each).
-    final: whether the predicted z_0 is thresholded at ½ or drawn.
+    final: how it ends: the predicted z_0 thresholded at ½ ("threshold") or drawn ("draw"), or z_1 itself ("z1"), as
+        Algorithm 2 prints it, with one step less to go.
     start: (z_t, t) to begin from, bits (n, N, c) at step t, in place of uniform bits at T; then `steps` of the t are
         visited.
     """
@@ -65,6 +67,8 @@ def sample_codes(
         z, t_start = start[0].to(device=device, dtype=torch.uint8), start[1]
         _validate_start(z, t_start, shape, diffusion.steps)
         visited = spaced_steps(t_start, steps)
+    if final == "z1":
+        visited = _to_z1(visited)
     times = torch.tensor(visited, device=device).unsqueeze(1).expand(-1, shape[0])
 
     def logits_at(z_t: Tensor, index: int) -> Tensor:
@@ -82,11 +86,19 @@ def sample_codes(
                 z = z ^ (uniform(shape, generators, device) < flips).to(torch.uint8)
                 z = z if clamp is None else clamp(z, t)
             probs, z = _step(diffusion, logits_at(z, index), z, t, s, generators, final)
-        if s == 0 and clamp is not None:
+        if index == total - 1 and clamp is not None:
             z = clamp.paste(z)
         if callback is not None:
             callback(SamplingStep(index, total, t, s, z, probs))
     return z
+
+
+def _to_z1(visited: list[int]) -> list[int]:
+    """The steps visited when the walk ends at z_1 in place of z_0."""
+    ends = visited[:-1] if visited[-2] == 1 else [*visited[:-1], 1]
+    if len(ends) < 2:
+        raise SettingError("final='z1' ends a step before the others, and there is one step alone: take more.")
+    return ends
 
 
 def _step(
@@ -162,8 +174,8 @@ def _validate(known_bits: str, resample: int, corrector_steps: int, final: str) 
         )
     if known_bits not in ("noised", "clean"):
         raise SettingError(f"known_bits is 'noised' or 'clean', not '{known_bits}'.")
-    if final not in ("threshold", "draw"):
-        raise SettingError(f"final is 'threshold' or 'draw', not '{final}'.")
+    if final not in get_args(Final):
+        raise SettingError(f"final is 'threshold', 'draw' or 'z1', not '{final}'.")
 
 
 def _validate_start(z: Tensor, t: int, shape: tuple[int, int, int], total: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from bld.autoencoder import BinaryAutoencoder
+from bld.evaluation.asked import Asked
 from bld.evaluation.evaluate import Request, image_batches, samples
 from bld.evaluation.features import load_extractor
 from bld.evaluation.scores import extract, score
@@ -52,7 +53,7 @@ def main() -> None:
         f"{args.num:,} real images against the other half": score(few, tables[1]),
     }
     for name, pipeline in (("samples of the run", trained), ("samples before any training", untrained)):
-        made = extract(samples(pipeline, request, 0, args.num), extractor)
+        made = extract(samples(pipeline, request, Asked("nothing"), 0, args.num), extractor)
         rows[f"{args.num:,} {name} against the other half"] = score(made, tables[1])
     names = ["fd", "kid_mean", "is_mean", "precision", "recall", "diversity"]
     headings = ["", extractor.distance_name(), "KID", "inception score", "precision", "recall", "diversity"]

@@ -5,6 +5,8 @@
     header.json   shape, count, views, and the key of everything that made the bits
 
 Real-valued codes (of a Gaussian bottleneck) are rows of float16 numbers, least byte first, in place of packed bits.
+Where each training step draws its own codes (Algorithm 1, line 6), the rows are the bits' probabilities in 255ths, a
+byte each.
 
 A view is one (flip, draw): without draws the probabilities are thresholded, else each draw is its own sample.
 A cache whose key is not the one asked for is stale and never used.
@@ -12,7 +14,7 @@ A cache whose key is not the one asked for is stale and never used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,9 @@ from bld.checkpoint import read_json, write_json
 from bld.codes import CodeShape, pack, unpack
 from bld.errors import CheckpointError
 from bld.processes import Processes
+from bld.seeding import keyed_generators, uniform
 
+BYTES_PER_NUMBER = {"bits": 1 / 8, "probabilities": 1, "float16": 2}
 HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
 
 
@@ -37,8 +41,8 @@ class CacheKey:
     tokenizer: hash of encoder and config.  data: fingerprint of the images, preprocessed.
     images: how many.  flips: whether each image is there mirrored too.  draws: samples per image and flip; 0 is one
     most probable code.  seed: of the draws.  preprocessing: size, filter and background, for the reader.
-    values: what a code holds, "bits" or "float16" numbers.  precision: of the encoder's products, "float32", "bf16" or
-    "fp16"; empty in caches that did not say.
+    values: what a code holds: "bits", their "probabilities", or "float16" numbers.
+    precision: of the encoder's products, "float32", "bf16" or "fp16"; empty in caches that did not say.
     """
 
     tokenizer: str
@@ -53,8 +57,8 @@ class CacheKey:
     precision: str = ""
 
     def __post_init__(self) -> None:
-        if self.values not in ("bits", "float16"):
-            raise ValueError(f"values are bits or float16, not {self.values!r}")
+        if self.values not in BYTES_PER_NUMBER:
+            raise ValueError(f"values are one of {', '.join(BYTES_PER_NUMBER)}, not {self.values!r}")
         sizes = (*self.shape, self.images, self.draws)
         if len(self.shape) != 3 or not all(isinstance(n, int) and 0 <= n < 2**40 for n in sizes):
             raise ValueError(f"shape {self.shape}, images {self.images!r} and draws {self.draws!r} are no such numbers")
@@ -63,7 +67,7 @@ class CacheKey:
     def row_bytes(self) -> int:
         """Bytes of one code."""
         shape = CodeShape(*self.shape)
-        return shape.packed_bytes if self.values == "bits" else 2 * shape.bits
+        return shape.packed_bytes if self.values == "bits" else int(BYTES_PER_NUMBER[self.values] * shape.bits)
 
     @property
     def views(self) -> int:
@@ -77,18 +81,25 @@ class CacheKey:
 
 
 def to_rows(codes: Tensor, key: CacheKey) -> np.ndarray:
-    """Codes (B, …), bits or real numbers → rows (B, bytes), uint8; numbers beyond float16's are cut off at its ends."""
+    """Codes (B, …), as `CacheKey.values` says → rows (B, bytes), uint8.
+
+    Numbers beyond float16's are cut off at its ends; probabilities are rounded to 255ths, at most 0.002 away.
+    """
     if key.values == "bits":
         return pack(codes)
+    if key.values == "probabilities":
+        return (255 * codes.flatten(1)).round().to(torch.uint8).numpy(force=True)
     most = np.finfo(np.float16).max
     return codes.flatten(1).numpy(force=True).clip(-most, most).astype("<f2").view(np.uint8)
 
 
 def from_rows(rows: np.ndarray, key: CacheKey) -> Tensor:
-    """Rows (B, bytes), uint8 → tokens (B, N, c): bits, uint8, or real numbers, float32."""
+    """Rows (B, bytes), uint8 → tokens (B, N, c): bits, uint8, or their probabilities or real numbers, float32."""
     shape = CodeShape(*key.shape)
     if key.values == "bits":
         return unpack(rows, shape)
+    if key.values == "probabilities":
+        return torch.from_numpy(rows.astype(np.float32)).view(len(rows), shape.positions, shape.c) / 255
     numbers = np.ascontiguousarray(rows).view("<f2").astype(np.float32)
     return torch.from_numpy(numbers).view(len(rows), shape.positions, shape.c)
 
@@ -124,9 +135,20 @@ class CodeCache:
         """Rows per image."""
         return self.key.views
 
-    def read(self, images: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
-        """Tokens (B, N, c) of the given images and views: bits, uint8, or real numbers, float32."""
-        return from_rows(self._rows[np.asarray(images) * self.views + views], self.key)
+    def read(
+        self, images: np.ndarray, views: np.ndarray | int = 0, generators: Sequence[torch.Generator] | None = None
+    ) -> Tensor:
+        """Tokens (B, N, c) of the given images and views: bits, uint8, or real numbers, float32.
+
+        generators: one a code, to draw bits with where their probabilities are cached; without, always the same bits.
+        """
+        images = np.asarray(images)
+        cached = from_rows(self._rows[images * self.views + views], self.key)
+        if self.key.values != "probabilities":
+            return cached
+        if generators is None:
+            generators = keyed_generators(self.key.seed, "codes", images.tolist())
+        return (uniform(cached.shape, generators) < cached).to(torch.uint8)
 
 
 def open_cache(folder: Path, key: CacheKey, say: Callable[[str], None]) -> CodeCache | None:

@@ -10,11 +10,16 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(days=1)
+"""How long processes wait for each other: one may verify millions of images or train a judge while the others wait, and
+a launcher ends all of them when one dies."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def launched() -> Processes:
         return Processes()
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
     return Processes(state.process_index, state.num_processes, state.wait_for_everyone)
 
 

@@ -179,6 +179,7 @@ def test_bits_are_of_several_draws_of_each_code_and_say_so(run_copy, features):
     """A prior that was trained on most probable codes (codes.draws=0) is judged by those."""
     drawn = evaluate(run_copy, features, "--metrics", "bits", name="drawn.json")
     assert drawn["request"]["code_draws"] == drawn["figures"]["code_draws"] == 4
+    assert drawn["figures"]["bits_given"] == "class"
     config = run_copy / "config.yaml"
     config.write_text(config.read_text().replace("draws: 2", "draws: 0"))
     probable = evaluate(run_copy, features, "--metrics", "bits", name="probable.json")

@@ -150,6 +150,20 @@ def test_the_right_caption_needs_fewer_bits(texts: Path):
     assert sorted(bits.values())[1] > bits["red"] + 2
 
 
+def test_evaluate_counts_held_out_codes_under_their_own_captions(texts: Path, tmp_path: Path):
+    """A caption tells the colour, which is all that differs: fewer bits by a clear margin than without."""
+    found = {}
+    for name, run in (("captions", texts), ("without", tmp_path / "run")):
+        if name == "without":
+            shutil.copytree(texts, run, ignore=shutil.ignore_patterns("conditions"))
+        out = tmp_path / f"{name}.json"
+        assert main(["evaluate", str(run), "--metrics", "bits", "--out", str(out), "--device", "cpu"]) == 0
+        found[name] = json.loads(out.read_text())["figures"]
+    assert found["captions"]["bits_given"] == "caption" and found["without"]["bits_given"] == "nothing"
+    assert found["captions"]["bits_per_code"] < found["without"]["bits_per_code"] - 1
+    assert found["captions"]["noise_bits"] == pytest.approx(found["without"]["noise_bits"], rel=1e-6)
+
+
 def test_a_saved_pipeline_carries_its_local_encoder_and_names_one_of_the_hub(texts: Path, clip: Path, tmp_path: Path):
     pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(texts)
     assert pipe.index.text_encoder == str(clip) and pipe.index.text_encoder_hash

@@ -293,3 +293,24 @@ def test_means_over_processes_are_the_value_itself_alone():
 
     x = torch.randn(3, requires_grad=True)
     assert mean_over_processes(x) is x
+
+
+@pytest.mark.parametrize("joined", ["processes.launched()", "make_accelerator('float32')"])
+def test_who_waits_for_another_is_patient(tmp_path, joined):
+    """The group's limit is ours (a day) however the processes meet; here it is two seconds, so that it can be seen."""
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import datetime, sys, time\n"
+        "import bld.processes as processes, bld.training.loop as loop\n"
+        "from bld.training.loop import make_accelerator\n"
+        "assert processes.PATIENCE >= datetime.timedelta(hours=12)\n"
+        "processes.PATIENCE = loop.PATIENCE = datetime.timedelta(seconds=2)\n"
+        f"{joined}\n"
+        "alone = processes.launched()\n"
+        "alone.wait()\n"
+        "if alone.is_main:\n"
+        "    time.sleep(8)\n"
+        "alone.wait()\n"
+    )
+    ended = subprocess.run(torchrun(script=script), capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode != 0 and "imed out" in ended.stderr

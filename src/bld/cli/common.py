@@ -76,6 +76,9 @@ def add_training_arguments(
         )
     if stages:
         parser.add_argument(
+            "--faithful", action="store_true", help="the paper's method to the letter, without what is ours"
+        )
+        parser.add_argument(
             "--init-from", metavar="WHERE", help="begin with the weights of this run, model or hub name"
         )
     parser.set_defaults(stages=tuple(stages))
@@ -91,6 +94,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
     from bld.training.run_images import refuse_other_data
+    from bld.training.settings import FAITHFUL
 
     run, processes = RunFolder(args.out), launched()
     with contextlib.ExitStack() as stack:
@@ -103,7 +107,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
             if preset is None and not run.has_settings():
                 preset = _preset_for(args.data, beginning.image_size)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
-            words = list(args.settings)
+            words = [*(FAITHFUL if getattr(args, "faithful", False) else ()), *args.settings]
             if args.condition is not None:
                 words.append(f"data.condition={json.dumps(str(args.condition))}")
 

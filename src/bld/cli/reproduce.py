@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "name", metavar="NAME", help="table1 … table7, figure4, 5, 7, A, M, N, O, posterior; or list, to see them all"
     )
     parser.add_argument("--scale", default="digits", help="digits (default), cifar10, or paper")
+    parser.add_argument(
+        "--faithful", action="store_true", help="the paper's method to the letter, which the scale paper always takes"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trained networks per row (default 3)")
     parser.add_argument("--data", default="", metavar="WHERE", help="the images, for scales other than digits")
     parser.add_argument("--test-data", default="", metavar="WHERE", help="images nobody is trained on, for table 4")
@@ -42,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f"There is no experiment '{args.name}'.{did_you_mean(args.name, reproduce.titles())}")
     if args.seeds < 1:
         raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
-    scale = scale_for(args.scale, args.name)
+    scale = scale_for(args.scale, args.name, args.faithful)
     workshop = Workshop(scale, args.out, say, args.data, args.test_data, args.features)
     if scale.name == "paper":
         for line in reproduce.cost(workshop, args.name, args.seeds):
@@ -56,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
 def _command(args: argparse.Namespace) -> str:
     """The command as the page shows it, without the folders of this machine."""
     words = ["bld", "reproduce", args.name, "--scale", args.scale, "--seeds", str(args.seeds)]
+    words += ["--faithful"] if args.faithful else []
     for option, value in (("--data", args.data), ("--test-data", args.test_data), ("--features", args.features)):
         words += [option, Path(value).name] if value else []
     return " ".join(words)

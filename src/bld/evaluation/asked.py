@@ -27,12 +27,14 @@ class Asked:
     described: for the record, all that decides the conditions.  labels: int64 (n,), of which sample i takes one.
     in_turn: one after the other; else spread so that any number of samples has each label as often as `labels` has it.
     vectors: float32 (n, V), in turn.  Without either nothing is asked for.
+    vectors_of: the unseen images that the vectors belong to, int64 (n,), where they do.
     """
 
     described: str
     labels: Tensor | None = None
     in_turn: bool = True
     vectors: Tensor | None = None
+    vectors_of: Tensor | None = None
 
     def of(self, start: int, stop: int) -> dict[str, Any]:
         """The pipeline's arguments for samples start … stop - 1."""
@@ -81,7 +83,9 @@ def asked_for(
         if found is None:
             return Asked("no condition: the run's held-out captions or vectors are not at hand")
         what = "captions" if pipeline.index.text_encoder else "vectors"
-        return Asked(f"{what} of {len(found)} held-out images in turn ({_digest(found)})", vectors=found)
+        images, vectors = found
+        described = f"{what} of {len(images)} held-out images in turn ({_digest(vectors)})"
+        return Asked(described, vectors=vectors, vectors_of=images)
     return Asked("nothing")
 
 

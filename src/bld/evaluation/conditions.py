@@ -51,14 +51,14 @@ def vectors_of(opened: OpenedRun, images: Tensor) -> Tensor | None:
     return rows[:, 1:] if bool((rows[:, 0] > 0).all()) else None
 
 
-def held_out_vectors(opened: OpenedRun) -> Tensor | None:
-    """float32 (n, V) of those held-out images that have a caption or vector; None where there are none at hand."""
+def held_out_vectors(opened: OpenedRun) -> tuple[Tensor, Tensor] | None:
+    """(the held-out images that have a caption or vector, int64 (n,), theirs, float32 (n, V)); None where none has."""
     found = _cache(opened)
     if found is None or opened.held_out is None:
         return None
     rows = found[0].read(opened.held_out.rows)
-    known = rows[rows[:, 0] > 0, 1:]
-    return known if len(known) else None
+    known = (rows[:, 0] > 0).nonzero().flatten()
+    return (known, rows[known, 1:]) if len(known) else None
 
 
 def _cache(opened: OpenedRun) -> tuple[VectorCache, list[str] | None] | None:

@@ -193,7 +193,7 @@ def evaluate_run(
     if "bits" in request.metrics:
         say("Counting bits.")
         figures |= likelihood_figures(
-            pipeline, unseen, request.codes, request.seed, request.batch_size, request.code_draws
+            pipeline, unseen, request.codes, request.seed, request.batch_size, request.code_draws, asked
         )
     if "cas" in request.metrics:
         figures |= classification_accuracy_score(
@@ -273,6 +273,7 @@ def likelihood_figures(
     seed: int,
     batch_size: int,
     draws: int = CODE_DRAWS,
+    asked: Asked | None = None,
 ) -> dict[str, Any]:
     """bits_per_code (and its standard error), bits_per_bit and bits_per_dimension of unseen images' codes.
 
@@ -282,17 +283,23 @@ def likelihood_figures(
     codes: how many images, spread evenly over the set.  draws: of each, as in training (eq. 1), from (seed, draw, its
     index) alone; 0 takes the most probable codes, and so does a vq tokenizer, which draws nothing: code_draws among the
     figures says which.  The standard error is over images.  Per dimension is over the image's subpixels, and counts the
-    code alone.
+    code alone.  asked: whose vectors or captions the images' codes are counted under; images without one are left out.
+    bits_given says under what they were: class, caption, vector or nothing.
     """
-    rows = torch.linspace(0, len(images) - 1, min(codes, len(images)), dtype=torch.float64).round().long()
-    known = images.labels is not None and images.classes == pipeline.classes
-    labels = images.labels[rows] if known and images.labels is not None else None
+    rows, labels, vectors = _given_to_codes(pipeline, images, codes, asked)
+    told = "class" if labels is not None else "caption" if pipeline.index.text_encoder else "vector"
     draws = draws_of(pipeline.tokenizer, draws, draws)
     tokens = held_out_codes(pipeline.tokenizer, images, rows, draws=draws, seed=seed, batch_size=batch_size)
     views, shape = tokens.shape[1], pipeline.tokenizer.code_shape
-    asked = None if labels is None else labels.repeat_interleave(views).tolist()
     every = to_grid(tokens.flatten(0, 1), shape)
-    bits = pipeline.likelihood_bits(every, asked, generator=seed, batch_size=batch_size).view(-1, views).mean(1)
+    bits = pipeline.likelihood_bits(
+        every,
+        None if labels is None else labels.repeat_interleave(views).tolist(),
+        condition=None if vectors is None else vectors.repeat_interleave(views, 0),
+        generator=seed,
+        batch_size=batch_size,
+    )
+    bits = bits.view(-1, views).mean(1)
     entropy = held_out_entropy(pipeline.tokenizer, images, rows, batch_size=batch_size) if draws else None
     floor = {} if entropy is None else {
         "noise_bits": entropy.noise_bits,
@@ -306,7 +313,25 @@ def likelihood_figures(
         "bits_per_bit": float(bits.mean()) / shape.bits,
         "bits_per_dimension": float(bits.mean()) / (3 * pipeline.image_size**2),
         "code_draws": draws,
+        "bits_given": told if labels is not None or vectors is not None else "nothing",
     }
+
+
+def _given_to_codes(
+    pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, codes: int, asked: Asked | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """(which images' codes are counted, their classes, their vectors)."""
+
+    def spread(count: int) -> Tensor:
+        return torch.linspace(0, count - 1, min(codes, count), dtype=torch.float64).round().long()
+
+    if asked is not None and asked.vectors is not None and asked.vectors_of is not None:
+        chosen = spread(len(asked.vectors_of))
+        return asked.vectors_of[chosen], None, asked.vectors[chosen]
+    rows = spread(len(images))
+    if images.labels is not None and images.classes == pipeline.classes and pipeline.prior.config.num_classes:
+        return rows, images.labels[rows], None
+    return rows, None, None
 
 
 # -- the record -------------------------------------------------------------------------------------------
@@ -375,6 +400,9 @@ def lines(figures: dict[str, Any], extractor: FeatureExtractor | None) -> Iterat
     featured = ("is_mean", "is_std", "precision", "recall", "diversity")
     for name, value in figures.items():
         if isinstance(value, list):
+            continue
+        if isinstance(value, str):
+            yield f"{name:<52}{value}"
             continue
         yield f"{named.get(name, name + (by if name in featured else '')):<52}{value:.5g}"
 

@@ -176,7 +176,7 @@ def _reconstruction_picture(workshop: Workshop) -> tuple[str, str, Any]:
         shown.append(model.decode(model.encode(x, keyed_generators(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
     grid = make_grid(torch.cat(shown), columns=12, scale=workshop.scale.enlarged)
     return (
-        f"table4-{workshop.scale.name}.png",
+        f"table4-{workshop.scale.label}.png",
         "Unseen images on top, below them the formats in the order of the table",
         grid,
     )
@@ -280,7 +280,7 @@ def figure5(workshop: Workshop, seeds: int) -> Findings:
         ],
         [
             (
-                f"figure5-{workshop.scale.name}.png",
+                f"figure5-{workshop.scale.label}.png",
                 "What switching each bit on adds, mean over 64 unseen images, scaled to "
                 "its strongest pixel; grey is nothing; strongest bit first",
                 grid,

@@ -76,7 +76,7 @@ def figure_n(workshop: Workshop, seeds: int) -> Findings:
         ],
         [
             (
-                f"figureN-{workshop.scale.name}.png",
+                f"figureN-{workshop.scale.label}.png",
                 "Three images a row, each whole, masked, and filled four times; one mask a row",
                 grid,
             )
@@ -136,7 +136,7 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
         ],
         [
             (
-                f"figureO-{workshop.scale.name}.png",
+                f"figureO-{workshop.scale.label}.png",
                 "Samples on the left, their ten nearest training images in the row",
                 grid,
             )

@@ -183,7 +183,7 @@ def _figure7_pictures(workshop: Workshop, rows: list[Row], values: Values) -> li
         for kind, prior in (("binary diffusion", "bernoulli"), ("absorbing", "absorbing"))
     }
     image = chart(curves, "denoising steps", workshop.extractor.distance_name(), log=True)
-    return [(f"figure7-{workshop.scale.name}.png", "Distance against steps, τ = 1; the bands are the spread", image)]
+    return [(f"figure7-{workshop.scale.label}.png", "Distance against steps, τ = 1; the bands are the spread", image)]
 
 
 def _figure_a(scale: Scale, positions: int) -> list[Row]:
@@ -259,7 +259,7 @@ def _grids(name: str, caption: str) -> Callable[[Workshop, list[Row], Values], l
     """A picture with one row of samples per row of the table, the same seeds in each."""
 
     def draw(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
-        return [(f"{name}-{workshop.scale.name}.png", caption, sample_rows(workshop, rows))]
+        return [(f"{name}-{workshop.scale.label}.png", caption, sample_rows(workshop, rows))]
 
     return draw
 

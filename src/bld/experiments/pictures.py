@@ -62,7 +62,7 @@ def schedule_curves(workshop: Workshop, rows: Sequence[Row], values: Values) -> 
         axes.plot(range(65), (1 - k) / 2, color=colour, linewidth=1.8, linestyle="--")
     axes.legend(frameon=False)
     caption = "How bits approach a fair coin: solid those that are 1, dashed those that are 0"
-    return [(f"figureA-{workshop.scale.name}.png", caption, _image(figure))]
+    return [(f"figureA-{workshop.scale.label}.png", caption, _image(figure))]
 
 
 def _axes(x: str, y: str) -> tuple[Any, Any]:

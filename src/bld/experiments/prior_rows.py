@@ -171,7 +171,7 @@ def _what_differs(workshop: Workshop) -> str:
     return (
         f"The paper trains for days on images of 256×256 and judges 50,000 samples by Inception (FID); "
         f"this is the scale "
-        f"`{workshop.scale.name}`, minutes a row, judged by a classifier of the data's own labels: its "
+        f"`{workshop.scale.label}`, minutes a row, judged by a classifier of the data's own labels: its "
         f"distances compare "
         "rows of this page, and nothing else."
     )

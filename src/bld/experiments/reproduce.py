@@ -27,7 +27,7 @@ def reproduce(workshop: Workshop, name: str, seeds: int, pages: Path, command: s
     if name not in titles():
         raise SettingError(f"There is no experiment '{name}'.")
     findings = NAMES[name].run(workshop, seeds) if name in NAMES else FIGURES[name][1](workshop, seeds)
-    path = write_page(pages, f"{name}-{workshop.scale.name}", findings, command, list(_setting(workshop, name, seeds)))
+    path = write_page(pages, f"{name}-{workshop.scale.label}", findings, command, list(_setting(workshop, name, seeds)))
     write_index(pages)
     return path
 

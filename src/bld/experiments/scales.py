@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from bld.errors import SettingError, did_you_mean
+from bld.training.settings import FAITHFUL
 
 Words = tuple[str, ...]
 
@@ -17,6 +18,7 @@ class Scale:
     means that the user says it.  base: the tokenizer whose codes the priors share.  tokenizers: settings of each format
     of Table 4, by name.  samples: images per measured row.  reference: real images they are held against, at most.
     classifier_steps: training of the judge.  enlarged: pixels per pixel in pictures.
+    faithful: whether the paper's method is taken to the letter.
     """
 
     name: str
@@ -30,10 +32,21 @@ class Scale:
     classifier_steps: int
     enlarged: int
     formats: tuple[str, ...] = ("vq", "real", "binary", "vq-small", "real-small", "binary-small")
-    priors: dict[str, Words] = field(default_factory=dict)
+    faithful: bool = False
+
+    @property
+    def label(self) -> str:
+        """What its folders and pages are called."""
+        return f"{self.name}-faithful" if self.faithful else self.name
 
 
-GAUSSIAN: Words = ("prior.kind=gaussian", "codes.draws=0", "diffusion.steps=1000", "prior.step_embedding=sinusoidal")
+GAUSSIAN: Words = (
+    "prior.kind=gaussian",
+    "codes.draws=0",
+    "codes.fresh=false",
+    "diffusion.steps=1000",
+    "prior.step_embedding=sinusoidal",
+)
 
 PRIORS: dict[str, Words] = {
     "bernoulli": (),
@@ -156,7 +169,7 @@ CIFAR10 = Scale(
 PAPER = Scale(
     name="paper",
     preset="churches256",
-    words=(),
+    words=FAITHFUL,
     data="",
     base="binary",
     tokenizers={
@@ -189,9 +202,14 @@ PAPER_PRESETS = {"table2": "imagenet256", "figureM": "imagenet256", "table3": "f
 """The data set of the paper's experiment where it is not LSUN Churches."""
 
 
-def scale_for(name: str, experiment: str) -> Scale:
-    """The scale of that name, at paper scale with the experiment's own preset; SettingError for another name."""
+def scale_for(name: str, experiment: str, faithful: bool = False) -> Scale:
+    """The scale of that name, at paper scale with the experiment's own preset; SettingError for another name.
+
+    faithful: the paper's method to the letter, as the scale "paper" always has it.
+    """
     if name not in SCALES:
         raise SettingError(f"Unknown scale '{name}'.{did_you_mean(name, SCALES)}")
     scale = SCALES[name]
-    return replace(scale, preset=PAPER_PRESETS.get(experiment, scale.preset)) if name == "paper" else scale
+    if name == "paper":
+        return replace(scale, preset=PAPER_PRESETS.get(experiment, scale.preset))
+    return replace(scale, faithful=True, words=(*scale.words, *FAITHFUL)) if faithful else scale

@@ -75,7 +75,7 @@ class Workshop:
     def __init__(self, scale: Scale, root: Path, say: Say, data: str = "", test: str = "", features: str = "") -> None:
         if not (data or scale.data):
             raise SettingError(f"The scale {scale.name} brings no images: add --data with a folder or archive.")
-        self.scale, self.root, self.say = scale, root / scale.name, say
+        self.scale, self.root, self.say = scale, root / scale.label, say
         data = data or scale.data
         self.data = str(Path(data).resolve()) if Path(data).exists() else data  # the command may come from elsewhere
         self.test, self.features = test, features

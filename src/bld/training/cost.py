@@ -55,11 +55,13 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
     yield "one denoising step, per image", _flops(once.denoise)
     passes = forwards(settings, num_classes)
     yield f"one sample, {passes} passes", _flops(passes * once.denoise + once.decode)
-    draws = settings.codes.draws if tokenizer.bottleneck.is_random else 0
-    views = (1 + settings.data.flip) * max(1, draws)
+    random = tokenizer.bottleneck.is_random
+    fresh = random and settings.codes.fresh
+    views = (1 + settings.data.flip) * (1 if fresh or not random else max(1, settings.codes.draws))
+    cached, unit = (shape.bits, "of probabilities") if fresh else (row_bytes, "views")
     yield (
         f"code cache of {images:,} images",
-        f"{images * views * row_bytes / 2**20:,.1f} MiB ({views} views)",
+        f"{images * views * cached / 2**20:,.1f} MiB ({views} {unit})",
     )
     for name in ("tokenizer", "prior"):
         training = getattr(settings, f"{name}_training")
@@ -116,7 +118,7 @@ def plan(
                 f"at about {most:,.0f} devices for this batch of {training.batch_size}",
             )
         yield f"{stage} training", f"{training.steps * seconds / 3600:,.2f} hours for {training.steps:,} steps"
-    views = (1 + settings.data.flip) * max(1, settings.codes.draws)
+    views = (1 + settings.data.flip) * (1 if settings.codes.fresh else max(1, settings.codes.draws))
     once = _inference(settings, num_classes)[2]
     hours = 1 / (rate * devices * 3600)
     yield "-- afterwards --", ""

@@ -22,19 +22,29 @@ AT_A_TIME = 128  # at 256×256 and below: a few GB
 
 
 def cache_key(
-    tokenizer: BinaryAutoencoder, images: ImageSet, flips: bool, draws: int, seed: int, precision: str
+    tokenizer: BinaryAutoencoder,
+    images: ImageSet,
+    flips: bool,
+    draws: int,
+    seed: int,
+    precision: str,
+    fresh: bool = False,
 ) -> CacheKey:
-    """What the cache of these images through this tokenizer is known by."""
+    """What the cache of these images through this tokenizer is known by.
+
+    fresh: whether the bits' probabilities are kept, for codes that are drawn anew whenever they are used.
+    """
+    fresh = fresh and tokenizer.is_binary and tokenizer.bottleneck.is_random
     return CacheKey(
         tokenizer=tokenizer_hash(tokenizer),
         data=images.fingerprint,
         shape=(*tokenizer.code_shape,),
         images=len(images),
         flips=flips,
-        draws=draws if tokenizer.bottleneck.is_random else 0,  # a vq image has one code only
+        draws=draws if tokenizer.bottleneck.is_random and not fresh else 0,  # a vq image has one code only
         seed=seed,
         preprocessing=images.preprocessing.key(),
-        values="bits" if tokenizer.is_binary else "float16",
+        values="probabilities" if fresh else "bits" if tokenizer.is_binary else "float16",
         precision=precision,
     )
 
@@ -47,11 +57,12 @@ def encode_images(
     draws: int,
     seed: int,
     accelerator: Accelerator,
+    fresh: bool = False,
     workers: int = 0,
     say: Callable[[str], None],
 ) -> tuple[CodeCache, int]:
     """(the code cache of the images, how many of them had to be encoded): made only as far as it is not there."""
-    key = cache_key(tokenizer, images, images.preprocessing.flip, draws, seed, precision_of(accelerator))
+    key = cache_key(tokenizer, images, images.preprocessing.flip, draws, seed, precision_of(accelerator), fresh)
     cache = open_cache(folder, key, say)
     if cache is not None:
         say(f"The code cache in {folder} fits and is used as it is.")
@@ -86,6 +97,9 @@ def _views(
         if flipped not in features:
             with accelerator.autocast():
                 features[flipped] = tokenizer.features(batch.flip(-1) if flipped else batch)
+        if key.values == "probabilities":
+            views.append(to_rows(features[flipped].sigmoid(), key))
+            continue
         generators = keyed_generators(key.seed, f"codes-{index}", rows)
         noise = None if draw is None else tokenizer.draw_noise(len(batch), generators)
         views.append(to_rows(tokenizer.bottleneck.codes(features[flipped], noise), key))

@@ -18,7 +18,7 @@ import torch
 import torch._functorch.config as functorch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from bld.checkpoint import TrainingState, pack_optimizer, unpack_optimizer
 from bld.errors import CheckpointError, SettingError, UserError
 from bld.precision import allow_tf32
-from bld.processes import Processes, whole, whole_state
+from bld.processes import PATIENCE, Processes, whole, whole_state
 from bld.recompute import recompute_activations
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
@@ -119,7 +119,7 @@ class Update:
         self.accelerator.backward(loss if self.weight == 1 else loss * self.weight)
         if not self.is_last:
             return
-        norm = whole(self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.clip_norm))
+        norm = whole(self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.clip_norm or math.inf))
         finite = math.isfinite(float(norm))
         if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale
             optimizer.step()
@@ -161,7 +161,8 @@ def make_accelerator(mixed_precision: str) -> Accelerator:
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # Accelerate allows one precision per process; two runs may want two
     allow_tf32(device, precision != "no")
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+    patient = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[patient])
 
 
 def precision_of(accelerator: Accelerator) -> str:

@@ -119,7 +119,13 @@ class PriorStage(Stage):
                 condition = self._condition(images)
                 if condition is not None:
                     condition = self.model.dropped(condition, dropped[rows])
-                yield self.cache.read(images, views[rows].numpy()), t[rows], condition, mine
+                yield self._codes(images, views[rows].numpy(), mine), t[rows], condition, mine
+
+    def _codes(self, images: np.ndarray, views: np.ndarray, positions: range) -> Tensor:
+        """z_0 (B, N, c) of a batch: as cached, or drawn anew where probabilities are (Algorithm 1, line 6)."""
+        fresh = self.cache.key.values == "probabilities"
+        generators = keyed_generators(self.settings.seed, "prior-codes", positions) if fresh else None
+        return self.cache.read(images, views, generators)
 
     def _condition(self, images: np.ndarray) -> Tensor | None:
         """Labels (B,) or vectors (B, 1 + V) of the images, as far as the prior is conditioned on them."""

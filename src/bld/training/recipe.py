@@ -154,6 +154,7 @@ class Recipe:
                 tokenizer,
                 train,
                 draws=self.settings.codes.draws,
+                fresh=self.settings.codes.fresh,
                 seed=self.settings.seed,
                 workers=self.settings.data.workers,
                 accelerator=self.accelerator,

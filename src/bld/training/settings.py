@@ -91,7 +91,7 @@ class TrainingSettings:
         beta1: Adam's decay of the mean gradient
         beta2: Adam's decay of the squared gradient
         weight_decay: decoupled; the paper uses none
-        clip_norm: gradients are scaled down to this norm
+        clip_norm: gradients are scaled down to this norm; 0 leaves them as they are
         ema_decay: of the weight average that is kept and used
         log_every_steps: steps between two lines in metrics.jsonl
         previews: sample grids and measurements over the whole training
@@ -118,14 +118,12 @@ class TrainingSettings:
         for name in ("steps", "batch_size", "accumulate", "log_every_steps"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} of a training is at least 1, not {getattr(self, name)}.")
-        if not self.learning_rate > 0 or not self.clip_norm > 0:
-            raise SettingError(
-                f"learning_rate and clip_norm are above 0, not {self.learning_rate} and {self.clip_norm}."
-            )
+        if not self.learning_rate > 0:
+            raise SettingError(f"learning_rate of a training is above 0, not {self.learning_rate}.")
         for name in ("ema_decay", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise SettingError(f"{name} of a training is 0 or more and below 1, not {getattr(self, name)}.")
-        for name in ("warmup_steps", "weight_decay", "previews", "checkpoint_seconds"):
+        for name in ("warmup_steps", "weight_decay", "clip_norm", "previews", "checkpoint_seconds"):
             if getattr(self, name) < 0:
                 raise SettingError(f"{name} of a training is 0 or more, not {getattr(self, name)}.")
 
@@ -136,13 +134,17 @@ class CodeSettings:
 
     Args:
         draws: samples per image (Algorithm 1); 0 stores one code, thresholded at ½ or of the means; vq draws nothing
+        fresh: whether each training step draws its codes anew, from probabilities stored instead (a byte a bit)
     """
 
     draws: int = 1
+    fresh: bool = False
 
     def __post_init__(self) -> None:
         if self.draws < 0:
             raise SettingError(f"codes.draws is 0 or more, not {self.draws}.")
+        if self.fresh and not self.draws:
+            raise SettingError("codes.fresh=true draws codes and codes.draws=0 draws none: leave one of them out.")
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,11 @@ class Settings:
                 f"prior.kind={self.prior.kind} models bits and tokenizer.bottleneck=gaussian makes real numbers: "
                 "set prior.kind=gaussian, or another bottleneck."
             )
+        if real and self.codes.fresh:
+            raise SettingError(
+                "codes.fresh=true draws bits and tokenizer.bottleneck=gaussian makes real numbers: "
+                "set codes.fresh=false."
+            )
 
     def process(self, shape: CodeShape, scale: float = 1.0) -> Process:
         """How codes of this shape are noised and generated.  scale: standard deviation of real-valued ones."""
@@ -337,6 +344,23 @@ class Settings:
             condition_dim=condition_dim,
             null_condition=prior.null_condition,
         )
+
+
+FAITHFUL = (
+    "tokenizer.decoder_res_blocks=3",
+    "tokenizer_training.ema_decay=0",
+    "tokenizer_training.clip_norm=0",
+    "codes.fresh=true",
+    "prior.evidence=false",
+    "prior.null_condition=absent",
+    "diffusion.target=flip",
+    "prior_training.ema_decay=0",
+    "prior_training.clip_norm=0",
+    "sampling.steps=0",
+)
+"""The paper's method to the letter, over any preset: three residual blocks a level in the decoder, codes drawn anew at
+each step, the network's output as it is, the condition's token left out for guidance, flip as the target, all T steps,
+and neither weight averages nor gradient clipping, of which the paper says nothing."""
 
 
 # -- reading ----------------------------------------------------------------------------------------------

@@ -137,8 +137,21 @@ def test_digits_are_scaled_to_bytes_and_labelled():
     assert len(set(source.names)) == 1797
 
 
+@pytest.mark.parametrize("file_is_there", [True, False])
+def test_digits_are_scikit_learns_whether_or_not_its_file_is_where_it_was(monkeypatch, file_is_there):
+    from sklearn.datasets import load_digits
+
+    real = load_digits()
+    if not file_is_there:
+        monkeypatch.setattr("pathlib.Path.is_file", lambda self: False)
+    source = open_images("digits")
+    assert np.array_equal(source.labels, real.target)
+    grey = np.stack([np.asarray(source.read(i)) for i in range(len(source))])
+    assert np.array_equal(grey, np.rint(real.images * 255 / 16))
+
+
 def test_digits_without_scikit_learn_name_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(MissingPackageError, match=r"\[digits\]"):
         open_images("digits")
 

@@ -309,7 +309,7 @@ def test_who_waits_for_another_is_patient(tmp_path, joined):
         "alone = processes.launched()\n"
         "alone.wait()\n"
         "if alone.is_main:\n"
-        "    time.sleep(8)\n"
+        "    time.sleep(4)\n"
         "alone.wait()\n"
     )
     ended = subprocess.run(torchrun(script=script), capture_output=True, text=True, timeout=PATIENCE)

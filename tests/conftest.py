@@ -12,6 +12,14 @@ import pytest
 # Tiny tensors gain nothing from threads, and threads that wait for a busy core cost seconds; children inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST = ("test_processes.py", "test_reproduce.py", "test_page.py", "test_training.py", "test_outputs.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 TINY_WORDS = [
     "tokenizer.base_channels=8",
     "tokenizer.embed_dim=8",

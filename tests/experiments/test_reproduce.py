@@ -124,7 +124,8 @@ def test_what_is_looked_at_gets_its_page_and_picture(root, name):
 
 
 def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
-    wanted = {f"table{i}" for i in range(1, 8)} | {f"figure{x}" for x in "457AMNO"} | {"posterior"}
+    wanted = {f"table{i}" for i in range(1, 8)} | {f"figure{x}" for x in "457AMNO"}
+    wanted |= {"training-steps", "guided-steps", "gaussian-steps", "draws", "posterior"}
     assert set(titles()) == wanted
     for item in ITEMS:
         rows = item.rows(DIGITS, 16)
@@ -174,8 +175,10 @@ def test_a_code_length_stands_only_beside_the_sampling_it_is_of():
     ]
 
 
-@pytest.mark.parametrize("scale", list(scales.SCALES.values()), ids=lambda scale: scale.name)
-def test_the_settings_of_every_run_fit_together(scale, tmp_path):
+@pytest.mark.parametrize("faithful", [False, True])
+@pytest.mark.parametrize("name", scales.SCALES)
+def test_the_settings_of_every_run_fit_together(name, faithful, tmp_path):
+    scale = scales.scale_for(name, "table5", faithful)
     shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
     for name in PRIORS:
         load_settings(scale.preset, words=shop.words(shop.tokenizer_of(name), name, 0))

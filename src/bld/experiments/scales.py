@@ -62,6 +62,12 @@ PRIORS: dict[str, Words] = {
     "schedule-sigmoid": ("diffusion.schedule=sigmoid",),
     "conditional": ("prior.class_conditional=true",),
     "bernoulli-small": (),
+    "draws-1": ("codes.draws=1", "codes.fresh=false"),
+    "draws-4": ("codes.draws=4", "codes.fresh=false"),
+    "draws-fresh": ("codes.draws=1", "codes.fresh=true"),
+    **{f"steps-{T}": (f"diffusion.steps={T}", "sampling.steps=0") for T in (4, 8, 16)},
+    **{f"gaussian-{T}": (*GAUSSIAN, f"diffusion.steps={T}", "sampling.steps=0") for T in (16, 100)},
+    "gaussian-16-noise": (*GAUSSIAN, "diffusion.steps=16", "sampling.steps=0", "diffusion.prediction=epsilon"),
     "evidence-off": ("prior.evidence=false",),
 }
 """Settings of each prior on top of the scale's; the first is the paper's own: flip, λ = 0.1, linear."""

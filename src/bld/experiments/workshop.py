@@ -119,7 +119,9 @@ class Workshop:
 
     def tokenizer_of(self, prior: str) -> str:
         """Name of the tokenizer whose codes a prior models."""
-        return {"gaussian": "real", "bernoulli-small": "binary-small"}.get(prior, self.scale.base)
+        if prior.startswith("gaussian"):
+            return "real"
+        return "binary-small" if prior == "bernoulli-small" else self.scale.base
 
     def _recipe(self, run: RunFolder, words: list[str]) -> Recipe:
         preset = None if run.has_settings() else self.scale.preset

@@ -277,5 +277,5 @@ def test_a_cache_made_before_there_were_real_values_still_opens(tmp_path: Path):
     assert torch.equal(open_cache(tmp_path, KEY, pytest.fail).read(np.arange(11)), BITS[:, 0])
     header["key"]["values"] = "int4"
     (tmp_path / "header.json").write_text(json.dumps(header))
-    with pytest.raises(CheckpointError, match="bits or float16, not 'int4'"):
+    with pytest.raises(CheckpointError, match="probabilities, float16, not 'int4'"):
         CodeCache(tmp_path)

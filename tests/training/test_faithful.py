@@ -77,6 +77,11 @@ def test_every_preset_takes_it(preset):
     assert settings.prior.evidence and settings.codes.fresh  # what is said after it goes over it
 
 
+def test_the_documentation_tells_all_that_it_changes():
+    page = (Path(__file__).parents[2] / "docs" / "paper-to-settings.md").read_text(encoding="utf-8")
+    assert not [key for key in PAPERS if f"`{key}`" not in page.split("**`--faithful`**")[1]]
+
+
 def test_the_experiments_take_it_and_the_paper_scale_always_does():
     plain, faithful = scale_for("cifar10", "table5"), scale_for("cifar10", "table5", faithful=True)
     assert plain.label == "cifar10" and faithful.label == "cifar10-faithful"  # neither page nor runs meet

@@ -69,6 +69,16 @@ def test_one_word_gives_all_of_it_and_a_setting_goes_over_it(faithful):
     assert (faithful / "report.html").is_file()
 
 
+def test_a_prior_alone_takes_its_part_and_leaves_the_tokenizer_as_it_is(trained_run, tmp_path, tiny_words):
+    """The given tokenizer was trained without: the settings stay those that made it."""
+    words = ["--data", "digits", "--preset", "digits", "--tokenizer", str(trained_run), "--faithful"]
+    words += [word for word in tiny_words if not word.startswith("tokenizer")]
+    assert main(["train", "--out", str(tmp_path / "run"), *words]) == 0
+    before, after = RunFolder(trained_run).settings(), RunFolder(tmp_path / "run").settings()
+    assert after.tokenizer == before.tokenizer
+    assert after.codes.fresh and not after.prior.evidence and after.prior_training.ema_decay == 0
+
+
 @pytest.mark.parametrize("preset", ["churches256", "imagenet256", "cifar10", "digits"])
 def test_every_preset_takes_it(preset):
     from bld.training.settings import FAITHFUL

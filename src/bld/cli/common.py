@@ -108,6 +108,8 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
                 preset = _preset_for(args.data, beginning.image_size)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
             words = [*(FAITHFUL if getattr(args, "faithful", False) else ()), *args.settings]
+            if "tokenizer" not in args.stages or tokenizer is not None:  # which is used as it is
+                words = [word for word in words if word in args.settings or not word.startswith("tokenizer")]
             if args.condition is not None:
                 words.append(f"data.condition={json.dumps(str(args.condition))}")
 

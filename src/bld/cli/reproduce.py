@@ -14,7 +14,7 @@ HELP = "repeat a table or figure of the paper at a scale of your choice"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What, at which scale, from which images, where to."""
     parser.add_argument(
-        "name", metavar="NAME", help="table1 … table7, figure4, 5, 7, A, M, N, O, posterior; or list, to see them all"
+        "name", metavar="NAME", help="table1 … table7, figure4, 5, 7, A, M, N, O, …; or list, to see them all"
     )
     parser.add_argument("--scale", default="digits", help="digits (default), cifar10, or paper")
     parser.add_argument(

@@ -248,7 +248,7 @@ def _posterior_pictures(workshop: Workshop, rows: list[Row], values: Values) -> 
     }
     image = chart(curves, "denoising steps", workshop.extractor.distance_name(), log=True)
     grid = sample_rows(workshop, [row for row in rows if row.sampling.steps == 64])
-    name = workshop.scale.name
+    name = workshop.scale.label
     return [
         (f"posterior-{name}.png", "Distance against steps, τ = 1; the bands are the spread", image),
         (f"posterior-samples-{name}.png", "64 steps: upper row exact, lower row plugin, the same seeds", grid),

@@ -142,13 +142,19 @@ class CodeCache:
 
         generators: one a code, to draw bits with where their probabilities are cached; without, always the same bits.
         """
+        return self.read_with_probs(images, views, generators)[0]
+
+    def read_with_probs(
+        self, images: np.ndarray, views: np.ndarray | int = 0, generators: Sequence[torch.Generator] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What `read` gives, and the probabilities (B, N, c) that it was drawn from; None where none are cached."""
         images = np.asarray(images)
         cached = from_rows(self._rows[images * self.views + views], self.key)
         if self.key.values != "probabilities":
-            return cached
+            return cached, None
         if generators is None:
             generators = keyed_generators(self.key.seed, "codes", images.tolist())
-        return (uniform(cached.shape, generators) < cached).to(torch.uint8)
+        return (uniform(cached.shape, generators) < cached).to(torch.uint8), cached
 
 
 def open_cache(folder: Path, key: CacheKey, say: Callable[[str], None]) -> CodeCache | None:

@@ -53,6 +53,82 @@ def test_images_become_bits_and_bits_images(factor: int, size: int, channels: in
         assert decoded.shape == images.shape and decoded.dtype == torch.float32
 
 
+@pytest.mark.parametrize("resampling", ["convolution", "shuffle"])
+@pytest.mark.parametrize(
+    "patch, multipliers, size", [(2, (1, 2), 16), (4, (2,), 24), (1, (1, 2, 2), 16), (2, (1, 2, 4), 24)]
+)
+def test_a_tokenizer_of_patches_works_below_full_resolution(
+    resampling: str, patch: int, multipliers: tuple[int, ...], size: int
+):
+    model = build(
+        image_size=size, code_bits=5, patch_size=patch, channel_multipliers=multipliers, resampling=resampling,
+        middle=False,
+    )  # fmt: skip
+    seen: list[int] = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[-1]))
+    bits = model.encode(pictures(2, size))
+    side = size // (patch * 2 ** (len(multipliers) - 1))
+    assert bits.shape == (2, side, side, 5) and model.decode(bits).shape == (2, 3, size, size)
+    assert max(seen) in (size // patch, size // patch + 1) and min(seen) == side  # padded before strides
+    assert not any("middle" in name for name in model.state_dict())
+
+
+def test_the_patches_of_an_image_are_its_squares_of_pixels():
+    """Where the first convolution is the identity, position (i, j) has the pixels of square (i, j), and back."""
+    model = build(image_size=4, patch_size=2, channel_multipliers=(1,), middle=False)
+    image = torch.arange(48.0).view(1, 3, 4, 4)
+    patches = model.encoder.patches(image)
+    assert patches.shape == (1, 12, 2, 2)
+    assert set(patches[0, :, 1, 0].tolist()) == set(image[0, :, 2:4, 0:2].flatten().tolist())
+    assert torch.equal(model.decoder.patches(patches), image)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5, 0.2, 0.01])
+def test_bit_noise_scales_the_logistic_noise_that_bits_are_drawn_with(eta: float):
+    """A bit is 1 where logit + η·logistic noise > 0, which is P(bit = 1) = σ(logit/η)."""
+    model = build(image_size=8, code_bits=4, channel_multipliers=(1, 1), bit_noise=eta)
+    images = pictures(3, 8)
+    noise = model.draw_noise(3, keyed_generators(0, "n", range(3)))
+    logits = model.features(images)
+    probs = model.encode_probs(images)
+    torch.testing.assert_close(probs, (logits / eta).sigmoid(), rtol=0, atol=1e-7)
+    by_logistic = logits + eta * (torch.log1p(-noise) - noise.log()) > 0
+    with torch.no_grad():
+        bits = model(images, noise).bits
+    assert torch.equal(bits.bool(), by_logistic)
+    assert torch.equal(model.encode(images, keyed_generators(0, "n", range(3))), bits)
+    assert torch.equal(model.encode(images), (logits > 0).to(torch.uint8))
+
+
+def test_a_small_bit_noise_leaves_the_encoder_its_gradient():
+    """Of σ(logit), whatever η: that of σ(logit/η) vanishes for nearly all bits."""
+    gradients = []
+    for eta in (1.0, 0.001):
+        model = build(image_size=8, code_bits=4, channel_multipliers=(1, 1))
+        logits = torch.randn(2, 4, 4, 4, generator=keyed_generator(0, "l")).requires_grad_()
+        out = model.bottleneck(logits, torch.full((2, 4, 4, 4), 0.5), torch.tensor(eta))
+        (out.latent * torch.arange(1.0, 129).view(2, 4, 4, 4)).sum().backward()
+        gradients.append(logits.grad)
+    assert torch.equal(*gradients) and gradients[0].abs().min() > 0
+
+
+def test_flips_turn_bits_over_for_the_decoder_alone(model: BinaryAutoencoder):
+    images, flips = pictures(2, 16), torch.zeros(2, 4, 4, 6, dtype=torch.bool)
+    flips[0, 1, 2, 3] = flips[1, 3, 0, 5] = True
+    with torch.no_grad():
+        plain, flipped = model(images), model(images, flips=flips)
+    assert torch.equal(flipped.bits, plain.bits)
+    torch.testing.assert_close(flipped.reconstruction, model.decode(plain.bits ^ flips.byte()), rtol=0, atol=1e-5)
+
+
+def test_bit_noise_falls_in_the_second_half_of_the_training():
+    config = AutoencoderConfig(bit_noise=0.2)
+    assert [config.bit_noise_at(p) for p in (0, 0.3, 0.5, 0.75, 1)] == pytest.approx([1, 1, 1, 0.6, 0.2])
+    assert {AutoencoderConfig().bit_noise_at(p) for p in (0, 0.5, 0.9, 1)} == {1.0}
+
+
 def test_the_defaults_are_the_papers_kibibyte():
     shape = AutoencoderConfig().code_shape
     assert shape == (16, 16, 32) and shape.packed_bytes == 1024
@@ -148,6 +224,14 @@ def test_codes_of_another_shape_are_refused(model: BinaryAutoencoder, shape: tup
         ({"code_bits": 0}, "tokenizer.code_bits is 0"),
         ({"base_channels": -1}, "tokenizer.base_channels is -1"),
         ({"res_blocks": 0}, "tokenizer.res_blocks is 0"),
+        ({"patch_size": 0}, "tokenizer.patch_size is 0"),
+        (
+            {"image_size": 36, "patch_size": 3, "channel_multipliers": (1, 1, 2, 4)},
+            "36 is not .* factor 24 .*patch_size of 3",
+        ),
+        ({"resampling": "shufle"}, "Unknown tokenizer.resampling 'shufle'. Did you mean 'shuffle'"),
+        ({"bit_noise": 0}, r"tokenizer.bit_noise \(η\) is 0, but must be above 0"),
+        ({"bit_noise": 1.5}, r"tokenizer.bit_noise \(η\) is 1.5"),
         ({"decoder_res_blocks": -1}, "tokenizer.decoder_res_blocks is -1, but must be 0 .* to 100"),
         ({"embed_dim": 0}, "tokenizer.embed_dim is 0"),
         ({"channel_multipliers": ()}, "channel_multipliers.* is 0"),

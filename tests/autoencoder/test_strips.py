@@ -18,6 +18,7 @@ SHAPES = {
     "flat": {"channel_multipliers": (2,)},
     "real": {"bottleneck": "gaussian"},
     "public": {"out_activation": False, "features_dim": 12},
+    "shuffled": {"patch_size": 2, "resampling": "shuffle", "middle": False},
 }
 
 

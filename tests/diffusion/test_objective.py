@@ -132,3 +132,37 @@ def test_the_loss_is_least_at_the_true_posterior(target: str, t: int):
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
     for step in ([0.1, 0], [-0.1, 0], [0, 0.1], [0, -0.1]):
         assert expected_loss(best + torch.tensor(step)) > least + 1e-6
+
+
+@given(schedule=schedules(), y=st.floats(0, 1), data=st.data())
+def test_the_flip_posterior_equals_enumeration(schedule: NoiseSchedule, y: float, data: st.DataObject):
+    t = data.draw(st.integers(1, schedule.steps))
+    joint = torch.tensor([[1 - y], [y]], dtype=torch.float64) * kernel(schedule, 0, t)  # [z_0, z_t]
+    known = joint / joint.sum(0)
+    expected = torch.stack([known[1, 0], known[0, 1]])  # P(z_0 ≠ z_t | z_t) for z_t = 0, 1
+    z_t, probs = torch.tensor([0, 1], dtype=torch.uint8).view(2, 1, 1), torch.full((2, 1, 1), y, dtype=torch.float64)
+    for steps in (t, torch.full((2,), t)):
+        found = BernoulliDiffusion(schedule).flip_posterior(probs, z_t, steps).flatten()
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12, equal_nan=True)
+
+
+@given(schedule=schedules(), y=st.floats(0.01, 0.99), p0=probabilities(), data=st.data())
+def test_soft_targets_are_the_mean_over_the_codes_they_stand_for(
+    schedule: NoiseSchedule, y: float, p0: Tensor, data: st.DataObject
+):
+    """E[loss(z_0) | z_t, y], enumerated over z_0: residual and term of the bound, for each target."""
+    t = data.draw(st.integers(1, schedule.steps))
+    joint = torch.tensor([[1 - y], [y]], dtype=torch.float64) * kernel(schedule, 0, t)
+    known = joint / joint.sum(0)  # P(z_0 | z_t)
+    probs = torch.full((1, 1, 1), y, dtype=torch.float64)
+    for target in TARGETS:
+        diffusion, steps = BernoulliDiffusion(schedule, target=target), torch.tensor([t])
+        for z_t in (0, 1):
+            logits = logits_for(target, p0)[z_t].view(1, 1, 1)
+            noised = torch.tensor(z_t, dtype=torch.uint8).view(1, 1, 1)
+            each = [diffusion.loss(logits, torch.full_like(noised, z0), noised, steps, 0.3) for z0 in (0, 1)]
+            flips = diffusion.flip_posterior(probs, noised, steps)
+            soft = diffusion.loss(logits, noised, noised, steps, 0.3, flips)  # whatever z_0 is handed over
+            for name in ("total", "residual", "vlb"):
+                hard = sum(known[z0, z_t] * getattr(each[z0], name) for z0 in (0, 1))
+                torch.testing.assert_close(getattr(soft, name), hard, rtol=1e-9, atol=1e-9)

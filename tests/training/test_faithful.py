@@ -122,7 +122,7 @@ def test_each_step_draws_anew_from_the_probabilities(faithful):
     stage = staged(faithful)
     cache, images = CodeCache(faithful / "codes"), np.zeros(300, np.int64)
     assert cache.key.values == "probabilities" and cache.views == 1
-    codes = stage._codes(images, np.zeros(300, np.int64), range(300)).float()
+    codes = stage._codes(images, np.zeros(300, np.int64), range(300))[0].float()
     probs = from_rows(np.array(cache._rows[:1]), cache.key)
     assert set(codes.unique().tolist()) == {0, 1}
     deviation = (probs * (1 - probs) / 300).sqrt()
@@ -137,7 +137,7 @@ def test_batches_are_drawn_by_their_place_in_the_training_alone(faithful):
     again = [batch[0] for batch in itertools.islice(stage.batches(1), 2)]
     assert all(torch.equal(a, b) for a, b in zip(first[1:], again, strict=True))
     image = np.zeros(1, np.int64)
-    assert not torch.equal(stage._codes(image, image, range(1)), stage._codes(image, image, range(1, 2)))
+    assert not torch.equal(stage._codes(image, image, range(1))[0], stage._codes(image, image, range(1, 2))[0])
 
 
 def test_a_stopped_faithful_training_ends_in_the_same_weights(faithful, tmp_path, tiny_words):

@@ -16,6 +16,8 @@ from bld.autoencoder.codebook import VectorQuantised
 from bld.autoencoder.layers import (
     Downsample,
     OutConv,
+    ShuffleDown,
+    ShuffleUp,
     Upsample,
     group_norm,
     middle,
@@ -27,10 +29,11 @@ from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
 
 BottleneckKind = Literal["bernoulli", "vq", "gaussian"]
+Resampling = Literal["convolution", "shuffle"]
 MOST_VQ_BITS = 16
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST_WIDTH = 65_536
-MOST = {"res_blocks": 100, "len(channel_multipliers)": 16}
+MOST = {"res_blocks": 100, "len(channel_multipliers)": 16, "patch_size": 64}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ class AutoencoderConfig:
             the paper's public code has none
         bottleneck: bernoulli (the paper's bits), or what it is compared with: vq (the nearest of 2^code_bits vectors,
             its index written as bits) or gaussian (real numbers)
+        bit_noise: η above 0, at most 1: a trained bernoulli tokenizer draws bits with probability σ(logit/η), so that a
+            small one makes them decisive; training begins with the paper's 1 and approaches η in its second half
+        patch_size: side of the squares of pixels that the first convolution takes as one position each, and the last
+            one gives, so that no layer works at full resolution; 1, as in the paper, is single pixels
+        resampling: convolution (the paper's: of stride 2, and after nearest-neighbour doubling) or shuffle (a square of
+            four positions becomes one, and back, by 1×1 convolutions), which is cheaper
+        middle: whether residual, attention, residual stand at the lowest resolution, as in the paper
     """
 
     image_size: int = 256
@@ -69,6 +79,10 @@ class AutoencoderConfig:
     features_dim: int = 0
     out_activation: bool = True
     bottleneck: BottleneckKind = "bernoulli"
+    bit_noise: float = 1.0
+    patch_size: int = 1
+    resampling: Resampling = "convolution"
+    middle: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
@@ -77,6 +91,7 @@ class AutoencoderConfig:
             "image_size": self.image_size,
             "code_bits": self.code_bits,
             "base_channels": self.base_channels,
+            "patch_size": self.patch_size,
             "res_blocks": self.res_blocks,
             "embed_dim": self.embed_dim,
             "in_channels": self.in_channels,
@@ -96,10 +111,13 @@ class AutoencoderConfig:
                 f"tokenizer.features_dim is {self.features_dim}, but must be 0 (as the last resolution) "
                 f"to {MOST_WIDTH}."
             )
-        if self.bottleneck not in get_args(BottleneckKind):
+        for name, kinds in (("bottleneck", get_args(BottleneckKind)), ("resampling", get_args(Resampling))):
+            chosen = getattr(self, name)
+            if chosen not in kinds:
+                raise SettingError(f"Unknown tokenizer.{name} '{chosen}'.{did_you_mean(str(chosen), kinds)}")
+        if not 0 < self.bit_noise <= 1:
             raise SettingError(
-                f"Unknown tokenizer.bottleneck '{self.bottleneck}'."
-                f"{did_you_mean(str(self.bottleneck), get_args(BottleneckKind))}"
+                f"tokenizer.bit_noise (η) is {self.bit_noise}, but must be above 0, at most 1 (the paper's)."
             )
         if self.bottleneck == "vq" and self.code_bits > MOST_VQ_BITS:
             raise SettingError(
@@ -110,13 +128,15 @@ class AutoencoderConfig:
             near = max(1, round(self.image_size / self.factor)) * self.factor
             raise SettingError(
                 f"An image size of {self.image_size} is not divisible by the downsampling factor {self.factor} of "
-                f"{len(self.channel_multipliers)} channel_multipliers: choose {near}, or other multipliers."
+                f"{len(self.channel_multipliers)} channel_multipliers"
+                f"{f' and a patch_size of {self.patch_size}' if self.patch_size > 1 else ''}: choose {near}, or other "
+                "multipliers."
             )
 
     @property
     def factor(self) -> int:
         """The downsampling factor: pixels per latent position and side."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
 
     @property
     def code_shape(self) -> CodeShape:
@@ -128,7 +148,13 @@ class AutoencoderConfig:
         """The untrained bottleneck; vq's needs an optional package and raises `MissingPackageError` without."""
         if self.bottleneck == "vq":
             return VectorQuantised(self.code_bits, self.embed_dim)
-        return Gaussian(self.code_bits) if self.bottleneck == "gaussian" else Bernoulli(self.code_bits)
+        if self.bottleneck == "gaussian":
+            return Gaussian(self.code_bits)
+        return Bernoulli(self.code_bits, self.bit_noise)
+
+    def bit_noise_at(self, progress: float) -> float:
+        """η at this part (0 … 1) of the training: 1 in its first half, then straight down to `bit_noise`."""
+        return 1 - (1 - self.bit_noise) * max(0.0, 2 * progress - 1)
 
     @property
     def code_bytes(self) -> int:
@@ -149,17 +175,21 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multipliers]
-        self.conv_in = nn.Conv2d(config.in_channels, config.base_channels, 3, padding=1)
+        self.patches = nn.PixelUnshuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, config.base_channels, 3, padding=1)
         self.stages = nn.ModuleList()
         self.downs = nn.ModuleList()
-        width, size = config.base_channels, config.image_size
+        width, size = config.base_channels, config.image_size // config.patch_size
         for level, next_width in enumerate(widths):
             self.stages.append(stage(width, next_width, config.res_blocks, size in config.attention_resolutions))
             width = next_width
-            if level < len(widths) - 1:
+            if level < len(widths) - 1 and config.resampling == "shuffle":
+                self.downs.append(ShuffleDown(width, widths[level + 1]))
+                width = widths[level + 1]
+            elif level < len(widths) - 1:
                 self.downs.append(Downsample(width))
-                size //= 2
-        self.middle = middle(width)
+            size //= 2
+        self.middle = middle(width) if config.middle else nn.Sequential()
         features = config.features_dim or width
         self.out = OutConv(width, features, config.out_activation)
         self.bottleneck = config.build_bottleneck()
@@ -167,7 +197,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, C, h, w)."""
-        x = self.conv_in(preferred_layout(images))
+        x = self.conv_in(preferred_layout(self.patches(images)))
         for level, blocks in enumerate(self.stages):
             x = blocks(x)
             if level < len(self.downs):
@@ -185,17 +215,21 @@ class Decoder(nn.Module):
         self.embed = nn.Conv2d(latent_channels, config.embed_dim, 1)
         self.norm_in = group_norm(config.embed_dim) if config.norm_first else nn.Identity()
         self.conv_in = nn.Conv2d(config.embed_dim, widths[0], 3, padding=1)
-        self.middle = middle(widths[0])
+        self.middle = middle(widths[0]) if config.middle else nn.Sequential()
         self.stages = nn.ModuleList()
         self.ups = nn.ModuleList()
         width, size = widths[0], config.code_shape.h
         for level, next_width in enumerate(widths):
             self.stages.append(stage(width, next_width, blocks, size in config.attention_resolutions))
             width = next_width
-            if level < len(widths) - 1:
+            if level < len(widths) - 1 and config.resampling == "shuffle":
+                self.ups.append(ShuffleUp(width, widths[level + 1]))
+                width = widths[level + 1]
+            elif level < len(widths) - 1:
                 self.ups.append(Upsample(width))
-                size *= 2
-        self.out = OutConv(width, config.in_channels, config.out_activation)
+            size *= 2
+        self.out = OutConv(width, config.in_channels * config.patch_size**2, config.out_activation)
+        self.patches = nn.PixelShuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
 
     def forward(self, latent: Tensor) -> Tensor:
         """(B, C, h, w) → (B, 3, H, W)."""
@@ -205,7 +239,7 @@ class Decoder(nn.Module):
             x = blocks(x)
             if level < len(self.ups):
                 x = self.ups[level](x)
-        return self.out(x)
+        return self.patches(self.out(x))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -275,7 +309,7 @@ class BinaryAutoencoder(nn.Module):
         return features.float().permute(0, 2, 3, 1)
 
     def encode_probs(self, images: Tensor) -> Tensor:
-        """y = σ(Ψ(x)): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1).
+        """y = σ(Ψ(x)/η): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1).
 
         Raises `SettingError` if the bottleneck is not Bernoulli.
         """
@@ -284,7 +318,7 @@ class BinaryAutoencoder(nn.Module):
                 f"A tokenizer with tokenizer.bottleneck={self.config.bottleneck} has no bit probabilities: "
                 "use encode, or a tokenizer with tokenizer.bottleneck=bernoulli."
             )
-        return self.features(images).sigmoid()
+        return self.bottleneck.probs(self.features(images))
 
     def draw_noise(self, images: int, generator: Generators) -> Tensor | None:
         """What `forward` draws codes with, (B, h, w, c) on the weights' device; None for vq, which draws nothing.
@@ -318,11 +352,19 @@ class BinaryAutoencoder(nn.Module):
         """Rows at a time; strips write in place, so where gradients are wanted everything runs whole."""
         return None if torch.is_grad_enabled() else self.strip_rows
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> AutoencoderOutput:
+    def forward(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        bit_noise: Tensor | None = None,
+        flips: Tensor | None = None,
+    ) -> AutoencoderOutput:
         """Encode, draw codes with the noise of `draw_noise`, decode; differentiable, for bits through eq. (1).
 
         noise: (B, h, w, c), uniform in [0, 1) for bits, standard normal for a Gaussian bottleneck; None thresholds at
         ½, or takes the means.  In training mode vq's codebook learns from the batch.
+        bit_noise: a scalar in the place of η, for a Bernoulli bottleneck.  flips: bool (B, h, w, c), True for the bits
+        that the decoder shall see turned over.
         """
-        out = self.bottleneck(self.features(images), noise)
+        out = self.bottleneck(self.features(images), noise, bit_noise, flips)
         return AutoencoderOutput(self._decode(out.latent), out.probs, out.codes, out.penalties)

@@ -56,8 +56,14 @@ class Bottleneck(nn.Module, ABC):
         """What the decoder embeds for codes of any dtype: (B, h, w, latent_channels), float32."""
 
     @abstractmethod
-    def forward(self, features: Tensor, noise: Tensor | None = None) -> Bottlenecked:
-        """The training pass, differentiable."""
+    def forward(
+        self,
+        features: Tensor,
+        noise: Tensor | None = None,
+        bit_noise: Tensor | None = None,
+        flips: Tensor | None = None,
+    ) -> Bottlenecked:
+        """The training pass, differentiable.  bit_noise, flips: see `Bernoulli`, which alone uses them."""
 
     def figures(self, codes: Tensor) -> dict[str, Tensor]:
         """Scalars worth logging about how a batch of codes uses the code."""
@@ -65,10 +71,18 @@ class Bottleneck(nn.Module, ABC):
 
 
 class Bernoulli(Bottleneck):
-    """Bits drawn from probabilities σ(features); the decoder sees -1 and 1."""
+    """Bits drawn from probabilities σ(features/η); the decoder sees -1 and 1.
 
-    def __init__(self, code_bits: int):
+    bit_noise: η; the paper's is 1.  A bit is 1 where its logit plus η times logistic noise is above 0.
+    """
+
+    def __init__(self, code_bits: int, bit_noise: float = 1.0):
         super().__init__(code_bits, code_bits)
+        self.bit_noise = bit_noise
+
+    def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
+        """P(bit = 1).  bit_noise: another η than the trained tokenizer's."""
+        return (features / (self.bit_noise if bit_noise is None else bit_noise)).sigmoid()
 
     def noise(self, shape: Sequence[int], generators: Generators, device: torch.device) -> Tensor:
         """Uniform in [0, 1)."""
@@ -76,16 +90,34 @@ class Bernoulli(Bottleneck):
 
     def codes(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
         """Bits, uint8: 1 where the probability is above the noise, or above ½."""
-        return (features.sigmoid() > (0.5 if noise is None else noise)).to(torch.uint8)
+        return drawn(self.probs(features), noise)
 
     def latent(self, codes: Tensor) -> Tensor:
         """Bits as -1 and 1."""
         return 2 * codes.float() - 1
 
-    def forward(self, features: Tensor, noise: Tensor | None = None) -> Bottlenecked:
-        """Eq. (1)."""
-        probs, bits = features.sigmoid(), self.codes(features.detach(), noise)
-        return Bottlenecked(self.latent(straight_through(bits, probs)), bits, probs, {})
+    def forward(
+        self,
+        features: Tensor,
+        noise: Tensor | None = None,
+        bit_noise: Tensor | None = None,
+        flips: Tensor | None = None,
+    ) -> Bottlenecked:
+        """Eq. (1).
+
+        bit_noise: η, a scalar; None is the trained tokenizer's.  The gradient is that of σ(features) whatever it is: a
+        small η would end it for most bits.  flips: bool, True for bits that the decoder sees turned over; the codes
+        returned are those before.
+        """
+        probs = self.probs(features, bit_noise)
+        bits = drawn(probs.detach(), noise)
+        seen = bits if flips is None else bits ^ flips.to(bits.dtype)
+        return Bottlenecked(self.latent(straight_through(seen, features.sigmoid())), bits, probs, {})
+
+
+def drawn(probs: Tensor, noise: Tensor | None) -> Tensor:
+    """Bits, uint8: 1 where the probability is above the noise, uniform in [0, 1), or without noise above ½."""
+    return (probs > (0.5 if noise is None else noise)).to(torch.uint8)
 
 
 def straight_through(bits: Tensor, probs: Tensor) -> Tensor:
@@ -117,7 +149,13 @@ class Gaussian(Bottleneck):
         """The numbers themselves."""
         return codes.float()
 
-    def forward(self, features: Tensor, noise: Tensor | None = None) -> Bottlenecked:
+    def forward(
+        self,
+        features: Tensor,
+        noise: Tensor | None = None,
+        bit_noise: Tensor | None = None,
+        flips: Tensor | None = None,
+    ) -> Bottlenecked:
         """Reparametrised draws, and their KL."""
         codes = self.codes(features, noise)
         return Bottlenecked(codes, codes.detach(), None, {"kl": kl_nats(*_moments(features))})

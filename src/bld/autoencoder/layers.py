@@ -78,6 +78,32 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
+class ShuffleDown(nn.Module):
+    """Halves H and W: each square of four positions becomes one of four times the channels, which a 1×1 convolution
+    mixes.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.conv = nn.Conv2d(4 * channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C_out, H/2, W/2)."""
+        return self.conv(F.pixel_unshuffle(x, 2))
+
+
+class ShuffleUp(nn.Module):
+    """Doubles H and W: the way back of `ShuffleDown`."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels_in, 4 * channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C_out, 2H, 2W)."""
+        return F.pixel_shuffle(self.conv(x), 2)
+
+
 class OutConv(nn.Module):
     """Norm, SiLU (unless left out), 3×3 convolution: the way out of encoder and decoder."""
 
@@ -93,7 +119,7 @@ class OutConv(nn.Module):
         return self.conv(F.silu(x) if self.activation else x)
 
 
-RECOMPUTED = (ResidualBlock, AttentionBlock, Downsample, Upsample, OutConv)
+RECOMPUTED = (ResidualBlock, AttentionBlock, Downsample, Upsample, ShuffleDown, ShuffleUp, OutConv)
 """What activation checkpointing computes again."""
 
 

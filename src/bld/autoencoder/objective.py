@@ -30,6 +30,8 @@ class ObjectiveConfig:
         adversarial_start: part of the training, 0 to 1, after which the adversarial term begins
         adversarial_ramp: part of the training over which it then rises to its full weight
         code_entropy: weight of a penalty on bits that are nearly always 0 or nearly always 1, in bits
+        bit_flips: of half of the images in training, up to this part of the bits is turned over before the decoder,
+            half as much at the end, so that it forgives a prior's mistakes (bernoulli); the paper's is 0
         commitment: weight of the mean squared distance between features and codebook vectors (vq)
         kl: weight of the KL to the standard normal, in nats, summed over an image's latent (gaussian); latent diffusion
             has 1e-6 too, against a sum over pixels where ours is a mean
@@ -45,6 +47,7 @@ class ObjectiveConfig:
     adversarial_start: float = 0.0
     adversarial_ramp: float = 0.1
     code_entropy: float = 0.0
+    bit_flips: float = 0.0
     commitment: float = 0.25
     kl: float = 1e-6
     discriminator_channels: int = 64
@@ -54,6 +57,8 @@ class ObjectiveConfig:
         for name in ("mse", "l1", "perceptual", "adversarial", "code_entropy", "commitment", "kl"):
             if getattr(self, name) < 0:
                 raise SettingError(f"objective.{name} is a weight, 0 or more, not {getattr(self, name)}.")
+        if not 0 <= self.bit_flips <= 0.5:
+            raise SettingError(f"objective.bit_flips is a part of the bits, 0 to 0.5, not {self.bit_flips}.")
         if self.mse + self.l1 + self.perceptual <= 0:
             raise SettingError("The objective has no reconstruction term: set objective.mse or objective.l1 above 0.")
         if self.adversarial_weight not in ("fixed", "adaptive"):
@@ -66,6 +71,10 @@ class ObjectiveConfig:
                 "objective.adversarial_start and objective.adversarial_ramp are parts of the training, 0 to 1, "
                 f"not {self.adversarial_start} and {self.adversarial_ramp}."
             )
+
+    def bit_flips_at(self, progress: float) -> float:
+        """The most bits to turn over at this part (0 … 1) of the training, as a part of an image's bits."""
+        return self.bit_flips * (1 - progress / 2)
 
     def adversarial_scale(self, progress: float) -> float:
         """The adversarial weight's factor at this part (0 … 1) of the training: 0 before its start, then a ramp."""

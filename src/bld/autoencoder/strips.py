@@ -29,7 +29,7 @@ Normalise = Callable[[Tensor], Tensor]
 
 def encode_in_strips(encoder: Any, images: Tensor, rows: int) -> Tensor:
     """What the encoder gives for images (B, 3, H, W), taking `rows` rows of a feature map at a time; no gradients."""
-    x = _convolved(preferred_layout(images), encoder.conv_in, rows)
+    x = _convolved(preferred_layout(encoder.patches(images)), encoder.conv_in, rows)
     for layer in [*_levels(encoder.stages, encoder.downs), *encoder.middle, encoder.out]:
         x = _layer(layer, x, rows)
     return encoder.to_logits(x)
@@ -40,7 +40,7 @@ def decode_in_strips(decoder: Any, latent: Tensor, rows: int) -> Tensor:
     x = decoder.conv_in(decoder.norm_in(decoder.embed(preferred_layout(latent))))
     for layer in [*decoder.middle, *_levels(decoder.stages, decoder.ups), decoder.out]:
         x = _layer(layer, x, rows)
-    return x
+    return decoder.patches(x)
 
 
 def _levels(stages: nn.ModuleList, between: nn.ModuleList) -> Iterator[nn.Module]:

@@ -23,18 +23,26 @@ class DiffusionLoss(NamedTuple):
 
 
 def diffusion_loss(
-    diffusion: BernoulliDiffusion, logits: Tensor, z0: Tensor, z_t: Tensor, t: Tensor, vlb_weight: float
+    diffusion: BernoulliDiffusion,
+    logits: Tensor,
+    z0: Tensor,
+    z_t: Tensor,
+    t: Tensor,
+    vlb_weight: float,
+    flips: Tensor | None = None,
 ) -> DiffusionLoss:
     """Eq. (13) as means over samples and bits.
 
     logits, z0, z_t: (B, N, c).  t: (B,) in 1 … T.  The residual is BCE(f, z_t ⊕ z_0) of eq. (12); predicting z_0
     instead is the same number, so only the meaning of the logits differs.
+    flips: probabilities (B, N, c) in the place of z_t ⊕ z_0, for the mean over all z_0 that they allow.
     """
-    vlb = variational_terms(diffusion, logits, z0, z_t, t, t - 1).mean()
+    vlb = variational_terms(diffusion, logits, z0, z_t, t, t - 1, flips).mean()
     if diffusion.target == "previous":
         return DiffusionLoss(total=vlb, residual=torch.zeros_like(vlb), vlb=vlb.detach())
     flip_logits = diffusion.flip_logits(logits, z_t)
-    residual = F.binary_cross_entropy_with_logits(flip_logits, (z_t ^ z0).to(flip_logits.dtype))
+    target = z_t ^ z0 if flips is None else flips
+    residual = F.binary_cross_entropy_with_logits(flip_logits, target.to(flip_logits.dtype))
     return DiffusionLoss(residual + vlb_weight * vlb, residual.detach(), vlb.detach())
 
 
@@ -45,10 +53,12 @@ def variational_terms(
     z_t: Tensor,
     t: int | Tensor,
     s: int | Tensor,
+    flips: Tensor | None = None,
 ) -> Tensor:
     """KL(q(z_s | z_t, z_0) ‖ p(z_s | z_t)) per bit, in nats, (B, N, c): the L_t of eq. (7).
 
     Where s = 0 this is -log p(z_0 | z_t), the L_0 of eq. (7): the entropy of q vanishes.
+    flips: P(z_0 ≠ z_t), (B, N, c), for the mean over z_0; None knows z_0.
     """
     a, c = diffusion.flip_coefficients(t, s, z_t.device)
     if diffusion.target == "previous":
@@ -60,8 +70,17 @@ def variational_terms(
         log_flip = _log((a + (c - a) * x.sigmoid()).to(x.dtype))
         log_stay = _log(((1 - c) + (c - a) * (-x).sigmoid()).to(x.dtype))
     same, differs = (torch.as_tensor(q, dtype=log_flip.dtype, device=z_t.device) for q in (a, c))
-    q = torch.where((z_t ^ z0).bool(), differs, same)
-    return torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q) - q * log_flip - (1 - q) * log_stay
+    if flips is None:
+        q = torch.where((z_t ^ z0).bool(), differs, same)
+        negentropy = _negentropy(q)
+    else:
+        q = same + (differs - same) * flips
+        negentropy = _negentropy(same) + (_negentropy(differs) - _negentropy(same)) * flips
+    return negentropy - q * log_flip - (1 - q) * log_stay
+
+
+def _negentropy(q: Tensor) -> Tensor:
+    return torch.xlogy(q, q) + torch.xlogy(1 - q, 1 - q)
 
 
 def _log(p: Tensor) -> Tensor:

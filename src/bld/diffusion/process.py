@@ -156,16 +156,42 @@ class BernoulliDiffusion:
 
     # -- what is built on it ------------------------------------------------------------------------------
 
-    def loss(self, logits: Tensor, z0: Tensor, z_t: Tensor, t: Tensor, vlb_weight: float = 0.1) -> DiffusionLoss:
+    def loss(
+        self,
+        logits: Tensor,
+        z0: Tensor,
+        z_t: Tensor,
+        t: Tensor,
+        vlb_weight: float = 0.1,
+        flips: Tensor | None = None,
+    ) -> DiffusionLoss:
         """BCE + λ·VLB of eq. (13), as means over samples and bits: see `bld.diffusion.objective`."""
-        return objective.diffusion_loss(self, logits, z0, z_t, t, vlb_weight)
+        return objective.diffusion_loss(self, logits, z0, z_t, t, vlb_weight, flips)
 
     def training_loss(
-        self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.1
+        self,
+        denoise: Denoise,
+        z0: Tensor,
+        t: Tensor,
+        generators: Generators = None,
+        vlb_weight: float = 0.1,
+        probs: Tensor | None = None,
     ) -> DiffusionLoss:
-        """Algorithm 1: noise the codes to step t, predict, compare (eq. 13)."""
+        """Algorithm 1: noise the codes to step t, predict, compare (eq. 13).
+
+        probs: y (B, N, c) that z_0 was drawn from; then what is compared with is the mean over all z_0 that y and z_t
+        allow, in the place of the one drawn: the same expected gradient, with less variance.
+        """
         z_t = self.diffuse(z0, t, generators)
-        return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight)
+        flips = None if probs is None else self.flip_posterior(probs, z_t, t)
+        return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight, flips)
+
+    def flip_posterior(self, probs: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
+        """P(z_0 ≠ z_t | z_t, y) for bits z_0 that were drawn with P(z_0 = 1) = y, `probs`: Bayes' rule over eq. (5)."""
+        differs = torch.where(z_t.bool(), 1 - probs, probs)
+        k = self._k_at(t, z_t.device)
+        flipped, kept = differs * (1 - k), (1 - differs) * (1 + k)
+        return (flipped / (flipped + kept)).to(probs.dtype)
 
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
         """(B,) float64: with t uniform in 1 … T an unbiased estimate of the bound of eq. (7), in bits per code."""

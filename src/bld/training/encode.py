@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bld.autoencoder import BinaryAutoencoder
+from bld.autoencoder.bottleneck import Bernoulli
 from bld.checkpoint import tokenizer_hash
 from bld.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.images import ImageSet
@@ -98,7 +99,8 @@ def _views(
             with accelerator.autocast():
                 features[flipped] = tokenizer.features(batch.flip(-1) if flipped else batch)
         if key.values == "probabilities":
-            views.append(to_rows(features[flipped].sigmoid(), key))
+            assert isinstance(tokenizer.bottleneck, Bernoulli)
+            views.append(to_rows(tokenizer.bottleneck.probs(features[flipped]), key))
             continue
         generators = keyed_generators(key.seed, f"codes-{index}", rows)
         noise = None if draw is None else tokenizer.draw_noise(len(batch), generators)

@@ -63,6 +63,20 @@ class HeldOutCodes(NamedTuple):
         return None if self.condition is None else self.condition[codes // max(1, self.draws)]
 
 
+class Batch(NamedTuple):
+    """What a step of the prior learns from.
+
+    codes: z_0 (B, N, c).  probs: what they were drawn from, where that is known.  t: (B,).  condition: labels (B,) or
+    vectors (B, 1 + V), or None.  positions: global ones, which name the draws.
+    """
+
+    codes: Tensor
+    probs: Tensor | None
+    t: Tensor
+    condition: Tensor | None
+    positions: range
+
+
 class PriorStage(Stage):
     """Codes in, a prior in RUN/prior out."""
 
@@ -103,8 +117,8 @@ class PriorStage(Stage):
         classes = self.cache.classes if self.conditional else []
         return begin_prior(self.model, origin, classes, self.process, self.tokenizer)
 
-    def batches(self, first_step: int) -> Iterator[tuple[Tensor, Tensor, Tensor | None, range]]:
-        """(codes (B, N, c), steps t (B,), labels or vectors or None, global positions) of each step."""
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """The codes and what else is wanted of each step."""
         B, seed = self.training.batch_size, self.settings.seed
         order = KeyedOrder(len(self.cache), B, seed, "prior-order")
         for step in itertools.count(first_step):
@@ -119,13 +133,14 @@ class PriorStage(Stage):
                 condition = self._condition(images)
                 if condition is not None:
                     condition = self.model.dropped(condition, dropped[rows])
-                yield self._codes(images, views[rows].numpy(), mine), t[rows], condition, mine
+                codes, probs = self._codes(images, views[rows].numpy(), mine)
+                yield Batch(codes, probs, t[rows], condition, mine)
 
-    def _codes(self, images: np.ndarray, views: np.ndarray, positions: range) -> Tensor:
-        """z_0 (B, N, c) of a batch: as cached, or drawn anew where probabilities are (Algorithm 1, line 6)."""
+    def _codes(self, images: np.ndarray, views: np.ndarray, positions: range) -> tuple[Tensor, Tensor | None]:
+        """(z_0 (B, N, c), what it was drawn from): as cached, or drawn anew for each step (Algorithm 1, line 6)."""
         fresh = self.cache.key.values == "probabilities"
         generators = keyed_generators(self.settings.seed, "prior-codes", positions) if fresh else None
-        return self.cache.read(images, views, generators)
+        return self.cache.read_with_probs(images, views, generators)
 
     def _condition(self, images: np.ndarray) -> Tensor | None:
         """Labels (B,) or vectors (B, 1 + V) of the images, as far as the prior is conditioned on them."""
@@ -133,21 +148,18 @@ class PriorStage(Stage):
             return self.vectors.read(images)
         return self.cache.labels[images] if self.conditional and self.cache.labels is not None else None
 
-    def train_step(
-        self,
-        batch: tuple[Tensor, Tensor, Tensor | None, range],
-        step: int,
-        progress: float,
-        update: Update,
-    ) -> dict[str, Tensor]:
+    def train_step(self, batch: Batch, step: int, progress: float, update: Update) -> dict[str, Tensor]:
         """Noise the codes to step t, predict, update (Algorithm 1)."""
-        device = self.accelerator.device
-        z0, t = batch[0].to(device), batch[1].to(device)
-        condition = None if batch[2] is None else batch[2].to(device)
-        generators = keyed_generators(self.settings.seed, "prior-noise", batch[3])
-        loss = self.process.training_loss(
-            self._denoise(self.prepared[self.name], condition), z0, t, generators, self.settings.prior.vlb_weight
+        device, settings = self.accelerator.device, self.settings
+        z0, t = batch.codes.to(device), batch.t.to(device)
+        denoise = self._denoise(
+            self.prepared[self.name], None if batch.condition is None else batch.condition.to(device)
         )
+        known = {}
+        if settings.prior.soft_targets and batch.probs is not None and isinstance(self.process, BernoulliDiffusion):
+            known["probs"] = batch.probs.to(device)
+        generators = keyed_generators(settings.seed, "prior-noise", batch.positions)
+        loss = self.process.training_loss(denoise, z0, t, generators, settings.prior.vlb_weight, **known)
         update("prior", loss.total)
         terms = {name: value for name, value in loss._asdict().items() if name != "total"}
         return {"loss": loss.total.detach(), **terms}

@@ -166,6 +166,8 @@ class PriorSettings:
         label_dropout: probability with which a condition (label, caption or vector) is left out, for guidance
         null_condition: what stands for no condition: a learned token, or none at all (absent), as in the public code
         vlb_weight: λ of eq. (13)
+        soft_targets: whether the network is compared with the mean over all codes that the encoder's probabilities and
+            the noised bits allow, in the place of the one drawn: the same goal with less variance (bernoulli)
     """
 
     kind: Literal["bernoulli", "autoregressive", "absorbing", "gaussian"] = "bernoulli"
@@ -181,6 +183,7 @@ class PriorSettings:
     label_dropout: float = 0.1
     null_condition: Literal["learned", "absent"] = "learned"
     vlb_weight: float = 0.1
+    soft_targets: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:
@@ -307,6 +310,11 @@ class Settings:
                 f"prior.kind={self.prior.kind} models bits and tokenizer.bottleneck=gaussian makes real numbers: "
                 "set prior.kind=gaussian, or another bottleneck."
             )
+        if self.prior.soft_targets and not self.codes.fresh:
+            raise SettingError(
+                "prior.soft_targets=true needs the probabilities of the codes' bits, which codes.fresh=false leaves "
+                "out: set codes.fresh=true, or prior.soft_targets=false."
+            )
         if real and self.codes.fresh:
             raise SettingError(
                 "codes.fresh=true draws bits and tokenizer.bottleneck=gaussian makes real numbers: "
@@ -348,11 +356,14 @@ class Settings:
 
 FAITHFUL = (
     "tokenizer.decoder_res_blocks=3",
+    "tokenizer.bit_noise=1",
+    "objective.bit_flips=0",
     "tokenizer_training.ema_decay=0",
     "tokenizer_training.clip_norm=0",
     "codes.fresh=true",
     "prior.evidence=false",
     "prior.null_condition=absent",
+    "prior.soft_targets=false",
     "diffusion.target=flip",
     "prior_training.ema_decay=0",
     "prior_training.clip_norm=0",

@@ -11,12 +11,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
+from bld.autoencoder.bottleneck import Bernoulli
 from bld.autoencoder.discriminator import discriminator_hinge
 from bld.autoencoder.layers import RECOMPUTED
 from bld.checkpoint import save_model
 from bld.errors import SettingError
 from bld.images import ImageSet, make_grid, psnr, save_png
-from bld.seeding import derive_seed, keyed_generators
+from bld.seeding import derive_seed, keyed_generators, uniform
 from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder, spread
 from bld.training.origin import Origin, begin_tokenizer
@@ -89,10 +90,12 @@ class TokenizerStage(Stage):
         """Reconstruct, compare, update; then the discriminator, once its time has come."""
         images = batch[0].to(self.accelerator.device, non_blocking=True)
         noise = self.model.draw_noise(len(images), keyed_generators(self.settings.seed, "tokenizer-bits", batch[1]))
+        bit_noise = torch.tensor(self.settings.tokenizer.bit_noise_at(progress), device=images.device)
+        flips = self._flips(batch[1], progress)
         scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
         fake_logits = None
         with self.accelerator.autocast():
-            out = self.prepared[self.name](images, noise)
+            out = self.prepared[self.name](images, noise, bit_noise, flips)
             if scale > 0 and self.discriminator is not None:
                 self.discriminator.requires_grad_(False)  # the tokenizer's step is not the discriminator's
                 fake_logits = self.discriminator(out.reconstruction)
@@ -105,6 +108,16 @@ class TokenizerStage(Stage):
             self.discriminator.requires_grad_(True)
             values["discriminator"] = self._train_discriminator(images, out.reconstruction.detach(), update)
         return values
+
+    def _flips(self, positions: range, progress: float) -> Tensor | None:
+        """Bits (B, h, w, c) for the decoder to see turned over: at each image's own rate, none in half of them."""
+        most, shape = self.settings.objective.bit_flips_at(progress), self.model.code_shape
+        if most == 0 or not isinstance(self.model.bottleneck, Bernoulli):
+            return None
+        generators = keyed_generators(self.settings.seed, "tokenizer-flips", positions)
+        draws = uniform((len(positions), 2 + shape.bits), generators, self.accelerator.device)
+        rates = most * draws[:, :1] * (draws[:, 1:2] < 0.5)
+        return (draws[:, 2:] < rates).view(-1, *shape)
 
     def _train_discriminator(self, real: Tensor, fake: Tensor, update: Update) -> Tensor:
         with self.accelerator.autocast():

@@ -1,0 +1,325 @@
+"""How good are the pictures of a recipe, for the same images and the same seconds of training?
+
+    python benchmarks/quality.py judge   --work WORK --data TRAIN.zip --test TEST.zip
+    python benchmarks/quality.py measure --work WORK cifar10-base cifar10-decisive
+    python benchmarks/quality.py train   --work WORK --data … --test … --minutes 16 20 cifar10-base
+    python benchmarks/quality.py table
+
+`judge` trains the classifier that judges all: its features make the distances, its answers say whether a sample is
+recognised as its class; nothing else is ever trained on it.  `measure` times both training steps of each recipe in turn
+on an otherwise idle machine; `train` then gives each recipe as many steps as its minutes (tokenizer, prior) hold at that
+pace, so that what else runs beside a training changes nothing.  Every part goes on where it was stopped.  Figures go
+into benchmarks/quality/results.json with machine and commit, sheets of samples and reconstructions into WORK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import yaml
+from measuring import machine, processor
+
+from bld.autoencoder import BinaryAutoencoder
+from bld.evaluation.features import ClassifierFeatures, SmallResNet, load_extractor
+from bld.evaluation.scores import extract, frechet_distance
+from bld.images import ImageSet, Preprocessing, make_grid, psnr, save_png
+from bld.images.values import to_uint8
+from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.priors import Denoiser
+from bld.seeding import derive_seed, keyed_generators, keyed_permutation
+from bld.training.settings import Settings, load_settings
+
+FOLDER = Path(__file__).parent / "quality"
+RESULTS = FOLDER / "results.json"
+JUDGED = 2000
+SAMPLED = ((16, 1.0), (16, 2.0), (8, 1.0), (64, 1.0))  # (steps, guidance), the most telling first
+FEWER = 1000  # samples where steps are not 16, and to compare with, the first of those where they are
+
+
+def recipe(name: str) -> tuple[str, list[str]]:
+    entry = yaml.safe_load((FOLDER / "recipes.yaml").read_text())[name]
+    return entry["preset"], entry.get("words", [])
+
+
+def settings_of(name: str) -> Settings:
+    preset, words = recipe(name)
+    return load_settings(preset, words=words)
+
+
+def opened(location: str, size: int) -> ImageSet:
+    return ImageSet.open(location, Preprocessing(size), progress=False, verify=False, memory_limit_bytes=2**31)
+
+
+# -- the judge ---------------------------------------------------------------------------------------------
+
+
+def train_judge(work: Path, data: str, test: str, epochs: int, size: int = 32, width: int = 32) -> None:
+    """A residual network, mirrored and shifted images, one cycle of the rate; a checkpoint each epoch."""
+    train = opened(data, size)
+    pixels = torch.cat([train.uint8_centre(part) for part in torch.arange(len(train)).split(1000)])
+    padded = F.pad(pixels.float(), (4, 4, 4, 4), mode="reflect").to(torch.uint8)
+    torch.manual_seed(derive_seed(0, "judge"))
+    network = SmallResNet(size, len(train.classes), width)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
+    batch, at, state = 128, 0, work / "judge.pt"
+    each = len(train) // batch
+    if state.is_file():
+        saved = torch.load(state)
+        network.load_state_dict(saved["network"])
+        optimizer.load_state_dict(saved["optimizer"])
+        at = saved["epoch"]
+    for epoch in range(at, epochs):
+        order = torch.from_numpy(keyed_permutation(0, "judge", epoch, len(train)).copy())
+        draws = torch.Generator().manual_seed(derive_seed(0, "judge-views", epoch))
+        begun, total = time.time(), 0.0
+        for i in range(each):
+            done = (epoch * each + i) / (epochs * each)
+            for group in optimizer.param_groups:
+                group["lr"] = 4e-3 * min(1, done / 0.2) * (1 if done < 0.2 else (1 - done) / 0.8)
+            rows = order[i * batch : (i + 1) * batch]
+            x = padded[rows]
+            top, left = torch.randint(0, 9, (2,), generator=draws).tolist()
+            x = x[:, :, top : top + size, left : left + size]
+            mirrored = torch.rand(batch, generator=draws) < 0.5
+            x = torch.where(mirrored[:, None, None, None], x.flip(-1), x).float() / 127.5 - 1
+            loss = F.cross_entropy(network(x)[1], train.labels[rows], label_smoothing=0.1)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total += float(loss.detach())
+        torch.save(
+            {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1},
+            state.with_suffix(".new"),
+        )
+        state.with_suffix(".new").replace(state)
+        print(f"judge, epoch {epoch + 1} of {epochs}: loss {total / each:.3f}, {time.time() - begun:.0f} s", flush=True)
+    fields = {"data": Path(data).stem, "image_size": size, "classes": train.classes, "width": width, "epochs": epochs}
+    judge = ClassifierFeatures(network, {**fields, "held_out_accuracy": 0.0})
+    images = opened(test, size)
+    logits = extract((images.uint8_centre(p) for p in torch.arange(len(images)).split(500)), judge).logits
+    accuracy = float((logits.argmax(1) == images.labels).float().mean())
+    ClassifierFeatures(network, {**fields, "held_out_accuracy": accuracy}).save(work / "judge")
+    print(f"The judge recognises {100 * accuracy:.1f}% of the test images.")
+
+
+# -- how many steps the minutes hold -----------------------------------------------------------------------
+
+
+def training_steps(settings: Settings, classes: int) -> dict[str, Callable[[], None]]:
+    """One training step of each stage on random images and codes."""
+    tokenizer, diffusion = BinaryAutoencoder(settings.tokenizer), settings.diffusion.build()
+    shape = settings.tokenizer.code_shape
+    prior = Denoiser(settings.denoiser(shape, classes), diffusion.evidence_logits())
+    optimizers = [torch.optim.AdamW(network.parameters(), fused=True) for network in (tokenizer, prior)]
+    B, size = settings.tokenizer_training.batch_size, settings.tokenizer.image_size
+    images, n = torch.rand(B, 3, size, size) * 2 - 1, settings.prior_training.batch_size
+    codes = torch.randint(0, 2, (n, shape.positions, shape.c), dtype=torch.uint8)
+    labels = torch.zeros(n, dtype=torch.long) if classes else None
+
+    def step(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def tokenizer_step() -> None:
+        noise = tokenizer.draw_noise(B, keyed_generators(0, "n", range(B)))
+        step(F.mse_loss(tokenizer(images, noise).reconstruction, images), optimizers[0])
+
+    def prior_step() -> None:
+        t, noise = torch.randint(1, diffusion.steps + 1, (n,)), keyed_generators(0, "n", range(n))
+        step(diffusion.training_loss(lambda z, t: prior(z, t, labels), codes, t, noise).total, optimizers[1])
+
+    return {"tokenizer": tokenizer_step, "prior": prior_step}
+
+
+def measure(work: Path, names: list[str], classes: int = 10, rounds: int = 5) -> None:
+    """Seconds of each stage's step, the recipes in turn: the median of the rounds, written to WORK/paces.json."""
+    calls = {
+        (name, stage): call for name in names for stage, call in training_steps(settings_of(name), classes).items()
+    }
+    taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
+    for turn in range(rounds + 1):
+        for key, call in calls.items():
+            begun = time.perf_counter()
+            call()
+            call()
+            if turn:
+                taken[key].append((time.perf_counter() - begun) / 2)
+    path = work / "paces.json"
+    paces = json.loads(path.read_text()) if path.is_file() else {}
+    for (name, stage), seconds in taken.items():
+        paces.setdefault(name, {"machine": processor()})[stage] = statistics.median(seconds)
+        each = f"{1000 * statistics.median(seconds):7.0f} ms ({min(seconds):.3f} … {max(seconds):.3f} s)"
+        print(f"{name:26} {stage:10} {each}")
+    path.write_text(json.dumps(paces, indent=2))
+
+
+# -- training and judging ----------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace, name: str) -> None:
+    pace = json.loads((args.work / "paces.json").read_text())[name]
+    steps = {stage: round(60 * m / pace[stage]) for stage, m in zip(("tokenizer", "prior"), args.minutes, strict=True)}
+    label = f"{name}-{args.minutes[0]:g}-{args.minutes[1]:g}-seed{args.seed}"
+    run = args.work / "runs" / label
+    preset, words = recipe(name)
+    words = [
+        *words, f"seed={args.seed}", "data.held_out=1000",
+        f"tokenizer_training.steps={steps['tokenizer']}", f"prior_training.steps={steps['prior']}",
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "bld", "train", "--data", args.data, "--out", str(run)]
+    command += [] if (run / "config.yaml").is_file() else ["--preset", preset]
+    subprocess.run([*command, *words], check=True)
+    row = {
+        "recipe": name, "minutes": args.minutes, "seed": args.seed, "steps": steps, "pace": pace, "words": words,
+        "commit": commit(), **machine(),
+    }  # fmt: skip
+    for figures in judged(run, args):
+        row |= figures
+        keep(row)
+        print(json.dumps(figures), flush=True)
+
+
+def judged(run: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Figures, as they come."""
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
+    judge = load_extractor(str(args.work / "judge"))
+    images = opened(args.test, pipe.image_size)
+    rows = torch.from_numpy(keyed_permutation(0, "quality-test", 0, len(images))[:JUDGED].copy())
+    real = torch.cat([images.uint8_centre(part) for part in rows.split(250)])
+    seen = extract(real.split(250), judge).features
+    yield {"judge": judge.accuracy, **reconstructed(pipe, real, seen, judge, run), **bits(run)}
+    classes = len(pipe.classes)
+    for steps, guidance in SAMPLED:
+        count = JUDGED if steps == 16 else FEWER
+        labels = [i % classes for i in range(count)]
+        begun, parts = time.perf_counter(), []
+        for start in range(0, count, 100):
+            made = pipe(
+                100, class_labels=labels[start : start + 100], num_inference_steps=steps, guidance_scale=guidance,
+                generator=args.seed, first_index=start, batch_size=100, output_type="pt",
+            ).images  # fmt: skip
+            parts.append(to_uint8(made * 2 - 1))
+        seconds = time.perf_counter() - begun
+        samples = torch.cat(parts)
+        table = extract(samples.split(250), judge)
+        right = (table.logits.argmax(1) == torch.tensor(labels)).float()
+        key = f"steps{steps}-guidance{guidance:g}"
+        sheet(samples[: 10 * classes].float() / 127.5 - 1, run / f"{key}.png")
+        found = {"fd": frechet_distance(table.features, seen), "recognised": float(right.mean())}
+        if count > FEWER:
+            found["fd_of_1000"] = frechet_distance(table.features[:FEWER], seen)
+        yield {key: {**found, "samples": count, "seconds_per_sample": seconds / count}}
+
+
+@torch.no_grad()
+def reconstructed(pipe: Any, real: torch.Tensor, seen: torch.Tensor, judge: Any, run: Path) -> dict[str, Any]:
+    """PSNR and rFD of thresholded and of drawn codes, and of drawn codes with a twentieth of their bits turned over."""
+    tokenizer, found = pipe.tokenizer.eval(), {}
+    x = real.float() / 127.5 - 1
+    shown = []
+    for kind in ("thresholded", "drawn", "flipped"):
+        parts = []
+        for start in range(0, len(x), 100):
+            numbers = range(start, min(start + 100, len(x)))
+            draws = None if kind == "thresholded" else keyed_generators(0, "quality-codes", numbers)
+            codes = tokenizer.encode(x[start : numbers.stop], draws)
+            if kind == "flipped":
+                turned = torch.rand(codes.shape, generator=torch.Generator().manual_seed(start)) < 0.05
+                codes = codes ^ turned.to(codes.dtype)
+            parts.append(tokenizer.decode(codes).clamp(-1, 1))
+        again = torch.cat(parts)
+        shown.append(again[:20])
+        found[f"psnr_{kind}"] = float(psnr(x, again).mean())
+        found[f"rfd_{kind}"] = frechet_distance(extract(to_uint8(again).split(250), judge).features, seen)
+    grid = torch.cat([part for i in (0, 10) for part in (x[i : i + 10], shown[0][i : i + 10], shown[1][i : i + 10])])
+    sheet(grid, run / "reconstructions.png")
+    return found
+
+
+def bits(run: Path) -> dict[str, Any]:
+    """Bits per image: stored, needed by the prior, coin flips of the encoder, and of its bits taken one by one."""
+    progress = json.loads((run / "progress.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    bound = [line["held_out_drawn_bits_per_bit"] for line in lines if "held_out_drawn_bits_per_bit" in line][-1]
+    config = json.loads((run / "tokenizer" / "config.json").read_text())
+    stored = BinaryLatentDiffusionPipeline.from_pretrained(run).tokenizer.code_shape.bits
+    return {
+        "bits": {
+            "stored": stored, "prior": bound * stored, "noise": progress["code"]["noise_bits"],
+            "independent": progress["code"]["independent_bits"], "code_bits": config.get("code_bits"),
+        },
+        "training": {
+            stage: {key: progress[stage][key] for key in ("steps", "seconds", "images_per_second", "parameters")}
+            for stage in ("tokenizer", "prior")
+        },
+    }  # fmt: skip
+
+
+def sheet(images: torch.Tensor, path: Path) -> None:
+    save_png(make_grid(images, columns=10, scale=max(1, 64 // images.shape[-1])), path)
+
+
+def commit() -> str:
+    out = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return out.stdout.strip()
+
+
+def keep(row: dict[str, Any]) -> None:
+    rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
+    same = ("recipe", "minutes", "seed", "device")
+    rows = [other for other in rows if any(other[key] != row[key] for key in same)]
+    RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
+
+
+def table() -> None:
+    for row in json.loads(RESULTS.read_text()):
+        need = row["bits"]
+        line = f"{row['recipe']:28} {row['minutes']} seed {row['seed']} | " + " ".join(
+            f"{kind} {row[f'psnr_{kind}']:.2f} dB rFD {row[f'rfd_{kind}']:.2f}" for kind in ("thresholded", "drawn")
+        )
+        line += f" | {need['prior']:.0f} bits of {need['stored']} (noise {need['noise']:.0f})"
+        for steps, guidance in SAMPLED:
+            found = row.get(f"steps{steps}-guidance{guidance:g}")
+            if found:
+                line += f" | {steps}×{guidance:g}: FD {found['fd']:.2f}, {100 * found['recognised']:.0f}%"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["judge", "measure", "train", "table"])
+    parser.add_argument("recipes", nargs="*")
+    parser.add_argument("--work", type=Path, default=Path("quality-work"), help="folder for judge and runs")
+    parser.add_argument("--data", help="images to train on, in one folder per class")
+    parser.add_argument("--test", help="images that nothing is trained on")
+    parser.add_argument("--minutes", type=float, nargs=2, default=[16.0, 20.0], metavar=("TOKENIZER", "PRIOR"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=8, help="of the judge")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    assert math.isfinite(sum(args.minutes))
+    if args.what == "judge":
+        train_judge(args.work, args.data, args.test, args.epochs)
+    elif args.what == "measure":
+        measure(args.work, args.recipes)
+    elif args.what == "train":
+        for name in args.recipes:
+            train(args, name)
+    else:
+        table()
+
+
+if __name__ == "__main__":
+    main()

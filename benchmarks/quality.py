@@ -6,8 +6,8 @@
     python benchmarks/quality.py table
 
 `judge` trains the classifier that judges all: its features make the distances, its answers say whether a sample is
-recognised as its class; nothing else is ever trained on it.  `measure` times both training steps of each recipe in turn
-on an otherwise idle machine; `train` then gives each recipe as many steps as its minutes (tokenizer, prior) hold at that
+recognised as its class; nothing else is ever trained on it.  `measure` times both training steps of each recipe in
+turn on an otherwise idle machine; `train` then gives each as many steps as its minutes (tokenizer, prior) hold at that
 pace, so that what else runs beside a training changes nothing.  Every part goes on where it was stopped.  Figures go
 into benchmarks/quality/results.json with machine and commit, sheets of samples and reconstructions into WORK.
 """

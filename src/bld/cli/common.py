@@ -118,10 +118,36 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
                 _refuse_out_as_data(args.out, settings.data.location)
                 refuse_other_data(run, settings)
 
-            settings = run.adopt(preset, words, args.data, processes.is_main, beginning.settings(), check)
+            over = beginning.settings()
+            if budget is not None and not run.has_settings():
+                over = sized(preset, words, over, budget, args.stages if beginning.given is None else ("prior",))
+            settings = run.adopt(preset, words, args.data, processes.is_main, over, check)
             if processes.is_main:
                 beginning.record(run)
         yield Recipe(settings, run, say, budget)
+
+
+def sized(
+    preset: str | None,
+    words: Sequence[str],
+    over: dict[str, Any],
+    seconds: float,
+    stages: Sequence[str] = ("tokenizer", "prior"),
+) -> dict[str, Any]:
+    """`over`, with sizes that suit the time for these stages on this machine, where the settings leave them open.
+
+    Says in a line what the time buys.
+    """
+    from bld.training.budget import measure, plan
+    from bld.training.settings import leaves, load_settings, overlaid
+
+    settings = load_settings(preset, words=words, over=over)
+    if not settings.sizes_by_budget:
+        return over
+    given = [*(word.partition("=")[0] for word in words), *(key for key, _ in leaves(over))]
+    bought = plan(settings, seconds, measure(settings), given, stages)
+    say(bought.sentence(settings))
+    return overlaid(over, bought.over)
 
 
 def _refuse_out_as_data(out: Path, location: str) -> None:
@@ -164,7 +190,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
     parser.add_argument("--temperature", type=float, help="τ: lower is safer and less diverse (default: the run's)")
     parser.add_argument("--guidance-scale", type=float, help="1 + ω: how strongly the class is followed; 1 is off")
-    parser.add_argument("--classes", metavar="A,B,…", help="names or numbers, taken in turn; 'all' for every class")
+    parser.add_argument(
+        "--classes",
+        metavar="A,B,…",
+        help="names or numbers, taken in turn; 'all' for every class, 'none' to leave it open (default: all where "
+        "images are made anew, none where parts of one are)",
+    )
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what the images show; several are taken in turn"
     )
@@ -226,15 +257,23 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
         yield
 
 
-def labels_from(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, count: int) -> list[Any] | None:
-    """One class per image, the asked ones in turn; None leaves the class open."""
-    if args.classes is None:
-        return None
+def labels_from(
+    args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, count: int, each: bool = False
+) -> list[Any] | None:
+    """One class per image, the asked ones in turn; None leaves the class open.
+
+    each: whether every class is taken in turn where none is asked for.
+    """
     from bld.pipeline import class_names
 
+    known = pipe.prior.config.num_classes
+    if args.classes is None:
+        return [i % known for i in range(count)] if each and known else None
+    if args.classes == "none" and "none" not in pipe.classes:
+        return None
     names: Sequence[Any] = class_names(args.classes, pipe.classes)
     if args.classes == "all" and "all" not in pipe.classes:
-        names = list(range(pipe.prior.config.num_classes))
+        names = list(range(known))
         if not names:
             raise SettingError("--classes was given, but this prior has no classes.")
     if not names:
@@ -245,13 +284,15 @@ def labels_from(args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, c
 class Asked:
     """What each image is conditioned on, as the arguments say: classes, prompts or vectors, taken in turn."""
 
-    def __init__(self, args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, count: int):
+    def __init__(self, args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, count: int, each: bool = False):
+        """each: whether every class is taken in turn where nothing is asked for, as `in_turn` then says."""
         names = ("classes", "prompt", "prompts", "condition")
         given = [f"--{name}" for name in names if getattr(args, name) is not None]
         if len(given) > 1 and set(given) != {"--prompt", "--prompts"}:
             raise SettingError(f"{' and '.join(given)} were given: images are conditioned on one of them.")
         self.prompts = [*(args.prompt or []), *(_lines(args.prompts) if args.prompts else [])]
-        self.labels = labels_from(args, pipe, count)
+        self.labels = labels_from(args, pipe, count, each and not given)
+        self.in_turn = self.labels is not None and self.labels[: len(pipe.classes)] == list(range(len(pipe.classes)))
         self._vectors: Any = None
         if not all(text.strip() for text in self.prompts):
             raise SettingError("An empty --prompt was given: leave --prompt out for images of no prompt.")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bld.cli.common import say
+from bld.cli.common import duration, say
 from bld.errors import SettingError
+
+if TYPE_CHECKING:
+    from bld.training.settings import Settings
 
 UTILISATION = 0.4
 HELP = "sizes, parameters, FLOPs and cache of a preset or run"
@@ -20,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="NAME", help="simulate training on this kind: h200, h100, a100-80, …, cpu")
     parser.add_argument("--devices", type=int, help="so many of them (default 1)")
     parser.add_argument("--utilisation", type=float, help=f"part of a device's rate reached (default {UTILISATION})")
+    parser.add_argument("--budget", metavar="TIME", help="measure this machine: what it trains in this time")
     parser.add_argument("--show-settings", action="store_true", help="print every setting as YAML")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="single settings, for example prior.dim=256")
 
@@ -52,7 +58,26 @@ def run(args: argparse.Namespace) -> None:
         say("")
         for name, value in plan(settings, images, classes, args.device, devices, use):
             say(f"{name:<34}{value}".rstrip())
+    if args.budget:
+        say("")
+        for name, value in _bought(settings, duration(args.budget), args.settings):
+            say(f"{name:<34}{value}")
     if args.show_settings:
         import yaml
 
         say("\n" + yaml.safe_dump(settings_tree(settings), sort_keys=False))
+
+
+def _bought(settings: Settings, seconds: float, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(what, how much) of a training in this time on this machine."""
+    from bld.training.budget import measure, plan
+
+    pace = measure(settings)
+    bought = plan(settings, seconds, pace, [word.partition("=")[0] for word in words])
+    yield "-- this machine --", ""
+    for stage, steps in bought.steps.items():
+        batch = getattr(settings, f"{stage}_training").batch_size
+        yield f"{stage} training reaches", f"{getattr(pace, stage) / 1e9:,.0f} GFLOP/s"
+        yield f"in {bought.seconds[stage] / 60:,.1f} minutes", f"about {steps:,} steps of {batch}"
+    for key, value in bought.sizes.items():
+        yield f"with {key}", f"{value}"

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
         made = pipe(
             args.num, num_inference_steps=args.steps, temperature=args.temperature, guidance_scale=args.guidance_scale,
             generator=args.seed, output_type="pt", batch_size=args.batch_size, final=args.final,
-            **Asked(args, pipe, args.num).of(range(args.num)),
+            **Asked(args, pipe, args.num, each=True).of(range(args.num)),
         )  # fmt: skip
         samples = made.images * 2 - 1
         found = nearest(samples, opened.train, args.k) if args.by == "pixels" else nearest_by(

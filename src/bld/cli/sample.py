@@ -20,6 +20,7 @@ from bld.errors import SettingError
 
 HELP = "generate images"
 MOST_IN_GRID = 100
+EVERY_CLASS = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     processes = launched()
     pipe = load_pipeline(args)
     out = args.out or _default_folder(args)
-    asked = Asked(args, pipe, args.num)
+    asked = Asked(args, pipe, args.num, each=True)
     note, settings = out / "settings.json", sampling_settings(args, pipe) | asked.settings()
     paths = [out / f"{i:06d}.png" for i in range(args.num)]
     _refuse_foreign(note, settings, paths)
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     processes.wait()
     if not processes.is_main:
         return
-    _write_grid(paths, out)
+    _write_grid(paths, out, len(pipe.classes) if asked.in_turn else 0)
     say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
 
 
@@ -87,10 +88,18 @@ def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
         "steps": args.steps or defaults.num_inference_steps or pipe.diffusion.steps,
         "temperature": defaults.temperature if args.temperature is None else args.temperature,
         "guidance_scale": defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale,
-        "classes": args.classes,
+        "classes": _classes(args, pipe),
         "precision": args.precision,
         **({} if args.final == "threshold" else {"final": args.final}),
     }
+
+
+def _classes(args: argparse.Namespace, pipe: Any) -> str | None:
+    """The classes as the note says them: without --classes every one, where nothing else is asked for."""
+    others = (args.prompt, args.prompts, args.condition)
+    if args.classes is not None or not pipe.prior.config.num_classes or any(value is not None for value in others):
+        return args.classes
+    return EVERY_CLASS if EVERY_CLASS not in pipe.classes else "each in turn"
 
 
 def _batches(
@@ -120,14 +129,15 @@ def _batches(
             bar.update(len(rows))
 
 
-def _write_grid(paths: list[Path], out: Path) -> None:
+def _write_grid(paths: list[Path], out: Path, classes: int = 0) -> None:
+    """classes: that are taken in turn, to which the columns are fitted."""
     import torch
     from torchvision.transforms.functional import pil_to_tensor
 
     from bld.images import decode_file, make_grid, save_png, to_unit
 
     images = torch.stack([pil_to_tensor(decode_file(path).convert("RGB")) for path in paths[:MOST_IN_GRID]])
-    columns = max(1, round(len(images) ** 0.5))
+    columns = classes if 4 <= classes <= 20 else max(1, round(len(images) ** 0.5))
     save_png(
         make_grid(to_unit(images), columns=columns, scale=max(1, 64 // images.shape[-1])), out / "grid.png", sheet=True
     )

@@ -154,6 +154,11 @@ def _inference(settings: Settings, num_classes: int) -> tuple[BinaryAutoencoder,
     return tokenizer, prior, Inference(*map(flops, calls))
 
 
+def inference_flops(settings: Settings, num_classes: int = 0) -> Inference:
+    """Floating-point operations of each network for one image; nothing is allocated."""
+    return _inference(settings, num_classes)[2]
+
+
 def forwards(settings: Settings, num_classes: int) -> int:
     """Passes of the prior through a whole image for one sample: two a step with guidance; all positions from a cache
     are one.

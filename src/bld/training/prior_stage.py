@@ -101,7 +101,7 @@ class PriorStage(Stage):
         torch.manual_seed(derive_seed(settings.seed, "prior-weights"))
         self.vectors = vectors
         config = settings.denoiser(cache.shape, len(cache.classes), vectors.cache.width if vectors is not None else 0)
-        self.model: Transformer = _network(self.process, config)
+        self.model: Transformer = build_network(self.process, config)
         if vectors is not None:
             mean, scale = vectors.centre_and_scale()
             self.model.load_state_dict({"vectors.mean": mean, "vectors.scale": scale}, strict=False)
@@ -279,7 +279,7 @@ class PriorStage(Stage):
         return 1.0 if self.process.kind == "gaussian" else self.settings.sampling.temperature
 
 
-def _network(process: Process, config: DenoiserConfig) -> Transformer:
+def build_network(process: Process, config: DenoiserConfig) -> Transformer:
     """The untrained network of a process."""
     if isinstance(process, BernoulliDiffusion):
         return Denoiser(config, process.evidence_logits())

@@ -15,6 +15,7 @@ from bld.checkpoint import load_tokenizer, tokenizer_hash
 from bld.code_cache import CodeCache
 from bld.errors import DataError, SettingError
 from bld.images import ImageSet, read_captions
+from bld.training.budget import split
 from bld.training.conditions import ImageVectors, VectorCache, condition_vectors
 from bld.training.drawn_codes import draws_of, held_out_codes, held_out_entropy
 from bld.training.encode import encode_images
@@ -27,10 +28,6 @@ from bld.training.run_folder import RunFolder
 from bld.training.run_images import images_of_run
 from bld.training.settings import Settings, TrainingSettings
 from bld.training.tokenizer_stage import MOST_MEASURED, TokenizerStage
-
-TOKENIZER_SHARE = 0.4  # of a time budget
-RESERVED_SHARE = 0.06  # kept for samples and report
-MOST_RESERVED_SECONDS = 240.0
 
 Say = Callable[[str], None]
 
@@ -215,10 +212,11 @@ class Recipe:
             return
         if budget <= 0:
             raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
+        parts = split(budget)
         if given is None:
-            self.train_tokenizer(TOKENIZER_SHARE * budget)
+            self.train_tokenizer(parts["tokenizer"])
         self.encode()
-        reserved = min(RESERVED_SHARE * budget, MOST_RESERVED_SECONDS)
+        reserved = budget - sum(parts.values())
         spent = self.run.progress()["tokenizer"]["seconds"]
         # What went on around the stages (verifying and encoding images) counts too, as far as it was done just now.
         around = max(0.0, time.monotonic() - self._started - self._seconds_in_stages)

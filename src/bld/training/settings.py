@@ -247,6 +247,8 @@ class Settings:
         mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
+        sizes_by_budget: whether a time budget chooses tokenizer.base_channels, prior.dim, prior.depth and prior.heads,
+            as far as no words give them, so that this machine can train them in that time
         compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
         trackers: where metrics and previews go besides metrics.jsonl: tensorboard (where it is installed), wandb
     """
@@ -255,6 +257,7 @@ class Settings:
     seed: int = 0
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    sizes_by_budget: bool = False
     compile: bool = False
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     data: DataSettings = field(default_factory=DataSettings)
@@ -396,8 +399,8 @@ def load_settings(
     """
     tree = dict(base or {})
     if preset is not None:
-        tree = {**_overlaid(tree, _read_preset(preset)), "preset": preset}
-    tree = _overlaid(tree, over or {})
+        tree = {**overlaid(tree, _read_preset(preset)), "preset": preset}
+    tree = overlaid(tree, over or {})
     _refuse_unknown(tree, "")
     for word in words:
         key, equals, value = word.partition("=")
@@ -446,12 +449,12 @@ def _read_preset(name: str) -> dict[str, Any]:
     return tree
 
 
-def _overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """The base with the leaves of `over` in their places."""
     merged = dict(base)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _overlaid(merged[key], value) if both else value
+        merged[key] = overlaid(merged[key], value) if both else value
     return merged
 
 

@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs=2, default=[16.0, 20.0], metavar=("TOKENIZER", "PRIOR"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=8, help="of the judge")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.work.mkdir(parents=True, exist_ok=True)
     assert math.isfinite(sum(args.minutes))
     if args.what == "judge":

@@ -33,6 +33,7 @@ TINY_WORDS = [
     "prior_training.batch_size=32",
     "prior_training.previews=1",
     "codes.draws=2",
+    "codes.fresh=false",
     "mixed_precision=float32",
 ]
 

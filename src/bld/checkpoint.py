@@ -217,7 +217,15 @@ def load_index(folder: Path) -> PipelineIndex:
         raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
 
 
-SETTINGS_OF_LATER = {"bottleneck": "bernoulli", "features_dim": 0, "out_activation": True}
+SETTINGS_OF_LATER = {
+    "bottleneck": "bernoulli",
+    "features_dim": 0,
+    "out_activation": True,
+    "bit_noise": 1.0,
+    "patch_size": 1,
+    "resampling": "convolution",
+    "middle": True,
+}
 """Choices that tokenizers have not always had: hashes from before still hold."""
 
 

@@ -233,7 +233,7 @@ def test_unreadable_images_are_left_out_and_listed_but_not_too_many(fails, tmp_p
 
 def test_too_few_images_and_sizes_that_do_not_divide(fails, tmp_path, image_folder):
     data = ("train", "--data", image_folder(10), "--out", tmp_path / "r", "--preset", "digits")
-    assert "fewer than a batch of 128" in fails(*data)
+    assert "fewer than a batch of 64" in fails(*data)
     assert "choose 8" in fails(*data, "tokenizer.image_size=9")
 
 

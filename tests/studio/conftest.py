@@ -113,6 +113,7 @@ def visit(studio: str, browser: Any, request: pytest.FixtureRequest, tmp_path: P
         page.on("request", requested)
         page.goto(studio)
         page.wait_for_selector("#bld-run-generate")
+        page.wait_for_selector(".bld-result[data-done]")  # the pictures it opens with
         return page
 
     yield open_page

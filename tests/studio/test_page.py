@@ -43,9 +43,14 @@ def number(panel: Any, label: str, value: float) -> None:
 
 def run(panel: Any) -> Any:
     """Press the button and wait for what comes out, not for what stands there already."""
-    panel.locator(".bld-result").evaluate_all("results => results.forEach(one => delete one.dataset.done)")
+    forget(panel)
     panel.locator("[id^=bld-run-]").click()
     return result(panel)
+
+
+def forget(panel: Any) -> None:
+    """Let what stands there count as old."""
+    panel.locator(".bld-result").evaluate_all("results => results.forEach(one => delete one.dataset.done)")
 
 
 def result(panel: Any) -> Any:
@@ -96,6 +101,41 @@ def test_generate_shows_the_model_and_makes_the_pictures_of_its_settings(visit: 
     assert download.value.suggested_filename == "seed11-001.png" and saved == files["seed11-001.png"]
 
 
+def test_the_page_opens_with_a_picture_of_each_class_which_the_button_makes_again(visit: Visit, model: Model):
+    page = visit()
+    panel = page.locator("[role=tabpanel]:visible")
+    opening = result(panel)
+    assert opening.locator("figcaption").all_inner_texts() == model.classes
+    before = files_of(page, opening)
+    again = files_of(page, run(panel))
+    assert set(before) == set(again) and all(before[name] == again[name] for name in before if name.endswith(".png"))
+    expected = model.pipe(10, class_labels=list(range(10)), generator=0).images
+    assert all(np.array_equal(pixels(before[f"seed0-{i:03d}.png"]), np.asarray(expected[i])) for i in range(10))
+
+
+@pytest.mark.parametrize("tab", ["Inpaint", "Reconstruct", "Interpolate", "Flip bits"])
+def test_a_click_on_a_held_out_picture_uploads_it_and_another_takes_its_place(
+    visit: Visit, trained_run: Path, tab: str
+):
+    page = visit()
+    panel = open_tab(page, tab)
+    for words in ("First: an upload in place of the seed", "Picture: an upload in place of the seed"):
+        if panel.get_by_text(words).count():
+            panel.get_by_text(words).click()
+    files = sorted((trained_run / "examples").glob("held-out-*.png"))
+    assert len(files) == panel.locator(".bld-examples").first.locator("[data-example]").count() == 8
+    for number_, file in ((2, files[2]), (5, files[5])):
+        example = panel.locator(f"[data-example='held-out-{number_}.png']").first
+        example.focus()
+        with page.expect_response(lambda answer: "/upload" in answer.url and answer.request.method == "POST") as sent:
+            page.keyboard.press("Enter")
+        token = sent.value.json()[0]
+        shown = panel.locator(f".bld-upload img[src*='{token}']").first
+        shown.wait_for()
+        picture = page.request.get(shown.get_attribute("src")).body()
+        assert np.array_equal(pixels(picture), pixels(file.read_bytes()))
+
+
 def test_generation_needs_no_mouse(visit: Visit, model: Model):
     page = visit()
     page.locator("body").press("Tab")
@@ -112,14 +152,15 @@ def test_generation_needs_no_mouse(visit: Visit, model: Model):
     page.keyboard.type("23")
     tab_to("e.id === 'bld-run-generate'")
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none"
+    forget(page.locator("[role=tabpanel]:visible"))
     page.keyboard.press("Enter")
     output = result(page.locator("[role=tabpanel]:visible"))
     tab_to("e.matches('[data-save]')")
     with page.expect_download() as download:
         page.keyboard.press("Enter")
-    image = model.pipe(8, generator=23).images[0]
+    image = model.pipe(10, class_labels=list(range(10)), generator=23).images[0]
     assert np.array_equal(pixels(Path(download.value.path()).read_bytes()), np.asarray(image))
-    assert output.locator("[data-save]").count() == 8
+    assert output.locator("[data-save]").count() == 10
 
 
 def test_inpaint_fills_what_is_brushed_or_marked_with_the_keyboard(

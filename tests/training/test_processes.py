@@ -25,13 +25,16 @@ PATIENCE = 600  # seconds after which a process counts as hung, however slow the
 # flipped.  So trainings are compared over four steps.  Measured with AVX2 and AVX-512, one thread and three: weights
 # differ by at most 1e-6, logged values by 3e-6; the least of `FAULTS` is off by 4e-4 in one of the two.
 # Two channels a group, so that a convolution's bias before a GroupNorm has a gradient: where it has none, Adam scales
-# rounding errors up to whole steps.  No warm-up and no decay, so that four steps go somewhere.
+# rounding errors up to whole steps.  No warm-up and no decay, so that four steps go somewhere; bit noise and flips are
+# annealed too, and would tell a training in two halves from a whole one.
 WEIGHTS_DIFFER, LOGGED_DIFFER = 1e-5, 5e-5
 WORDS = [
     "tokenizer.base_channels=64",
     "tokenizer.channel_multipliers=[1,1]",
     "tokenizer.embed_dim=8",
     "tokenizer.code_bits=4",
+    "tokenizer.bit_noise=1",
+    "objective.bit_flips=0",
     "objective.adversarial=0.1",
     "objective.adversarial_ramp=0",
     "objective.discriminator_channels=64",

@@ -22,14 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and serve it until interrupted."""
+    from bld.images import decode_file
     from bld.precision import allow_tf32
     from bld.studio.model import Model
     from bld.studio.server import serve
     from bld.training.loop import autocast_dtype
+    from bld.training.run_folder import RunFolder
 
     pipe = load_pipeline(args)
     bf16 = autocast_dtype(args.precision, pipe.device) == "bf16"
     allow_tf32(pipe.device, bf16)
     name = Path(args.run_folder).resolve().name if Path(args.run_folder).is_dir() else args.run_folder
-    model = Model(pipe, name, "bf16" if bf16 else "float32")
+    examples = tuple(decode_file(path).convert("RGB") for path in RunFolder(args.run_folder).example_images())
+    model = Model(pipe, name, "bf16" if bf16 else "float32", examples)
     serve(model, say, args.host, args.port, args.queue, args.open)

@@ -51,6 +51,16 @@ def waiting(sentence: str) -> str:
     return f'<div class="bld-result bld-empty"><p>{escape(sentence)}</p></div>'
 
 
+def examples(images: Sequence[Image.Image]) -> str:
+    """Pictures to try a task on, each of which a click or Enter puts into the upload above it."""
+    buttons = "".join(
+        f'<button type="button" class="bld-example" data-example="held-out-{i}.png" aria-label="Use held-out picture '
+        f'{i + 1}"><img src="{_uri(image)}" alt="Held-out picture {i + 1}" class="{_pixels(image)}"></button>'
+        for i, image in enumerate(images)
+    )
+    return f'<div class="bld-examples"><p>Or one that was kept from the training:</p>{buttons}</div>'
+
+
 def problem(sentence: str) -> str:
     """A request that failed."""
     return f'<div class="bld-result bld-problem" role="alert"><p>{escape(sentence)}</p></div>'

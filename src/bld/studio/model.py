@@ -10,11 +10,13 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+from PIL import Image
 
 from bld.diffusion import BernoulliDiffusion
 from bld.pipeline import BinaryLatentDiffusionPipeline
 
 MOST_IMAGES = 64
+MOST_CLASSES_AT_ONCE = 12
 PIXELS_AT_ONCE = MOST_IMAGES * 128**2  # as many images of 128×128; fewer of larger ones
 
 
@@ -22,12 +24,14 @@ PIXELS_AT_ONCE = MOST_IMAGES * 128**2  # as many images of 128×128; fewer of la
 class Model:
     """A pipeline, and how this studio uses it.
 
-    name: of the run, without its path.  precision: what the networks compute in.
+    name: of the run, without its path.  precision: what the networks compute in.  examples: pictures of the run's data
+    that it was not trained on, for visitors who bring none.
     """
 
     pipe: BinaryLatentDiffusionPipeline
     name: str
     precision: Literal["float32", "bf16"] = "float32"
+    examples: tuple[Image.Image, ...] = ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @contextmanager
@@ -83,8 +87,9 @@ class Model:
 
     @property
     def default_images(self) -> int:
-        """How many are made unless asked otherwise."""
-        return max(1, min(8, self.most_images // 4))
+        """How many are made unless asked otherwise: one of each class where there are few."""
+        several = len(self.classes) if 4 <= len(self.classes) <= MOST_CLASSES_AT_ONCE else 8
+        return max(1, min(several, self.most_images // 4))
 
     @property
     def parameters(self) -> int:

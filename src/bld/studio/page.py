@@ -26,6 +26,7 @@ NO_MEMORY = "There is not enough memory for this: ask for fewer pictures at a ti
 MOST_PROMPT = 1000
 TASKS_AT_ONCE, LIGHT_AT_ONCE = 1, 4
 
+OPENING = "Generate"  # the tab that opens with pictures
 NEW_SEED = "() => Math.floor(Math.random() * 2 ** 31)"
 CLICK = "(...values) => [...values.slice(0, -1), Date.now()]"
 CLICK_AND_MASK = "(...values) => [...values.slice(0, -2), window.bldStudio.mask(), Date.now()]"
@@ -38,7 +39,9 @@ def build(model: Model) -> gr.Blocks:
         with gr.Tabs():
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name.lower()):
-                    tab(model)
+                    output = tab(model)
+                    if name == OPENING:
+                        page.load(_opening(model), None, output, **_heavy())
     return page
 
 
@@ -84,7 +87,7 @@ def script() -> str:
 # -- the tabs ---------------------------------------------------------------------------------------------
 
 
-def _generate(model: Model) -> None:
+def _generate(model: Model) -> gr.HTML:
     with gr.Row(elem_classes="bld-tab"):
         with gr.Column(scale=1, min_width=300):
             _explain("New pictures, from noise to bits to pixels. The same seed and settings make the same pictures.")
@@ -99,6 +102,24 @@ def _generate(model: Model) -> None:
         return lambda report: tasks.generate(model, sampling, int(count), report)
 
     _run(model, run, stop, [count, *controls.inputs], output, work, "generated")
+    return output
+
+
+def _opening(model: Model) -> Callable[[], Iterator[str]]:
+    """The pictures that a visitor finds: those of the controls as they stand, made once for all visitors."""
+    made: list[str] = []
+
+    def handler() -> Iterator[str]:
+        if not made:
+            sampling = Sampling(which=EACH if model.classes else ANY)
+            for item in watched(model, lambda report: tasks.generate(model, sampling, model.default_images, report)):
+                if isinstance(item, Made):
+                    made.append(markup.result(item, f"{model.name}-generated"))
+                else:
+                    yield markup.progress(item, item.pictures or ())
+        yield made[0]
+
+    return _guarded_steps(handler)
 
 
 def _inpaint(model: Model) -> None:
@@ -106,7 +127,7 @@ def _inpaint(model: Model) -> None:
     with gr.Row(elem_classes="bld-tab"):
         with gr.Column(scale=1, min_width=300):
             _explain("Brush over a part of a picture; it is filled to suit the rest, which stays as it is.")
-            upload = _upload("A picture", "Its central square is taken, at the model's size.")
+            upload = _upload(model, "A picture", "Its central square is taken, at the model's size.")
             board = gr.HTML(markup.waiting("Choose a picture above; then brush here."), elem_id="bld-mask")
             mask = gr.Textbox(visible=False)
             count = _count(model, "Fillings", default=min(4, model.default_images))
@@ -138,7 +159,7 @@ def _reconstruct(model: Model) -> None:
     with gr.Row(elem_classes="bld-tab"):
         with gr.Column(scale=1, min_width=300):
             _explain("What is left of a picture after it has been written as bits, and what those bits look like.")
-            upload = _upload("A picture", "Its central square is taken, at the model's size.")
+            upload = _upload(model, "A picture", "Its central square is taken, at the model's size.")
             run, stop = _buttons("Reconstruct", "reconstruct")
         output = _output("The picture and its reconstruction will stand here side by side.")
 
@@ -256,7 +277,7 @@ def _compare(model: Model) -> None:
     _run(model, run, stop, inputs, output, work, "compared")
 
 
-TABS: dict[str, Callable[[Model], None]] = {
+TABS: dict[str, Callable[[Model], gr.HTML | None]] = {
     "Generate": _generate,
     "Inpaint": _inpaint,
     "Reconstruct": _reconstruct,
@@ -341,7 +362,7 @@ class _End:
         self.seed = seed_box(f"{name} seed", seed)
         self.which = class_choice(model, f"{name} class", each=False) if model.classes else None
         with gr.Accordion(f"{name}: an upload in place of the seed", open=False):
-            self.upload = _upload(f"{name} upload", "It is used as long as it is here.", height=170)
+            self.upload = _upload(model, f"{name} upload", "It is used as long as it is here.", height=170)
         self.inputs: list[Any] = [self.seed, self.upload, *([self.which] if self.which is not None else [])]
 
     def origin(self, own: Sequence[Any], rest: Sequence[Any], controls: _Controls) -> Origin:
@@ -358,7 +379,9 @@ def class_choice(model: Model, label: str = "Class", each: bool = True) -> gr.Dr
     """Any class, each in turn, or one of them."""
     choices: list[tuple[str, Any]] = [("Any", ANY), *([("Each in turn", EACH)] if each else [])]
     choices += [(name, i) for i, name in enumerate(model.classes)]
-    return gr.Dropdown(choices, value=ANY, label=label, info="What the pictures are to show.", filterable=True)
+    return gr.Dropdown(
+        choices, value=EACH if each else ANY, label=label, info="What the pictures are to show.", filterable=True
+    )
 
 
 def seed_box(label: str, value: int) -> gr.Number:
@@ -382,11 +405,16 @@ def _count(model: Model, label: str = "Pictures", default: int | None = None) ->
     )  # fmt: skip
 
 
-def _upload(label: str, info: str, height: int = 200) -> gr.Image:
-    return gr.Image(
-        type="filepath", image_mode=None, sources=["upload", "clipboard"], label=label, height=height,
-        buttons=[], placeholder=f"Drop a picture here, or click to choose one.\n{info}",
-    )  # fmt: skip
+def _upload(model: Model, label: str, info: str, height: int = 200) -> gr.Image:
+    """A place for a picture, and below it pictures of the model's own data, a click on which puts one there."""
+    with gr.Group(elem_classes="bld-upload"):
+        upload = gr.Image(
+            type="filepath", image_mode=None, sources=["upload", "clipboard"], label=label, height=height,
+            buttons=[], placeholder=f"Drop a picture here, or click to choose one.\n{info}",
+        )  # fmt: skip
+        if model.examples:
+            gr.HTML(markup.examples(model.examples), padding=False)
+    return upload
 
 
 def _explain(sentence: str) -> None:
@@ -488,6 +516,18 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*values, **named)
         except Exception as error:
             raise gr.Error(_sentence(error), print_exception=False) from None
+
+    return handler
+
+
+def _guarded_steps(function: Callable[[], Iterator[str]]) -> Callable[[], Iterator[str]]:
+    """The same of what is shown step by step."""
+
+    def handler() -> Iterator[str]:
+        try:
+            yield from function()
+        except Exception as error:
+            yield markup.problem(_sentence(error))
 
     return handler
 

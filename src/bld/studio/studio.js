@@ -128,7 +128,23 @@
       link.download = save.dataset.save;
       link.click();
     }
+    const example = event.target.closest?.("[data-example]");
+    if (example) use(example);
   });
+
+  // A picture that was kept from the training goes the way of an upload.
+  async function use(example) {
+    const panel = example.closest(".bld-upload");
+    const remove = () => panel.querySelector('button[aria-label="Clear"], button[aria-label="Remove Image"]');
+    remove()?.click();
+    do await new Promise((done) => setTimeout(done, 50));
+    while (remove() || !panel.querySelector("input[type=file]"));
+    const input = panel.querySelector("input[type=file]"), files = new DataTransfer();
+    const picture = await (await fetch(example.querySelector("img").src)).blob();
+    files.items.add(new File([picture], example.dataset.example, { type: "image/png" }));
+    input.files = files.files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+  }
 
   // Gradio puts the status before the sentence of a refused upload: "HTTP 415: The file cannot be read …".
   new MutationObserver((changes) => {

@@ -25,7 +25,7 @@ from bld.training.order import spread
 from bld.training.origin import beginning_of, given_tokenizer
 from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import images_of_run
+from bld.training.run_images import images_of_run, keep_examples
 from bld.training.settings import Settings, TrainingSettings
 from bld.training.tokenizer_stage import MOST_MEASURED, TokenizerStage
 
@@ -82,6 +82,8 @@ class Recipe:
                     f"{self.run.path / 'skipped_images.txt'} names them."
                 )
             self._refuse_too_few(train)
+            if self.processes.is_main:
+                keep_examples(self.run, rest, self.settings.seed)
             classes = f", {len(train.classes)} classes" if train.classes else ""
             self.say(f"{len(train):,} images to train on, {len(rest):,} held out{classes}.")
             self._images = train, rest

@@ -70,6 +70,7 @@ class RunFolder:
         self.codes = self.path / "codes"
         self.conditions = self.path / "conditions"
         self.samples = self.path / "samples"
+        self.examples = self.path / "examples"
         self.tensorboard = self.path / "tensorboard"
         self.metrics = self.path / "metrics.jsonl"
         self.report = self.path / "report.html"
@@ -110,6 +111,10 @@ class RunFolder:
             self._lock.release()
             if is_new and [entry.name for entry in self.path.iterdir()] in ([], ["lock"]):  # nothing came of it
                 shutil.rmtree(self.path)
+
+    def example_images(self) -> list[Path]:
+        """Files of some images that the run is not trained on, as the model sees them."""
+        return sorted(self.examples.glob("held-out-*.png"))
 
     # -- settings -----------------------------------------------------------------------------------------
 

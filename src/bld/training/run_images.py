@@ -12,15 +12,18 @@ import hashlib
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import torch
 
 from bld.checkpoint import read_json, write_json
 from bld.errors import DataError
-from bld.images import ImageSet, ImageSource, meet_by_name, name_fractions, open_images
+from bld.images import ImageSet, ImageSource, meet_by_name, name_fractions, open_images, save_png
+from bld.training.order import spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
 
 LOOKED_AT = 16  # images whose contents tell whether a data set is still the same
 LEAST_SAME = 0.5  # of those: with fewer it is another
+EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -197,3 +200,11 @@ def _contents(source: ImageSource, names: list[str] | None = None) -> dict[str, 
 
 def _listed(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def keep_examples(run: RunFolder, held_out: ImageSet, seed: int) -> None:
+    """Write some held-out images into RUN/examples, once, for whoever tries the model and brings no picture."""
+    if run.example_images():
+        return
+    for number, row in enumerate(spread(len(held_out), EXAMPLES, seed)):
+        save_png(held_out.centre(torch.tensor([row]))[0], run.examples / f"held-out-{number}.png")

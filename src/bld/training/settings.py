@@ -134,7 +134,8 @@ class CodeSettings:
 
     Args:
         draws: samples per image (Algorithm 1); 0 stores one code, thresholded at ½ or of the means; vq draws nothing
-        fresh: whether each training step draws its codes anew, from probabilities stored instead (a byte a bit)
+        fresh: whether each training step draws its codes anew, from probabilities stored instead, a byte a bit
+            (bernoulli)
     """
 
     draws: int = 1
@@ -167,7 +168,8 @@ class PriorSettings:
         null_condition: what stands for no condition: a learned token, or none at all (absent), as in the public code
         vlb_weight: λ of eq. (13)
         soft_targets: whether the network is compared with the mean over all codes that the encoder's probabilities and
-            the noised bits allow, in the place of the one drawn: the same goal with less variance (bernoulli)
+            the noised bits allow, in the place of the one drawn: the same goal with less variance (bernoulli, with
+            codes.fresh, which keeps the probabilities)
     """
 
     kind: Literal["bernoulli", "autoregressive", "absorbing", "gaussian"] = "bernoulli"
@@ -312,16 +314,6 @@ class Settings:
             raise SettingError(
                 f"prior.kind={self.prior.kind} models bits and tokenizer.bottleneck=gaussian makes real numbers: "
                 "set prior.kind=gaussian, or another bottleneck."
-            )
-        if self.prior.soft_targets and not self.codes.fresh:
-            raise SettingError(
-                "prior.soft_targets=true needs the probabilities of the codes' bits, which codes.fresh=false leaves "
-                "out: set codes.fresh=true, or prior.soft_targets=false."
-            )
-        if real and self.codes.fresh:
-            raise SettingError(
-                "codes.fresh=true draws bits and tokenizer.bottleneck=gaussian makes real numbers: "
-                "set codes.fresh=false."
             )
 
     def process(self, shape: CodeShape, scale: float = 1.0) -> Process:

@@ -6,6 +6,7 @@ largest of a few sizes is taken that still makes enough steps.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from bld.autoencoder import BinaryAutoencoder
-from bld.training.cost import inference_flops
+from bld.training.cost import denoiser_flops, tokenizer_flops
 from bld.training.loop import autocast_dtype
 from bld.training.prior_stage import build_network
-from bld.training.settings import Settings, load_settings, settings_tree
+from bld.training.settings import Settings
 
 TOKENIZER_SHARE = 0.4  # of a time budget
 RESERVED_SHARE = 0.06  # kept for samples and report
@@ -112,13 +113,20 @@ def _candidates(stage: str, settings: Settings, given: Sequence[str]) -> Iterato
 
 def with_sizes(settings: Settings, sizes: dict[str, int]) -> Settings:
     """The settings with these sizes in their places."""
-    return load_settings(base=settings_tree(settings), words=[f"{key}={value}" for key, value in sizes.items()])
+    sections: dict[str, Any] = {}
+    for key, value in sizes.items():
+        section, name = key.split(".")
+        sections.setdefault(section, {})[name] = value
+    changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
+    return dataclasses.replace(settings, **changed)
 
 
 def training_flops(settings: Settings, stage: str) -> float:
     """Floating-point operations of one training step, over the whole batch."""
-    once = inference_flops(settings)
-    forward = once.encode + once.decode if stage == "tokenizer" else once.denoise
+    if stage == "tokenizer":
+        forward = sum(tokenizer_flops(settings.tokenizer))
+    else:
+        forward = denoiser_flops(settings.prior.kind, settings.denoiser(settings.tokenizer.code_shape, num_classes=0))
     return TRAINING_COST * forward * getattr(settings, f"{stage}_training").batch_size
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bld.autoencoder import BinaryAutoencoder, PatchDiscriminator
+from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder, PatchDiscriminator
 from bld.errors import SettingError
-from bld.priors import NETWORKS, Transformer
+from bld.priors import NETWORKS, DenoiserConfig, Transformer
 from bld.training.conditions import condition_width
 from bld.training.devices import device_named
 from bld.training.settings import Settings
@@ -142,21 +143,35 @@ def _about_vectors(settings: Settings, width: int) -> str:
 
 def _inference(settings: Settings, num_classes: int) -> tuple[BinaryAutoencoder, Transformer, Inference]:
     """(tokenizer, prior, what a pass through them costs); the networks have no content."""
-    shape, size = settings.tokenizer.code_shape, settings.tokenizer.image_size
+    shape = settings.tokenizer.code_shape
     denoiser = settings.denoiser(shape, num_classes, condition_width(settings))
     with torch.device("meta"):
         tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")  # vq's codebook was made on the CPU all the same
         prior = NETWORKS[settings.prior.kind](denoiser)
-        pixels = torch.empty(1, settings.tokenizer.in_channels, size, size)
-        bits = torch.empty(1, *shape)
-        tokens, t = torch.empty(1, shape.positions, shape.c), torch.ones(1, dtype=torch.long)
-    calls = (lambda: tokenizer.features(pixels), lambda: tokenizer.decode(bits), lambda: prior(tokens, t))
-    return tokenizer, prior, Inference(*map(flops, calls))
+    return (
+        tokenizer,
+        prior,
+        Inference(*tokenizer_flops(settings.tokenizer), denoiser_flops(settings.prior.kind, denoiser)),
+    )
 
 
-def inference_flops(settings: Settings, num_classes: int = 0) -> Inference:
-    """Floating-point operations of each network for one image; nothing is allocated."""
-    return _inference(settings, num_classes)[2]
+@lru_cache
+def tokenizer_flops(config: AutoencoderConfig) -> tuple[int, int]:
+    """Floating-point operations to encode and to decode one image; nothing is allocated."""
+    with torch.device("meta"):
+        tokenizer = BinaryAutoencoder(config).to("meta")  # vq's codebook was made on the CPU all the same
+        pixels = torch.empty(1, config.in_channels, config.image_size, config.image_size)
+        bits = torch.empty(1, *config.code_shape)
+    return flops(lambda: tokenizer.features(pixels)), flops(lambda: tokenizer.decode(bits))
+
+
+@lru_cache
+def denoiser_flops(kind: str, config: DenoiserConfig) -> int:
+    """Floating-point operations of one pass of a prior's network through one code; nothing is allocated."""
+    with torch.device("meta"):
+        prior = NETWORKS[kind](config)
+        tokens, t = torch.empty(1, config.code_shape.positions, config.code_bits), torch.ones(1, dtype=torch.long)
+    return flops(lambda: prior(tokens, t))
 
 
 def forwards(settings: Settings, num_classes: int) -> int:

@@ -285,16 +285,17 @@ def keep(row: dict[str, Any]) -> None:
 
 def table() -> None:
     for row in json.loads(RESULTS.read_text()):
-        need = row["bits"]
-        line = f"{row['recipe']:28} {row['minutes']} seed {row['seed']} | " + " ".join(
-            f"{kind} {row[f'psnr_{kind}']:.2f} dB rFD {row[f'rfd_{kind}']:.2f}" for kind in ("thresholded", "drawn")
-        )
-        line += f" | {need['prior']:.0f} bits of {need['stored']} (noise {need['noise']:.0f})"
-        for steps, guidance in SAMPLED:
-            found = row.get(f"steps{steps}-guidance{guidance:g}")
-            if found:
-                line += f" | {steps}×{guidance:g}: FD {found['fd']:.2f}, {100 * found['recognised']:.0f}%"
-        print(line)
+        parts = [f"{row['recipe']:28} {row['minutes']} seed {row['seed']}"]
+        for kind in ("thresholded", "drawn"):
+            if f"psnr_{kind}" in row:
+                parts.append(f"{kind} {row[f'psnr_{kind}']:.2f} dB, rFD {row[f'rfd_{kind}']:.2f}")
+        if need := row.get("bits"):
+            parts.append(f"{need['prior']:.0f} bits of {need['stored']} (noise {need['noise']:.0f})")
+        for key, found in row.items():
+            if isinstance(found, dict) and "fd" in found:
+                recognised = f", {100 * found['recognised']:.0f}%" if "recognised" in found else ""
+                parts.append(f"{key}: FD {found['fd']:.2f}{recognised}, {found['seconds_per_sample']:.3f} s")
+        print(" | ".join(parts))
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def test_a_small_bit_noise_leaves_the_encoder_its_gradient():
     for eta in (1.0, 0.001):
         model = build(image_size=8, code_bits=4, channel_multipliers=(1, 1))
         logits = torch.randn(2, 4, 4, 4, generator=keyed_generator(0, "l")).requires_grad_()
-        out = model.bottleneck(logits, torch.full((2, 4, 4, 4), 0.5), torch.tensor(eta))
+        out = model.bottleneck(logits, torch.full((2, 4, 4, 4), 0.5), bit_noise=torch.tensor(eta))
         (out.latent * torch.arange(1.0, 129).view(2, 4, 4, 4)).sum().backward()
         gradients.append(logits.grad)
     assert torch.equal(*gradients) and gradients[0].abs().min() > 0

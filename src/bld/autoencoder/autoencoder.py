@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from bld.autoencoder.bottleneck import Bernoulli, Bottleneck, Gaussian, Generators
 from bld.autoencoder.codebook import VectorQuantised
 from bld.autoencoder.layers import (
-    Downsample,
+    DOWN,
+    UP,
     OutConv,
-    ShuffleDown,
-    ShuffleUp,
-    Upsample,
     group_norm,
     middle,
     preferred_layout,
@@ -183,12 +181,10 @@ class Encoder(nn.Module):
         for level, next_width in enumerate(widths):
             self.stages.append(stage(width, next_width, config.res_blocks, size in config.attention_resolutions))
             width = next_width
-            if level < len(widths) - 1 and config.resampling == "shuffle":
-                self.downs.append(ShuffleDown(width, widths[level + 1]))
-                width = widths[level + 1]
-            elif level < len(widths) - 1:
-                self.downs.append(Downsample(width))
-            size //= 2
+            if level < len(widths) - 1:
+                after = widths[level + 1] if config.resampling == "shuffle" else width
+                self.downs.append(DOWN[config.resampling](width, after))
+                width, size = after, size // 2
         self.middle = middle(width) if config.middle else nn.Sequential()
         features = config.features_dim or width
         self.out = OutConv(width, features, config.out_activation)
@@ -222,12 +218,10 @@ class Decoder(nn.Module):
         for level, next_width in enumerate(widths):
             self.stages.append(stage(width, next_width, blocks, size in config.attention_resolutions))
             width = next_width
-            if level < len(widths) - 1 and config.resampling == "shuffle":
-                self.ups.append(ShuffleUp(width, widths[level + 1]))
-                width = widths[level + 1]
-            elif level < len(widths) - 1:
-                self.ups.append(Upsample(width))
-            size *= 2
+            if level < len(widths) - 1:
+                after = widths[level + 1] if config.resampling == "shuffle" else width
+                self.ups.append(UP[config.resampling](width, after))
+                width, size = after, size * 2
         self.out = OutConv(width, config.in_channels * config.patch_size**2, config.out_activation)
         self.patches = nn.PixelShuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
 
@@ -356,6 +350,7 @@ class BinaryAutoencoder(nn.Module):
         self,
         images: Tensor,
         noise: Tensor | None = None,
+        *,
         bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> AutoencoderOutput:
@@ -366,5 +361,5 @@ class BinaryAutoencoder(nn.Module):
         bit_noise: a scalar in the place of η, for a Bernoulli bottleneck.  flips: bool (B, h, w, c), True for the bits
         that the decoder shall see turned over.
         """
-        out = self.bottleneck(self.features(images), noise, bit_noise, flips)
+        out = self.bottleneck(self.features(images), noise, bit_noise=bit_noise, flips=flips)
         return AutoencoderOutput(self._decode(out.latent), out.probs, out.codes, out.penalties)

@@ -34,10 +34,12 @@ class Bottleneck(nn.Module, ABC):
 
     feature_channels: what it wants of the encoder.  latent_channels: what it gives the decoder.
     is_binary: whether codes are bits, else real numbers.  is_random: whether codes are drawn.
+    has_probs: whether they are bits that are drawn from probabilities.
     """
 
     is_binary = True
     is_random = True
+    has_probs = False
 
     def __init__(self, feature_channels: int, latent_channels: int):
         super().__init__()
@@ -60,10 +62,11 @@ class Bottleneck(nn.Module, ABC):
         self,
         features: Tensor,
         noise: Tensor | None = None,
+        *,
         bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> Bottlenecked:
-        """The training pass, differentiable.  bit_noise, flips: see `Bernoulli`, which alone uses them."""
+        """The training pass, differentiable.  bit_noise, flips: see `Bernoulli`; others take no notice."""
 
     def figures(self, codes: Tensor) -> dict[str, Tensor]:
         """Scalars worth logging about how a batch of codes uses the code."""
@@ -75,6 +78,8 @@ class Bernoulli(Bottleneck):
 
     bit_noise: η; the paper's is 1.  A bit is 1 where its logit plus η times logistic noise is above 0.
     """
+
+    has_probs = True
 
     def __init__(self, code_bits: int, bit_noise: float = 1.0):
         super().__init__(code_bits, code_bits)
@@ -100,6 +105,7 @@ class Bernoulli(Bottleneck):
         self,
         features: Tensor,
         noise: Tensor | None = None,
+        *,
         bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> Bottlenecked:
@@ -149,13 +155,7 @@ class Gaussian(Bottleneck):
         """The numbers themselves."""
         return codes.float()
 
-    def forward(
-        self,
-        features: Tensor,
-        noise: Tensor | None = None,
-        bit_noise: Tensor | None = None,
-        flips: Tensor | None = None,
-    ) -> Bottlenecked:
+    def forward(self, features: Tensor, noise: Tensor | None = None, **_: Tensor | None) -> Bottlenecked:
         """Reparametrised draws, and their KL."""
         codes = self.codes(features, noise)
         return Bottlenecked(codes, codes.detach(), None, {"kl": kl_nats(*_moments(features))})

@@ -48,13 +48,7 @@ class VectorQuantised(Bottleneck):
         """The vectors that bits of any dtype name."""
         return self.quantiser.get_codes_from_indices(bits_to_index(codes)).float()
 
-    def forward(
-        self,
-        features: Tensor,
-        noise: Tensor | None = None,
-        bit_noise: Tensor | None = None,
-        flips: Tensor | None = None,
-    ) -> Bottlenecked:
+    def forward(self, features: Tensor, noise: Tensor | None = None, **_: Tensor | None) -> Bottlenecked:
         """Vectors with the features' gradient; in training mode the codebook learns too.
 
         The commitment is the mean squared distance of the features from their vectors.

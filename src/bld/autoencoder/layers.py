@@ -57,24 +57,24 @@ class AttentionBlock(nn.Module):
 class Downsample(nn.Module):
     """Halves H and W: one row and column of zeros below and right, then a 3×3 convolution of stride 2."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H/2, W/2)."""
+        """(B, C_in, H, W) → (B, C_out, H/2, W/2)."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
     """Doubles H and W: nearest neighbour, then a 3×3 convolution."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, 2H, 2W)."""
+        """(B, C_in, H, W) → (B, C_out, 2H, 2W)."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -104,6 +104,11 @@ class ShuffleUp(nn.Module):
         return F.pixel_shuffle(self.conv(x), 2)
 
 
+DOWN = {"convolution": Downsample, "shuffle": ShuffleDown}
+UP = {"convolution": Upsample, "shuffle": ShuffleUp}
+"""How the resolution changes, by `tokenizer.resampling`; convolutions keep the width, which the next block changes."""
+
+
 class OutConv(nn.Module):
     """Norm, SiLU (unless left out), 3×3 convolution: the way out of encoder and decoder."""
 
@@ -119,7 +124,7 @@ class OutConv(nn.Module):
         return self.conv(F.silu(x) if self.activation else x)
 
 
-RECOMPUTED = (ResidualBlock, AttentionBlock, Downsample, Upsample, ShuffleDown, ShuffleUp, OutConv)
+RECOMPUTED = (ResidualBlock, AttentionBlock, *DOWN.values(), *UP.values(), OutConv)
 """What activation checkpointing computes again."""
 
 

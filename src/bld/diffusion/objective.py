@@ -37,12 +37,12 @@ def diffusion_loss(
     instead is the same number, so only the meaning of the logits differs.
     flips: probabilities (B, N, c) in the place of z_t ⊕ z_0, for the mean over all z_0 that they allow.
     """
+    flips = z_t ^ z0 if flips is None else flips
     vlb = variational_terms(diffusion, logits, z0, z_t, t, t - 1, flips).mean()
     if diffusion.target == "previous":
         return DiffusionLoss(total=vlb, residual=torch.zeros_like(vlb), vlb=vlb.detach())
     flip_logits = diffusion.flip_logits(logits, z_t)
-    target = z_t ^ z0 if flips is None else flips
-    residual = F.binary_cross_entropy_with_logits(flip_logits, target.to(flip_logits.dtype))
+    residual = F.binary_cross_entropy_with_logits(flip_logits, flips.to(flip_logits.dtype))
     return DiffusionLoss(residual + vlb_weight * vlb, residual.detach(), vlb.detach())
 
 
@@ -70,12 +70,9 @@ def variational_terms(
         log_flip = _log((a + (c - a) * x.sigmoid()).to(x.dtype))
         log_stay = _log(((1 - c) + (c - a) * (-x).sigmoid()).to(x.dtype))
     same, differs = (torch.as_tensor(q, dtype=log_flip.dtype, device=z_t.device) for q in (a, c))
-    if flips is None:
-        q = torch.where((z_t ^ z0).bool(), differs, same)
-        negentropy = _negentropy(q)
-    else:
-        q = same + (differs - same) * flips
-        negentropy = _negentropy(same) + (_negentropy(differs) - _negentropy(same)) * flips
+    f = (z_t ^ z0 if flips is None else flips).to(log_flip.dtype)
+    q = (1 - f) * same + f * differs  # of the bound only the entropy of q is not linear in it
+    negentropy = (1 - f) * _negentropy(same) + f * _negentropy(differs)
     return negentropy - q * log_flip - (1 - q) * log_stay
 
 

@@ -95,7 +95,7 @@ class TokenizerStage(Stage):
         scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
         fake_logits = None
         with self.accelerator.autocast():
-            out = self.prepared[self.name](images, noise, bit_noise, flips)
+            out = self.prepared[self.name](images, noise, bit_noise=bit_noise, flips=flips)
             if scale > 0 and self.discriminator is not None:
                 self.discriminator.requires_grad_(False)  # the tokenizer's step is not the discriminator's
                 fake_logits = self.discriminator(out.reconstruction)

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 import bld
 from bld.cli import VERBS
-from bld.training.settings import known_keys
+from bld.training.settings import known_keys, load_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +71,23 @@ def test_the_settings_that_the_pages_name_exist():
     for path in (ROOT / "docs").rglob("*.md"):
         for key in re.findall(rf"`(?:bld[^`]* )?((?:{groups})\.[a-z_0-9]+)\b", path.read_text(encoding="utf-8")):
             assert key in known_keys(), (path.name, key)
+
+
+def commands():
+    """(page, words) of every command of the pages that trains."""
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        text = path.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"^(?:    )?bld ((?:train|train-tokenizer|train-prior|info) .*)$", text, re.MULTILINE):
+            yield pytest.param(shlex.split(line, comments=True), id=f"{path.stem}-{len(line)}")
+
+
+@pytest.mark.parametrize("words", list(commands()))
+def test_a_command_of_the_pages_is_one_that_the_presets_take(words):
+    """Over the preset that it names, or each that could be chosen for it."""
+    presets = [words[words.index("--preset") + 1]] if "--preset" in words else ["digits", "cifar10", "emoji64"]
+    settings = [word for word in words if re.fullmatch(r"[a-z_0-9.]+=.*", word)]
+    for preset in presets:
+        load_settings(preset, words=settings)
 
 
 def test_a_link_that_leads_nowhere_is_refused(tmp_path):

@@ -22,6 +22,7 @@ from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import load_settings
 
+REAL = ["tokenizer.bottleneck=gaussian", "prior.kind=gaussian"]
 PAPERS = {
     "tokenizer.decoder_res_blocks": 3,
     "tokenizer_training.ema_decay": 0,
@@ -186,6 +187,37 @@ def test_without_an_average_the_last_weights_are_kept_and_without_clipping_a_ste
 def test_what_cannot_be_is_refused(words):
     with pytest.raises(SettingError):
         load_settings("digits", words=words)
+
+
+def test_only_bits_are_drawn_anew_so_other_codes_may_have_no_draws():
+    assert load_settings("emoji64", words=[*REAL, "codes.draws=0"]).codes.fresh  # of no effect
+    with pytest.raises(SettingError, match=r"set codes\.fresh=false"):
+        load_settings("emoji64", words=["codes.draws=0"])
+    assert load_settings("emoji64", words=["codes.draws=0", "codes.fresh=false"]).codes.draws == 0
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "told"),
+    [
+        ([*REAL, "tokenizer.code_bits=6", "codes.draws=2"], (4 * 4 * 6 * 2 * 2, "2 views")),
+        ([*REAL, "codes.draws=0"], (4 * 4 * 32 * 2, "1 views")),
+        (["tokenizer.bottleneck=vq", "tokenizer.code_bits=8", "prior.soft_targets=false"], (4 * 4, "1 views")),
+        ([], (4 * 4 * 32, "1 of probabilities")),
+        (["codes.fresh=false", "codes.draws=3"], (4 * 4 * 4 * 3, "3 views")),
+    ],
+)
+def test_the_cache_that_info_foretells_is_the_one_that_is_written(tmp_path, tiny_words, capsys, bottleneck, told):
+    """Over a preset that keeps probabilities."""
+    size, unit = told
+    words = ["tokenizer.code_bits=32", "codes.fresh=true", *bottleneck]
+    assert main(["info", "digits", "--images", "100000", *words]) == 0
+    assert f"{100_000 * size / 2**20:,.1f} MiB ({unit})" in capsys.readouterr().out
+    run = RunFolder(tmp_path / "run")
+    made = Recipe(run.adopt("digits", [*tiny_words, *words], "digits"), run, lambda _: None)
+    made.train_tokenizer()
+    cache = made.encode()
+    rows = sum(path.stat().st_size for path in run.codes.glob("*.bin"))
+    assert rows == len(cache) * size, sorted(run.codes.iterdir())
 
 
 def test_the_cost_of_the_cache_is_told(capsys):

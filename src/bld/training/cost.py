@@ -18,6 +18,7 @@ from bld.errors import SettingError
 from bld.priors import NETWORKS, DenoiserConfig, Transformer
 from bld.training.conditions import condition_width
 from bld.training.devices import device_named
+from bld.training.encode import kept_as
 from bld.training.settings import Settings
 from bld.training.simulate import prior_step, tokenizer_step
 
@@ -56,10 +57,8 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
     yield "one denoising step, per image", _flops(once.denoise)
     passes = forwards(settings, num_classes)
     yield f"one sample, {passes} passes", _flops(passes * once.denoise + once.decode)
-    random = tokenizer.bottleneck.is_random
-    fresh = random and settings.codes.fresh
-    views = (1 + settings.data.flip) * (1 if fresh or not random else max(1, settings.codes.draws))
-    cached, unit = (shape.bits, "of probabilities") if fresh else (row_bytes, "views")
+    values, views = _cached(settings, tokenizer)
+    cached, unit = (shape.bits, "of probabilities") if values == "probabilities" else (row_bytes, "views")
     yield (
         f"code cache of {images:,} images",
         f"{images * views * cached / 2**20:,.1f} MiB ({views} {unit})",
@@ -119,14 +118,20 @@ def plan(
                 f"at about {most:,.0f} devices for this batch of {training.batch_size}",
             )
         yield f"{stage} training", f"{training.steps * seconds / 3600:,.2f} hours for {training.steps:,} steps"
-    views = (1 + settings.data.flip) * (1 if settings.codes.fresh else max(1, settings.codes.draws))
-    once = _inference(settings, num_classes)[2]
+    tokenizer, _, once = _inference(settings, num_classes)
+    views = _cached(settings, tokenizer)[1]
     hours = 1 / (rate * devices * 3600)
     yield "-- afterwards --", ""
     encoded = images * (1 + settings.data.flip) * once.encode
     yield f"encoding {images:,} images", f"{encoded * hours:,.2f} hours ({views} views)"
     drawn = EVALUATED * (forwards(settings, num_classes) * once.denoise + once.decode)
     yield f"{EVALUATED:,} samples", f"{drawn * hours:,.2f} hours"
+
+
+def _cached(settings: Settings, tokenizer: BinaryAutoencoder) -> tuple[str, int]:
+    """(what the code cache holds, its rows for each image)."""
+    values, draws = kept_as(tokenizer.bottleneck, settings.codes.draws, settings.codes.fresh)
+    return values, (1 + settings.data.flip) * max(1, draws)
 
 
 class Inference(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bld.autoencoder import BinaryAutoencoder
-from bld.autoencoder.bottleneck import Bernoulli
+from bld.autoencoder.bottleneck import Bernoulli, Bottleneck
 from bld.checkpoint import tokenizer_hash
 from bld.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.images import ImageSet
@@ -35,19 +35,26 @@ def cache_key(
 
     fresh: whether the bits' probabilities are kept, for codes that are drawn anew whenever they are used.
     """
-    fresh = fresh and tokenizer.is_binary and tokenizer.bottleneck.is_random
+    values, draws = kept_as(tokenizer.bottleneck, draws, fresh)
     return CacheKey(
         tokenizer=tokenizer_hash(tokenizer),
         data=images.fingerprint,
         shape=(*tokenizer.code_shape,),
         images=len(images),
         flips=flips,
-        draws=draws if tokenizer.bottleneck.is_random and not fresh else 0,  # a vq image has one code only
+        draws=draws,
         seed=seed,
         preprocessing=images.preprocessing.key(),
-        values="probabilities" if fresh else "bits" if tokenizer.is_binary else "float16",
+        values=values,
         precision=precision,
     )
+
+
+def kept_as(bottleneck: Bottleneck, draws: int, fresh: bool) -> tuple[str, int]:
+    """(`CacheKey.values`, draws of each image) of a cache: probabilities are drawn from later, and vq draws nothing."""
+    if fresh and bottleneck.has_probs:
+        return "probabilities", 0
+    return "bits" if bottleneck.is_binary else "float16", draws if bottleneck.is_random else 0
 
 
 def encode_images(

@@ -144,8 +144,6 @@ class CodeSettings:
     def __post_init__(self) -> None:
         if self.draws < 0:
             raise SettingError(f"codes.draws is 0 or more, not {self.draws}.")
-        if self.fresh and not self.draws:
-            raise SettingError("codes.fresh=true draws codes and codes.draws=0 draws none: leave one of them out.")
 
 
 @dataclass(frozen=True)
@@ -278,6 +276,10 @@ class Settings:
                 raise SettingError(f"{key} is a finite number, not {value}.")
         self.denoiser(self.tokenizer.code_shape, num_classes=1)  # refuses a prior that cannot be built, before any work
         self._refuse_prior_of_other_codes()
+        if self.tokenizer.bottleneck == "bernoulli" and self.codes.fresh and not self.codes.draws:
+            raise SettingError(
+                "codes.fresh=true draws codes and codes.draws=0 draws none: set codes.fresh=false or more draws."
+            )
         if self.prior.text_encoder and self.data.condition:
             raise SettingError(
                 f"prior.text_encoder={self.prior.text_encoder} and data.condition={self.data.condition} both condition "

@@ -99,6 +99,15 @@ def test_a_run_that_begins_with_a_budget_is_sized_once(tmp_path: Path, monkeypat
     assert RunFolder(tmp_path / "a").settings().prior == settings.prior
 
 
+def test_info_of_a_run_keeps_the_sizes_that_the_run_has(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    RunFolder(tmp_path / "run").adopt("cifar10", ["prior.dim=128"], "digits")
+    for what, sized in ((str(tmp_path / "run"), False), ("cifar10", True)):
+        assert main(["info", what, "--budget", "8h", "--show-settings"]) == 0
+        told = capsys.readouterr().out
+        assert ("with prior.dim" in told) == sized and "sizes_by_budget: true" in told
+
+
 def test_info_foretells_what_a_budget_buys(monkeypatch, capsys):
     monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
     assert main(["info", "cifar10", "--budget", "30m", "prior.dim=384"]) == 0

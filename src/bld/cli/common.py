@@ -138,7 +138,7 @@ def sized(
 
     Says in a line what the time buys.
     """
-    from bld.training.budget import measure, plan
+    from bld.training.budget import measure, plan, tree_of
     from bld.training.settings import leaves, load_settings, overlaid
 
     settings = load_settings(preset, words=words, over=over)
@@ -147,7 +147,7 @@ def sized(
     given = [*(word.partition("=")[0] for word in words), *(key for key, _ in leaves(over))]
     bought = plan(settings, seconds, measure(settings), given, stages)
     say(bought.sentence(settings))
-    return overlaid(over, bought.over)
+    return overlaid(over, tree_of(bought.sizes))
 
 
 def _refuse_out_as_data(out: Path, location: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
-from bld.cli.common import duration, say, sized
+from bld.cli.common import duration, say
 
 HELP = "train on embedded handwritten digits and measure, in five minutes"
 JUDGED = 500
@@ -31,11 +31,8 @@ def run(args: argparse.Namespace) -> None:
 
     started, seconds = time.monotonic(), TRAINING_SHARE * duration(args.budget)
     folder = RunFolder(args.out)
-    is_new = not folder.has_settings()
-    over = sized("digits", args.settings, {}, seconds) if is_new else {}
-    recipe = Recipe(
-        folder.adopt("digits" if is_new else None, args.settings, "digits", over=over), folder, say, seconds
-    )
+    preset = None if folder.has_settings() else "digits"
+    recipe = Recipe(folder.adopt(preset, args.settings, "digits"), folder, say, seconds)
     recipe.train()
     _judge(recipe)
     path = write_report(folder, seed=recipe.settings.seed, say=say)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
             say(f"{name:<34}{value}".rstrip())
     if args.budget:
         say("")
-        for name, value in _bought(settings, duration(args.budget), args.settings):
+        budgeted = replace(settings, sizes_by_budget=settings.sizes_by_budget and not folder.has_settings())
+        for name, value in _bought(budgeted, duration(args.budget), args.settings):
             say(f"{name:<34}{value}")
     if args.show_settings:
         import yaml

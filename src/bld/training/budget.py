@@ -48,15 +48,6 @@ class Plan(NamedTuple):
     steps: dict[str, int]
     seconds: dict[str, float]
 
-    @property
-    def over(self) -> dict[str, Any]:
-        """The sizes as a tree of settings."""
-        tree: dict[str, Any] = {}
-        for key, value in self.sizes.items():
-            section, name = key.split(".")
-            tree.setdefault(section, {})[name] = value
-        return tree
-
     def sentence(self, settings: Settings) -> str:
         """In a line."""
         made = " and ".join(
@@ -113,12 +104,17 @@ def _candidates(stage: str, settings: Settings, given: Sequence[str]) -> Iterato
 
 def with_sizes(settings: Settings, sizes: dict[str, int]) -> Settings:
     """The settings with these sizes in their places."""
-    sections: dict[str, Any] = {}
+    changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in tree_of(sizes).items()}
+    return dataclasses.replace(settings, **changed)
+
+
+def tree_of(sizes: dict[str, int]) -> dict[str, Any]:
+    """Dotted names as a tree of settings."""
+    tree: dict[str, Any] = {}
     for key, value in sizes.items():
         section, name = key.split(".")
-        sections.setdefault(section, {})[name] = value
-    changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in sections.items()}
-    return dataclasses.replace(settings, **changed)
+        tree.setdefault(section, {})[name] = value
+    return tree
 
 
 def training_flops(settings: Settings, stage: str) -> float:

@@ -18,7 +18,7 @@ from bld.studio import markup, tasks
 from bld.studio.model import Model
 from bld.studio.tasks import ANY, EACH, Made, Origin, Sampling
 from bld.studio.uploads import mask_from
-from bld.studio.watching import Progress, Stopped, Stops, Work, watched
+from bld.studio.watching import Progress, Report, Stopped, Stops, Work, watched
 
 LOG = logging.getLogger("bld.studio")
 UNEXPECTED = "Something went wrong in the studio, and its log says what: the page can be used on, with other settings."
@@ -109,17 +109,22 @@ def _opening(model: Model) -> Callable[[], Iterator[str]]:
     """The pictures that a visitor finds: those of the controls as they stand, made once for all visitors."""
     made: list[str] = []
 
-    def handler() -> Iterator[str]:
-        if not made:
-            sampling = Sampling(which=EACH if model.classes else ANY)
-            for item in watched(model, lambda report: tasks.generate(model, sampling, model.default_images, report)):
-                if isinstance(item, Made):
-                    made.append(markup.result(item, f"{model.name}-generated"))
-                else:
-                    yield markup.progress(item, item.pictures or ())
-        yield made[0]
+    def work(report: Report) -> Made:
+        return tasks.generate(model, Sampling(which=EACH if model.classes else ANY), model.default_images, report)
 
-    return _guarded_steps(handler)
+    def handler() -> Iterator[str]:
+        if made:
+            yield made[0]
+            return
+        try:
+            shown = ""
+            for shown in _shown(model, work, "generated"):
+                yield shown
+            made.append(shown)
+        except Exception as error:
+            yield markup.problem(_sentence(error))
+
+    return handler
 
 
 def _inpaint(model: Model) -> None:
@@ -479,18 +484,9 @@ def _run(
 
     def handler(request: gr.Request, *values: Any) -> Iterator[str]:
         *settings, begun = values
-        now = Progress(0, 1)
-        pictures: Sequence[Image.Image] = ()
         try:
-            task = work(*settings)
-            for item in watched(model, task, lambda: stops.asked(request.session_hash, begun or math.inf)):
-                if isinstance(item, Made):
-                    yield markup.result(item, f"{model.name}-{name}")
-                else:
-                    now, pictures = item, item.pictures or pictures
-                    yield markup.progress(now, pictures)
-        except Stopped:
-            yield markup.progress(now, pictures, stopped=True)
+            asked = lambda: stops.asked(request.session_hash, begun or math.inf)  # noqa: E731
+            yield from _shown(model, work(*settings), name, asked)
         except Exception as error:
             sentence = _sentence(error)
             yield markup.problem(sentence)
@@ -506,6 +502,21 @@ def _run(
     stop.click(ask_to_stop, click, None, js="() => Date.now()", **_urgent())
 
 
+def _shown(model: Model, work: Work[Made], name: str, stopped: Callable[[], bool] = lambda: False) -> Iterator[str]:
+    """Work step by step, and last what came of it, or where it was stopped; its errors are raised."""
+    now = Progress(0, 1)
+    pictures: Sequence[Image.Image] = ()
+    try:
+        for item in watched(model, work, stopped):
+            if isinstance(item, Made):
+                yield markup.result(item, f"{model.name}-{name}")
+            else:
+                now, pictures = item, item.pictures or pictures
+                yield markup.progress(now, pictures)
+    except Stopped:
+        yield markup.progress(now, pictures, stopped=True)
+
+
 def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, whose errors become sentences on the page."""
     from functools import wraps
@@ -516,18 +527,6 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*values, **named)
         except Exception as error:
             raise gr.Error(_sentence(error), print_exception=False) from None
-
-    return handler
-
-
-def _guarded_steps(function: Callable[[], Iterator[str]]) -> Callable[[], Iterator[str]]:
-    """The same of what is shown step by step."""
-
-    def handler() -> Iterator[str]:
-        try:
-            yield from function()
-        except Exception as error:
-            yield markup.problem(_sentence(error))
 
     return handler
 

@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,15 @@ import torch.nn.functional as F
 import yaml
 from measuring import machine, processor
 
-from bld.autoencoder import BinaryAutoencoder
+from bld.checkpoint import load_tokenizer
 from bld.evaluation.features import ClassifierFeatures, SmallResNet, load_extractor
 from bld.evaluation.scores import extract, frechet_distance
 from bld.images import ImageSet, Preprocessing, make_grid, psnr, save_png
 from bld.images.values import to_uint8
 from bld.pipeline import BinaryLatentDiffusionPipeline
-from bld.priors import Denoiser
 from bld.seeding import derive_seed, keyed_generators, keyed_permutation
+from bld.training.budget import prior_step, tokenizer_step
+from bld.training.prior_stage import DRAWN_BOUND, PROBABLE_BOUND
 from bld.training.settings import Settings, load_settings
 
 FOLDER = Path(__file__).parent / "quality"
@@ -116,37 +117,13 @@ def train_judge(work: Path, data: str, test: str, epochs: int, size: int = 32, w
 # -- how many steps the minutes hold -----------------------------------------------------------------------
 
 
-def training_steps(settings: Settings, classes: int) -> dict[str, Callable[[], None]]:
-    """One training step of each stage on random images and codes."""
-    tokenizer, diffusion = BinaryAutoencoder(settings.tokenizer), settings.diffusion.build()
-    shape = settings.tokenizer.code_shape
-    prior = Denoiser(settings.denoiser(shape, classes), diffusion.evidence_logits())
-    optimizers = [torch.optim.AdamW(network.parameters(), fused=True) for network in (tokenizer, prior)]
-    B, size = settings.tokenizer_training.batch_size, settings.tokenizer.image_size
-    images, n = torch.rand(B, 3, size, size) * 2 - 1, settings.prior_training.batch_size
-    codes = torch.randint(0, 2, (n, shape.positions, shape.c), dtype=torch.uint8)
-    labels = torch.zeros(n, dtype=torch.long) if classes else None
-
-    def step(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def tokenizer_step() -> None:
-        noise = tokenizer.draw_noise(B, keyed_generators(0, "n", range(B)))
-        step(F.mse_loss(tokenizer(images, noise).reconstruction, images), optimizers[0])
-
-    def prior_step() -> None:
-        t, noise = torch.randint(1, diffusion.steps + 1, (n,)), keyed_generators(0, "n", range(n))
-        step(diffusion.training_loss(lambda z, t: prior(z, t, labels), codes, t, noise).total, optimizers[1])
-
-    return {"tokenizer": tokenizer_step, "prior": prior_step}
-
-
-def measure(work: Path, names: list[str], classes: int = 10, rounds: int = 5) -> None:
+def measure(work: Path, names: list[str], rounds: int = 5) -> None:
     """Seconds of each stage's step, the recipes in turn: the median of the rounds, written to WORK/paces.json."""
+    builders = {"tokenizer": tokenizer_step, "prior": prior_step}
     calls = {
-        (name, stage): call for name in names for stage, call in training_steps(settings_of(name), classes).items()
+        (name, stage): build(settings_of(name), torch.device("cpu"))
+        for name in names
+        for stage, build in builders.items()
     }
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for turn in range(rounds + 1):
@@ -201,23 +178,27 @@ def judged(run: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     seen = extract(real.split(250), judge).features
     yield {"judge": judge.accuracy, **reconstructed(pipe, real, seen, judge, run), **bits(run)}
     classes = len(pipe.classes)
-    for steps, guidance in SAMPLED:
-        count = JUDGED if steps == 16 else FEWER
-        labels = [i % classes for i in range(count)]
+    for asked, guidance in SAMPLED if pipe.diffusion.may_skip else [(None, guidance) for _, guidance in SAMPLED[:2]]:
+        if guidance != 1 and not classes:
+            continue
+        steps, count = asked or pipe.diffusion.steps, JUDGED if asked in (16, None) else FEWER
+        labels = [i % classes for i in range(count)] if classes else None
         begun, parts = time.perf_counter(), []
         for start in range(0, count, 100):
             made = pipe(
-                100, class_labels=labels[start : start + 100], num_inference_steps=steps, guidance_scale=guidance,
+                100, class_labels=labels and labels[start : start + 100], num_inference_steps=asked,
+                guidance_scale=guidance,
                 generator=args.seed, first_index=start, batch_size=100, output_type="pt",
             ).images  # fmt: skip
             parts.append(to_uint8(made * 2 - 1))
         seconds = time.perf_counter() - begun
         samples = torch.cat(parts)
         table = extract(samples.split(250), judge)
-        right = (table.logits.argmax(1) == torch.tensor(labels)).float()
         key = f"steps{steps}-guidance{guidance:g}"
-        sheet(samples[: 10 * classes].float() / 127.5 - 1, run / f"{key}.png")
-        found = {"fd": frechet_distance(table.features, seen), "recognised": float(right.mean())}
+        sheet(samples[:100].float() / 127.5 - 1, run / f"{key}.png")
+        found = {"fd": frechet_distance(table.features, seen)}
+        if labels and judge.classes == pipe.classes:
+            found["recognised"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
         if count > FEWER:
             found["fd_of_1000"] = frechet_distance(table.features[:FEWER], seen)
         yield {key: {**found, "samples": count, "seconds_per_sample": seconds / count}}
@@ -249,16 +230,18 @@ def reconstructed(pipe: Any, real: torch.Tensor, seen: torch.Tensor, judge: Any,
 
 
 def bits(run: Path) -> dict[str, Any]:
-    """Bits per image: stored, needed by the prior, coin flips of the encoder, and of its bits taken one by one."""
+    """Bits per image: stored, needed by the prior, coin flips of the encoder, and of its bits taken one by one.
+
+    Coin flips and bits one by one only where codes are drawn.
+    """
     progress = json.loads((run / "progress.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    bound = [line["held_out_drawn_bits_per_bit"] for line in lines if "held_out_drawn_bits_per_bit" in line][-1]
-    config = json.loads((run / "tokenizer" / "config.json").read_text())
-    stored = BinaryLatentDiffusionPipeline.from_pretrained(run).tokenizer.code_shape.bits
+    bound = [line[name] for line in lines for name in (DRAWN_BOUND, PROBABLE_BOUND) if name in line][-1]
+    stored, code = load_tokenizer(run / "tokenizer").code_shape.bits, progress.get("code", {})
     return {
         "bits": {
-            "stored": stored, "prior": bound * stored, "noise": progress["code"]["noise_bits"],
-            "independent": progress["code"]["independent_bits"], "code_bits": config.get("code_bits"),
+            "stored": stored, "prior": bound * stored, "noise": code.get("noise_bits", 0.0),
+            "independent": code.get("independent_bits"),
         },
         "training": {
             stage: {key: progress[stage][key] for key in ("steps", "seconds", "images_per_second", "parameters")}

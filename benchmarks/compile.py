@@ -17,8 +17,8 @@ import torch
 from measuring import DEVICE, in_turn, options, precise, ratios, spread, table, write
 from steps import prior_run, stepping, tokenizer_run
 
-from bld.autoencoder import BinaryAutoencoder
 from bld.priors import Denoiser
+from bld.tokenizer import BinaryAutoencoder
 from bld.training.settings import load_settings
 
 

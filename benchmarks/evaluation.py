@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from bld.evaluation.features import FeatureExtractor, Features
-from bld.evaluation.scores import extract, score
+from bld.evaluation.metrics.distances import extract, score
 from bld.experiments.page import machine
 
 

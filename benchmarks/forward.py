@@ -13,8 +13,8 @@ import torch
 from measuring import DEVICE, PRECISIONS, best_product, in_turn, options, precise, share_of_rate, spread, table, write
 from public import PublicDenoiser
 
+from bld.planning.cost import flops
 from bld.priors import Denoiser, DenoiserConfig
-from bld.training.cost import flops
 
 
 def plain(model: Denoiser, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

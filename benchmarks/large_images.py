@@ -41,7 +41,7 @@ def run_case(case: str, size: int) -> dict[str, float]:
         import bld.training.recipe  # noqa: F401
 
         return {"seconds": 0.0}
-    from bld.autoencoder import BinaryAutoencoder
+    from bld.tokenizer import BinaryAutoencoder
 
     torch.manual_seed(0)
     settings = settings_of(size)
@@ -67,7 +67,7 @@ def deviation(size: int, bf16: bool) -> float:
     """Largest difference between decoding in strips and whole, of pixels in [0, 1]; at a size where both are cheap."""
     import torch
 
-    from bld.autoencoder import BinaryAutoencoder
+    from bld.tokenizer import BinaryAutoencoder
 
     torch.manual_seed(0)
     model = BinaryAutoencoder(settings_of(size).tokenizer).eval()
@@ -93,9 +93,9 @@ def train_step(stage_name: str, settings) -> dict[str, float]:
 
 def sample(model, settings) -> dict[str, float]:
     """Four steps, and decoding in strips, with an untrained prior of full size."""
-    from bld.checkpoint import PipelineIndex
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.priors import Denoiser
+    from bld.serialization.models import PipelineIndex
 
     diffusion = settings.diffusion.build()
     prior = Denoiser(settings.denoiser(model.code_shape, 0), diffusion.evidence_logits()).eval()

@@ -73,9 +73,9 @@ def peak_mib() -> float:
 def run_case(case: str, folder: Path) -> dict[str, float]:
     import torch
 
-    from bld.autoencoder import BinaryAutoencoder
-    from bld.code_cache import CodeCache
-    from bld.images import ImageSet, open_images
+    from bld.data import ImageSet, open_images
+    from bld.tokenizer import BinaryAutoencoder
+    from bld.training.code_cache import CodeCache
     from bld.training.loop import make_accelerator
     from bld.training.settings import load_settings
 
@@ -87,7 +87,7 @@ def run_case(case: str, folder: Path) -> dict[str, float]:
         seconds = time.monotonic() - started
         return {"seconds": seconds, "memory_mib": peak_mib() - before, "images": len(source)}
     if case == "encode":
-        from bld.training.encode import encode_images
+        from bld.training.stages.encode import encode_images
 
         images = ImageSet.open(
             folder / "shards", settings.preprocessing(), memory_limit_bytes=0, index_to=folder / "run-shards", threads=2
@@ -125,10 +125,10 @@ def waiting(settings, cache, folder: Path) -> dict[str, float]:
     """The share of training's time between asking for a batch and having it."""
     import torch
 
-    from bld.autoencoder import BinaryAutoencoder
+    from bld.tokenizer import BinaryAutoencoder
     from bld.training.loop import StageRun, make_accelerator
-    from bld.training.prior_stage import HeldOutCodes, PriorStage
     from bld.training.run_folder import RunFolder
+    from bld.training.stages.prior import HeldOutCodes, PriorStage
 
     run, accelerator = RunFolder(folder / "run-prior"), make_accelerator("float32")
     held_out = HeldOutCodes(cache.read(np.arange(64)), None)

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from bld.autoencoder import BinaryAutoencoder
-from bld.evaluation.asked import Asked
+from bld.data import ImageSet, Preprocessing
 from bld.evaluation.evaluate import Request, image_batches, samples
 from bld.evaluation.features import load_extractor
-from bld.evaluation.scores import extract, score
+from bld.evaluation.metrics.distances import extract, score
+from bld.evaluation.requested import Asked
 from bld.experiments.page import Table, machine
-from bld.images import ImageSet, Preprocessing
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import keyed_permutation
+from bld.tokenizer import BinaryAutoencoder
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import torch
 from measuring import DEVICE, in_turn, options, precise, ratios, spread, table, write
 from steps import prior_run, stepping
 
-from bld.autoencoder import BinaryAutoencoder
+from bld.tokenizer import BinaryAutoencoder
 from bld.training.settings import load_settings
 
 

@@ -24,9 +24,9 @@ from measuring import machine
 from quality import FEWER, JUDGED, commit, keep, opened, sheet
 from torch import Tensor, nn
 
+from bld.data.values import to_uint8
 from bld.evaluation.features import load_extractor
-from bld.evaluation.scores import extract, frechet_distance
-from bld.images.values import to_uint8
+from bld.evaluation.metrics.distances import extract, frechet_distance
 from bld.seeding import derive_seed, keyed_permutation
 from bld.training.order import KeyedOrder
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from measuring import DEVICE, in_turn, options, precise, spread, table, write
 
-from bld.autoencoder import BinaryAutoencoder
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.priors import Denoiser
+from bld.tokenizer import BinaryAutoencoder
 from bld.training.settings import load_settings
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from measuring import DEVICE, options, precise, spread, table, write
 
-from bld.evaluation.digits import digit_accuracy
+from bld.evaluation.digit_accuracy import digit_accuracy
 from bld.pipeline import BinaryLatentDiffusionPipeline
 
 JUDGED = 500

@@ -15,8 +15,8 @@ import torch
 from measuring import DEVICE, best_product, in_turn, options, seconds, share_of_rate, spread, table, write
 from steps import prior_run, stepping
 
+from bld.planning.cost import flops
 from bld.priors import Denoiser
-from bld.training.cost import flops
 from bld.training.metrics_log import MetricsLog
 from bld.training.settings import load_settings
 

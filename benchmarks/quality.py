@@ -30,16 +30,16 @@ import torch.nn.functional as F
 import yaml
 from measuring import machine, processor
 
-from bld.checkpoint import load_tokenizer
+from bld.data import ImageSet, Preprocessing, make_grid, psnr, save_png
+from bld.data.values import to_uint8
 from bld.evaluation.features import ClassifierFeatures, SmallResNet, load_extractor
-from bld.evaluation.scores import extract, frechet_distance
-from bld.images import ImageSet, Preprocessing, make_grid, psnr, save_png
-from bld.images.values import to_uint8
+from bld.evaluation.metrics.distances import extract, frechet_distance
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.planning.budget import prior_step, tokenizer_step
 from bld.seeding import derive_seed, keyed_generators, keyed_permutation
-from bld.training.budget import prior_step, tokenizer_step
-from bld.training.prior_stage import DRAWN_BOUND, PROBABLE_BOUND
+from bld.serialization.models import load_tokenizer
 from bld.training.settings import Settings, load_settings
+from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
 
 FOLDER = Path(__file__).parent / "quality"
 RESULTS = FOLDER / "results.json"

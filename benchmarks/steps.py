@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from bld.autoencoder import BinaryAutoencoder, objective
-from bld.code_cache import CacheKey, write_cache
-from bld.images import ImageSet
+from bld.data import ImageSet
+from bld.tokenizer import BinaryAutoencoder, losses
+from bld.training.code_cache import CacheKey, write_cache
 from bld.training.loop import StageRun, make_accelerator
-from bld.training.prior_stage import HeldOutCodes, PriorStage
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
-from bld.training.tokenizer_stage import TokenizerStage
+from bld.training.stages.prior import HeldOutCodes, PriorStage
+from bld.training.stages.tokenizer import TokenizerStage
 
 
 def prior_run(settings: Settings, folder: Path, codes: int = 4096, classes: int = 0) -> StageRun:
@@ -42,7 +42,7 @@ def prior_run(settings: Settings, folder: Path, codes: int = 4096, classes: int 
 
 def tokenizer_run(settings: Settings, folder: Path, images: int = 64) -> StageRun:
     """The tokenizer stage on random images; LPIPS, if the objective has it, with random weights."""
-    objective.load_lpips = objective.untrained_lpips
+    losses.load_lpips = losses.untrained_lpips
     size = settings.tokenizer.image_size
     (folder / "images").mkdir(parents=True)
     for i in range(images):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from measuring import DEVICE, PRECISIONS, in_turn, options, precise, ratios, share_of_rate, spread, table, write
 from torch import nn
 
-from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
-from bld.training.cost import flops
+from bld.planning.cost import flops
+from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 from bld.training.settings import load_settings
 
 SHAPES = [(128, 256), (128, 128), (256, 64), (256, 32), (512, 16)]  # channels, pixels
@@ -65,7 +65,7 @@ def by_layout(preset: str, batch: int, precision: str) -> dict[str, object]:
     step = training(BinaryAutoencoder(config).to(DEVICE), images, precision)
 
     def stepped(layout: torch.memory_format) -> None:
-        with mock.patch("bld.autoencoder.layers.preferred_format", return_value=layout):
+        with mock.patch("bld.tokenizer.layers.preferred_format", return_value=layout):
             step()
 
     layouts = {"plain": torch.contiguous_format, "channels-last": torch.channels_last}

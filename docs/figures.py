@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import bld
-from bld.images import Preprocessing, center_view, make_grid, open_images, to_unit
+from bld.data import Preprocessing, center_view, make_grid, open_images, to_unit
 from bld.seeding import keyed_generator, keyed_generators
 
 mpl.use("agg")

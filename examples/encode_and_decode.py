@@ -10,7 +10,7 @@ import sys
 
 import bld
 from bld.codes import bit_statistics, pack, to_grid, to_tokens, unpack
-from bld.images import open_images, psnr
+from bld.data import open_images, psnr
 
 pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(sys.argv[1] if len(sys.argv) > 1 else "demo")
 source = open_images("digits")

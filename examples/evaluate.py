@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 import bld
-from bld.evaluation.classifier import train_classifier
+from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.evaluate import Request, evaluate_run
 from bld.evaluation.features import load_extractor
-from bld.evaluation.opened_run import open_run
+from bld.evaluation.load_run import open_run
 from bld.training.run_folder import RunFolder
 
 run = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")

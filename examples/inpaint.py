@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import bld
-from bld.images import make_grid, open_images, save_png, to_unit
+from bld.data import make_grid, open_images, save_png, to_unit
 
 run, *pictures = sys.argv[1:] or ["demo"]
 pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(run)

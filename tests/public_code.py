@@ -1,6 +1,7 @@
 """The networks and the sampling loop of the paper's public code, written again as plain functions of a state dict.
 
-Independent of `bld.official` and of our modules: only torch's functions, walking the layout that is described to them.
+Independent of `bld.serialization.official` and of our modules: only torch's functions, walking the layout that is
+described to them.
 """
 
 from __future__ import annotations

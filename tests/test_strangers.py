@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from bld.cli import main
-from bld.images import ImageSet, Preprocessing
+from bld.data import ImageSet, Preprocessing
 
 # -- images: among ten good ones, each is handled or left out with a reason ---------------------------------
 

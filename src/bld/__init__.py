@@ -1,7 +1,10 @@
 """Binary Latent Diffusion: images as bits, and a Bernoulli diffusion that generates them.
 
     files ─▶ images ─▶ bits ─▶ noised bits ─▶ flip logits ─▶ bits ─▶ images ─▶ files
-             images/  autoencoder/ diffusion/    priors/    diffusion/ autoencoder/ images/
+       data/    tokenizer/   diffusion/     priors/   diffusion/ tokenizer/  data/
+
+Built on these: `serialization` (saved models), `pipeline` (a model in use), `training`, `planning` (what a run will cost),
+`evaluation`, `report`, `experiments` (the paper's), `studio` (the web page) and `cli`.  Under them: `runtime`, `io`, `nn`.
 
     >>> import bld
     >>> pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained("runs/flowers")
@@ -19,17 +22,17 @@ from typing import TYPE_CHECKING
 from bld._version import __version__
 
 if TYPE_CHECKING:
-    from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
     from bld.codes import CodeShape
     from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
     from bld.errors import UserError
     from bld.pipeline import BinaryLatentDiffusionPipeline, PipelineOutput
     from bld.priors import Denoiser, DenoiserConfig
+    from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
 _HOMES = {
-    "AutoencoderConfig": "bld.autoencoder",
+    "AutoencoderConfig": "bld.tokenizer",
     "BernoulliDiffusion": "bld.diffusion",
-    "BinaryAutoencoder": "bld.autoencoder",
+    "BinaryAutoencoder": "bld.tokenizer",
     "BinaryLatentDiffusionPipeline": "bld.pipeline",
     "CodeShape": "bld.codes",
     "Denoiser": "bld.priors",

@@ -133,8 +133,8 @@ def test_cas_trains_on_samples_and_tests_on_real_images(run_copy, features):
 
 def test_cas_recognises_classes_it_was_taught():
     """Trained on real digits in place of samples it knows the others: the score can reach the top."""
-    from bld.evaluation.accuracy_score import accuracy, train_classifier_on
-    from bld.images import ImageSet, Preprocessing
+    from bld.data import ImageSet, Preprocessing
+    from bld.evaluation.metrics.cas import accuracy, train_classifier_on
 
     train, rest = ImageSet.open("digits", Preprocessing(8)).split(0.2, 0)
     images, labels = train.uint8_centre(range(len(train))), train.labels

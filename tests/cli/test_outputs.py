@@ -15,8 +15,8 @@ from PIL import Image
 
 from bld.cli import main
 from bld.cli.outputs import is_ours
+from bld.data import save_png
 from bld.errors import SettingError
-from bld.images import save_png
 from bld.training.settings import known_keys, leaves, load_settings, settings_tree
 
 QUICK = ["--steps", "1", "--num", "3"]

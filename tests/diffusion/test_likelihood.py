@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
-from bld.diffusion.objective import variational_terms
+from bld.diffusion.loss import variational_terms
 from bld.errors import SettingError
 from bld.seeding import keyed_generators
 

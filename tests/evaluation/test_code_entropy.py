@@ -13,10 +13,10 @@ import torch
 from bld import BinaryLatentDiffusionPipeline
 from bld.cli import main
 from bld.codes import bit_entropy, code_entropy, learned_sentence
-from bld.evaluation.opened_run import open_run
-from bld.evaluation.report import learned_of
-from bld.images import ImageSet, Preprocessing
-from bld.training.drawn_codes import held_out_entropy
+from bld.data import ImageSet, Preprocessing
+from bld.evaluation.load_run import open_run
+from bld.report.page import learned_of
+from bld.training.held_out_codes import held_out_entropy
 from bld.training.run_folder import RunFolder
 
 
@@ -104,7 +104,7 @@ def test_reconstruct_tells_both_psnrs(trained_run: Path, tmp_path: Path, capsys)
 
 
 def test_codes_that_are_not_drawn_have_no_floor(tmp_path: Path):
-    from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
+    from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
     small = {"image_size": 8, "base_channels": 8, "embed_dim": 8, "code_bits": 4, "channel_multipliers": (1, 2)}
     vq = BinaryAutoencoder(AutoencoderConfig(bottleneck="vq", **small))

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
+from bld.data import ImageSet, Preprocessing
 from bld.errors import CheckpointError, DataError, MissingPackageError, SettingError
-from bld.evaluation.classifier import train_classifier
+from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.features import load_extractor, resized
-from bld.images import ImageSet, Preprocessing
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bld.data import ImageSet, Preprocessing
 from bld.errors import SettingError
 from bld.evaluation.neighbours import nearest
-from bld.images import ImageSet, Preprocessing
 
 
 @pytest.fixture(scope="module")

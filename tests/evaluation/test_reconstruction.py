@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from bld.checkpoint import load_tokenizer
+from bld.data import ImageSet, Preprocessing, psnr
 from bld.errors import SettingError
+from bld.evaluation.metrics.lpips import PerceptualDistance
+from bld.evaluation.metrics.reconstruction import score_reconstructions, structural_similarity
 from bld.evaluation.neighbours import nearest_by
-from bld.evaluation.perceptual import PerceptualDistance
-from bld.evaluation.reconstruction import score_reconstructions, structural_similarity
-from bld.images import ImageSet, Preprocessing, psnr
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.serialization.models import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_score_of_nothing_is_refused(trained_run: Path, digits: ImageSet):
 
 @pytest.mark.parametrize("size", [4, 8, 32])
 def test_ssim_is_one_for_equals_less_for_noise_and_of_each_image_alone(size):
-    from bld.evaluation.reconstruction import structural_similarity
+    from bld.evaluation.metrics.reconstruction import structural_similarity
 
     pytest.importorskip("torchmetrics")
     x = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -63,7 +63,7 @@ def test_ssim_refuses_unequal_shapes_and_names_its_extra(monkeypatch):
     import sys
 
     from bld.errors import MissingPackageError
-    from bld.evaluation.reconstruction import structural_similarity
+    from bld.evaluation.metrics.reconstruction import structural_similarity
 
     with pytest.raises(SettingError, match="SSIM compares images of one shape"):
         structural_similarity(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 9, 8))
@@ -121,7 +121,7 @@ class Lpips(torch.nn.Module):
 
 def test_lpips_neighbours_pass_each_image_once_and_are_the_distances_pair_by_pair(monkeypatch, digits: ImageSet):
     model = Lpips()
-    monkeypatch.setattr("bld.autoencoder.objective.load_lpips", lambda: model)
+    monkeypatch.setattr("bld.tokenizer.losses.load_lpips", lambda: model)
     few = digits.subset(range(40))
     samples = digits.centre([3, 77])
     found = nearest_by("lpips", samples, few, k=5, batch=16)

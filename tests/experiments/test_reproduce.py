@@ -11,11 +11,11 @@ from PIL import Image
 
 from bld.cli import main
 from bld.experiments import scales
-from bld.experiments.items import ITEMS
 from bld.experiments.reproduce import titles
+from bld.experiments.runner import Sampling, Workshop
 from bld.experiments.scales import DIGITS, PRIORS
+from bld.experiments.tables import ITEMS
 from bld.experiments.verdict import Comparison
-from bld.experiments.workshop import Sampling, Workshop
 from bld.training.settings import load_settings
 
 pytest.importorskip("torch_fidelity")
@@ -48,7 +48,7 @@ def root(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setitem(scales.SCALES, "tiny", TINY)
-    monkeypatch.setattr("bld.experiments.workshop.LIKELIHOOD_CODES", 16)
+    monkeypatch.setattr("bld.experiments.runner.LIKELIHOOD_CODES", 16)
 
 
 def run(root: Path, name: str, *more: str) -> str:
@@ -222,7 +222,7 @@ def test_runs_of_other_settings_or_images_are_never_taken(root, monkeypatch, cap
     assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root)]) == 2
     assert "trained on other images or with other settings" in capsys.readouterr().err
     monkeypatch.setitem(scales.SCALES, "tiny", TINY)
-    monkeypatch.setattr("bld.experiments.workshop.LIKELIHOOD_CODES", 16)
+    monkeypatch.setattr("bld.experiments.runner.LIKELIHOOD_CODES", 16)
     other = image_folder(40, classes=2)
     assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root), "--data", str(other)]) == 2
     assert "choose another --out, or delete it" in capsys.readouterr().err

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bld.attention import attention
-from bld.checkpoint import load_prior, read_json, save_model, write_json
 from bld.diffusion import with_guidance
 from bld.errors import SettingError
+from bld.io.files import read_json, write_json
+from bld.nn.attention import attention
 from bld.priors import NETWORKS, Autoregression, DenoiserConfig, Transformer
 from bld.seeding import keyed_generators
+from bld.serialization.models import load_prior, save_model
 
 N, C, V = 6, 3, 5
 KINDS = sorted(NETWORKS)

@@ -7,14 +7,14 @@ import logging
 
 import pytest
 
-from bld.autoencoder import AutoencoderConfig, BinaryAutoencoder
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.errors import DataError
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.priors import NETWORKS, Autoregression, DenoiserConfig
 from bld.studio.model import Model
+from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
-page = pytest.importorskip("bld.studio.page")
+page = pytest.importorskip("bld.studio.app")
 
 
 def model_of(kind: str, classes: int, size: int = 16) -> Model:

@@ -15,13 +15,14 @@ from PIL import Image
 
 from bld.cli import main
 from bld.codes import unpack
+from bld.data import psnr
 from bld.errors import SettingError
-from bld.images import psnr
 from bld.studio import tasks
+from bld.studio.export import archive, png
+from bld.studio.jobs import Progress
+from bld.studio.made import Made
 from bld.studio.model import Model
-from bld.studio.record import archive, png
-from bld.studio.tasks import EACH, Made, Sampling
-from bld.studio.watching import Progress
+from bld.studio.tasks import EACH, Sampling
 
 
 def quiet(_: Progress) -> None:

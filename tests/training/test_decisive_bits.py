@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from bld.autoencoder import ObjectiveConfig
-from bld.checkpoint import load_tokenizer
-from bld.code_cache import CodeCache
+from bld.data import ImageSet
 from bld.errors import SettingError
-from bld.images import ImageSet
+from bld.serialization.models import load_tokenizer
+from bld.tokenizer import ObjectiveConfig
+from bld.training.code_cache import CodeCache
 from bld.training.loop import make_accelerator
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import load_settings
-from bld.training.tokenizer_stage import TokenizerStage
+from bld.training.stages.tokenizer import TokenizerStage
 
 
 def stage(tmp_path: Path, words: list[str]) -> TokenizerStage:

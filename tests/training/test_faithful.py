@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 
 import bld
 from bld.cli import main
-from bld.code_cache import CacheKey, CodeCache, from_rows, to_rows
 from bld.codes import to_tokens
 from bld.errors import SettingError
 from bld.experiments.scales import SCALES, scale_for
-from bld.training.prior_stage import PriorStage
+from bld.training.code_cache import CacheKey, CodeCache, from_rows, to_rows
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import load_settings
+from bld.training.stages.prior import PriorStage
 
 REAL = ["tokenizer.bottleneck=gaussian", "prior.kind=gaussian"]
 PAPERS = {

@@ -144,7 +144,7 @@ def test_options_of_another_kind_are_refused(runs):
 @pytest.mark.parametrize("kind", ["autoregressive", "absorbing", "gaussian"])
 def test_each_kind_gets_its_report(runs, kind, tmp_path):
     """The page is whole, and of bits only where there are bits."""
-    from bld.evaluation.report import write_report
+    from bld.report.page import write_report
 
     shutil.copytree(runs[kind], tmp_path / kind)
     page = write_report(RunFolder(tmp_path / kind), seed=0, say=lambda _: None).read_text(encoding="utf-8")

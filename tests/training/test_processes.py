@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bld.checkpoint import CheckpointStore
 from bld.errors import SettingError
+from bld.training.checkpoints import CheckpointStore
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder, RunInUseError
 
@@ -292,7 +292,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, tiny_words: li
 
 
 def test_means_over_processes_are_the_value_itself_alone():
-    from bld.processes import mean_over_processes
+    from bld.runtime.distributed import mean_over_processes
 
     x = torch.randn(3, requires_grad=True)
     assert mean_over_processes(x) is x
@@ -304,7 +304,7 @@ def test_who_waits_for_another_is_patient(tmp_path, joined):
     script = tmp_path / "wait.py"
     script.write_text(
         "import datetime, sys, time\n"
-        "import bld.processes as processes, bld.training.loop as loop\n"
+        "import bld.runtime.distributed as processes, bld.training.loop as loop\n"
         "from bld.training.loop import make_accelerator\n"
         "assert processes.PATIENCE >= datetime.timedelta(hours=12)\n"
         "processes.PATIENCE = loop.PATIENCE = datetime.timedelta(seconds=2)\n"

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from bld.cli import main
+from bld.data import ImageSet, Preprocessing, open_images
 from bld.errors import DataError
-from bld.evaluation.opened_run import open_run
-from bld.images import ImageSet, Preprocessing, open_images
+from bld.evaluation.load_run import open_run
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import LOOKED_AT, images_of_run, split_images

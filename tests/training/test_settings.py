@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from bld.errors import SettingError
-from bld.training.cost import describe
+from bld.planning.cost import describe
 from bld.training.loop import make_accelerator
 from bld.training.settings import (
     Settings,

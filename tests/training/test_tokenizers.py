@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bld.checkpoint import load_tokenizer, tokenizer_hash
-from bld.code_cache import CodeCache
-from bld.training.cost import describe
+from bld.planning.cost import describe
+from bld.serialization.models import load_tokenizer, tokenizer_hash
+from bld.training.code_cache import CodeCache
 from bld.training.ema import WeightAverage
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
@@ -48,7 +48,7 @@ def test_interrupting_and_resuming_gives_the_same_numbers_as_never_stopping(
 ):
     words = words_of(kind, tiny_words)
     if kind == "vq":  # every vector that a batch does not use starts anew, so that draws matter from the first step on
-        monkeypatch.setattr("bld.autoencoder.codebook.DEAD_BELOW", 1.0)
+        monkeypatch.setattr("bld.tokenizer.codebook.DEAD_BELOW", 1.0)
     whole = recipe(tmp_path / "whole", words)
     whole.train_tokenizer()
     parts = recipe(tmp_path / "parts", [*words, "tokenizer_training.steps=3"])
@@ -106,7 +106,7 @@ def test_gaussian_draws_are_keyed_by_image_and_means_are_what_no_draws_store(tmp
     drawn = cache.read(rows)
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:  # other batches, the same draws
-        patch.setattr("bld.training.encode.AT_A_TIME", 50)
+        patch.setattr("bld.training.stages.encode.AT_A_TIME", 50)
         (made.run.codes / "header.json").unlink()
         torch.testing.assert_close(made.encode().read(rows), drawn, rtol=2e-3, atol=1e-3)
     means = recipe(tmp_path / "run", ["codes.draws=0"]).encode()

@@ -15,19 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bld.checkpoint import CheckpointStore
-from bld.code_cache import CodeCache
 from bld.errors import CheckpointError, DataError, SettingError
-from bld.evaluation.opened_run import open_run
+from bld.evaluation.load_run import open_run
 from bld.priors import Denoiser, DenoiserConfig
+from bld.training.checkpoints import CheckpointStore
+from bld.training.code_cache import CodeCache
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.loop import DivergedError
 from bld.training.order import KeyedOrder, spread
-from bld.training.prior_stage import DRAWN_BOUND
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
+from bld.training.stages.prior import DRAWN_BOUND
 
 CONSTANT = ["tokenizer_training.decay=constant", "prior_training.decay=constant"]
 CONSTANT += ["tokenizer.bit_noise=1", "objective.bit_flips=0"]  # which are annealed too
@@ -146,7 +146,7 @@ def test_no_space_left_is_one_sentence_and_the_last_checkpoint_survives(tmp_path
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bld.checkpoint.save_file", full)
+    monkeypatch.setattr("bld.training.checkpoints.save_file", full)
     with pytest.raises(CheckpointError, match="No space is left"):
         train(run.path, ["tokenizer_training.steps=8"], stages=["tokenizer"])
     monkeypatch.undo()
@@ -292,7 +292,7 @@ def test_the_adversarial_term_starts_late_ramps_and_trains(tmp_path, tiny_words,
 
 def test_steps_that_are_not_finite_are_skipped_and_stop_the_run_when_they_repeat(tmp_path, tiny_words, monkeypatch):
     words = [*tiny_words, "tokenizer_training.steps=50"]
-    monkeypatch.setattr("bld.autoencoder.objective.F.mse_loss", lambda a, b: (a - b).square().mean() * float("nan"))
+    monkeypatch.setattr("bld.tokenizer.losses.F.mse_loss", lambda a, b: (a - b).square().mean() * float("nan"))
     with pytest.raises(DivergedError, match="learning_rate"):
         train(tmp_path / "run", words, stages=["tokenizer"])
 

@@ -107,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("bld: Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
     finally:
-        if "bld.processes" in sys.modules:
-            sys.modules["bld.processes"].leave()
+        if "bld.runtime.distributed" in sys.modules:
+            sys.modules["bld.runtime.distributed"].leave()
     return 0
 
 

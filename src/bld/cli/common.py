@@ -89,8 +89,8 @@ def add_training_arguments(
 def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     """The recipe these arguments ask for, with the run's folder locked; an untold preset fits the images' size."""
     budget = duration(args.budget) if getattr(args, "budget", None) else None
-    from bld.processes import launched
-    from bld.training.origin import Beginning
+    from bld.runtime.distributed import launched
+    from bld.training.init_from import Beginning
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
     from bld.training.run_images import refuse_other_data
@@ -138,7 +138,7 @@ def sized(
 
     Says in a line what the time buys.
     """
-    from bld.training.budget import measure, plan, tree_of
+    from bld.planning.budget import measure, plan, tree_of
     from bld.training.settings import leaves, load_settings, overlaid
 
     settings = load_settings(preset, words=words, over=over)
@@ -165,7 +165,7 @@ def _preset_for(data: str | None, image_size: int | None = None) -> str:
         return "digits"
     if image_size is not None:
         return _preset_of_size(image_size)
-    from bld.images import open_images
+    from bld.data import open_images
 
     source = open_images(data)
     sides = []
@@ -248,7 +248,7 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     """Autocast as --precision says."""
     import torch
 
-    from bld.precision import allow_tf32
+    from bld.runtime.precision import allow_tf32
     from bld.training.loop import autocast_dtype
 
     choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
@@ -343,7 +343,7 @@ def _vectors(path: Path) -> Any:
 
 def refuse_other_settings(note: Path, settings: dict[str, Any]) -> None:
     """Make sure that the images already beside this note were made with the same settings."""
-    from bld.checkpoint import read_json
+    from bld.io.files import read_json
 
     if note.is_file() and read_json(note) != settings:
         raise SettingError(

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Convert, and say what can be done with it."""
-    from bld.official import convert, options_from
+    from bld.serialization.official import convert, options_from
 
     refuse_foreign_folder(args.out, ["tokenizer", "prior", "diffusion", "config.json", "model_index.json"])
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, sample, judge, report."""
-    from bld.evaluation.report import write_report
+    from bld.report.page import write_report
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
 
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> None:
 
 def _judge(recipe) -> None:  # type: ignore[no-untyped-def]
     """Print both figures: how many samples are recognised, and how well held-out images are reconstructed."""
-    from bld.evaluation.digits import digit_accuracy
-    from bld.evaluation.reconstruction import score_reconstructions
+    from bld.evaluation.digit_accuracy import digit_accuracy
+    from bld.evaluation.metrics.reconstruction import score_reconstructions
     from bld.pipeline import BinaryLatentDiffusionPipeline
 
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(recipe.run.path)

@@ -12,9 +12,9 @@ from bld.cli.outputs import refuse_foreign
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
-    from bld.evaluation.opened_run import OpenedRun
-    from bld.images import ImageSet
-    from bld.processes import Processes
+    from bld.data import ImageSet
+    from bld.evaluation.load_run import OpenedRun
+    from bld.runtime.distributed import Processes
 
 HELP = "Fréchet distance, precision, recall, likelihood, reconstruction …, with everything that moves them"
 
@@ -70,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Judge, print, write."""
-    from bld.checkpoint import write_json
     from bld.evaluation import evaluate
     from bld.evaluation.features import load_extractor
-    from bld.processes import launched
+    from bld.io.files import write_json
+    from bld.runtime.distributed import launched
 
     if not args.run_folder and not args.samples:
         raise SettingError("Nothing to judge: name a RUN, or images with --samples.")
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Processes) -> dict[str, Any]:
     from bld.evaluation import evaluate
-    from bld.evaluation.asked import asked_for
+    from bld.evaluation.requested import asked_for
     from bld.pipeline import class_names
 
     folder = Path(args.run_folder)
@@ -123,8 +123,8 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
 
 
 def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, Any]:
+    from bld.data import ImageSet
     from bld.evaluation import evaluate
-    from bld.images import ImageSet
 
     if not args.data and not args.run_folder:
         raise SettingError("Samples are judged against real images: name them with --data.")
@@ -143,7 +143,7 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, 
 
 def _meet(images: ImageSet, classes: list[str], needed: str) -> None:
     """Number the images' classes as the prior does; where it does not know one of them, they count as none."""
-    from bld.images import meet_by_name
+    from bld.data import meet_by_name
 
     unknown = meet_by_name(images.source, classes) if classes and images.classes else []
     if unknown and needed:
@@ -156,9 +156,9 @@ def _meet(images: ImageSet, classes: list[str], needed: str) -> None:
 
 def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, ImageSet, OpenedRun | None]:
     """(reference, unseen, the run): of --data all for both; of a run's own images its training and held-out part."""
-    from bld.evaluation.opened_run import open_run
-    from bld.images import ImageSet, Preprocessing
-    from bld.training.origin import Origin
+    from bld.data import ImageSet, Preprocessing
+    from bld.evaluation.load_run import open_run
+    from bld.training.init_from import Origin
     from bld.training.run_folder import RunFolder
 
     is_run = folder is not None and (folder / "config.yaml").is_file()
@@ -184,7 +184,7 @@ def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, Im
 
 def _code_draws(run_folder: str | None) -> int:
     """Of each image's code: 0, the most probable one alone, for a prior that was trained on those."""
-    from bld.training.drawn_codes import CODE_DRAWS
+    from bld.training.held_out_codes import CODE_DRAWS
     from bld.training.run_folder import RunFolder
 
     run = RunFolder(Path(run_folder)) if run_folder else None
@@ -193,6 +193,6 @@ def _code_draws(run_folder: str | None) -> int:
 
 def _size_of(data: str) -> int:
     """The shorter side of the first image."""
-    from bld.images import open_images
+    from bld.data import open_images
 
     return min(open_images(data).read(0).size)

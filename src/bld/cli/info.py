@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print a table."""
-    from bld.code_cache import CodeCache
-    from bld.training.cost import describe, plan
+    from bld.planning.cost import describe, plan
+    from bld.training.code_cache import CodeCache
     from bld.training.run_folder import RunFolder
     from bld.training.settings import load_settings, settings_tree
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _bought(settings: Settings, seconds: float, words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(what, how much) of a training in this time on this machine."""
-    from bld.training.budget import measure, plan
+    from bld.planning.budget import measure, plan
 
     pace = measure(settings)
     bought = plan(settings, seconds, pace, [word.partition("=")[0] for word in words])

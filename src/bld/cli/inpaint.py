@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     """Inpaint and write each filling, and all of them beside the original."""
     import torch
 
-    from bld.images import decode_file, make_grid, save_png
+    from bld.data import decode_file, make_grid, save_png
 
     names = ["grid", *(f"{i:03d}" for i in range(args.num))]
     refuse_foreign(args.out / f"{name}.png" for name in names)

@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> None:
     """Sample, search, draw."""
     import torch
 
+    from bld.data import make_grid, save_png
+    from bld.evaluation.load_run import open_run
     from bld.evaluation.neighbours import nearest, nearest_by
-    from bld.evaluation.opened_run import open_run
-    from bld.images import make_grid, save_png
     from bld.training.run_folder import RunFolder
 
     if args.num < 1:

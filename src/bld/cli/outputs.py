@@ -44,7 +44,7 @@ def is_ours(path: Path) -> bool:
 
 
 def _is_our_png(path: Path) -> bool:
-    from bld.images.decoding import png_texts
+    from bld.data.decoding import png_texts
 
     return any(text.startswith(b"Software\0bld") for text in png_texts(path.read_bytes()))
 

@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from bld._version import __version__
-    from bld.checkpoint import write_json
-    from bld.evaluation.reconstruction import score_reconstructions
-    from bld.images import ImageSet, make_grid, save_png
-    from bld.training.origin import Origin
+    from bld.data import ImageSet, make_grid, save_png
+    from bld.evaluation.metrics.reconstruction import score_reconstructions
+    from bld.io.files import write_json
+    from bld.training.init_from import Origin
 
     if args.out is not None:
         refuse_foreign([args.out / "pairs.png", args.out / "psnr.json"])

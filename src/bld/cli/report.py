@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write it and say where."""
-    from bld.evaluation.report import write_report
+    from bld.report.page import write_report
     from bld.training.run_folder import RunFolder
 
     say(f"Written: {write_report(RunFolder(args.run_folder), seed=args.seed, say=say)}")

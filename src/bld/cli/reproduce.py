@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run it and say where the page is."""
     from bld.experiments import reproduce
+    from bld.experiments.runner import Workshop
     from bld.experiments.scales import scale_for
-    from bld.experiments.workshop import Workshop
 
     if args.name == "list":
         for name, title in reproduce.titles().items():

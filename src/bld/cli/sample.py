@@ -35,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
     """Sample in batches, skipping what is there."""
     if args.num < 1 or args.batch_size < 1:
         raise SettingError(f"--num and --batch-size are at least 1, not {args.num} and {args.batch_size}.")
-    from bld.checkpoint import write_json
-    from bld.images import save_png
-    from bld.processes import launched
+    from bld.data import save_png
+    from bld.io.files import write_json
+    from bld.runtime.distributed import launched
 
     processes = launched()
     pipe = load_pipeline(args)
@@ -134,7 +134,7 @@ def _write_grid(paths: list[Path], out: Path, classes: int = 0) -> None:
     import torch
     from torchvision.transforms.functional import pil_to_tensor
 
-    from bld.images import decode_file, make_grid, save_png, to_unit
+    from bld.data import decode_file, make_grid, save_png, to_unit
 
     images = torch.stack([pil_to_tensor(decode_file(path).convert("RGB")) for path in paths[:MOST_IN_GRID]])
     columns = classes if 4 <= classes <= 20 else max(1, round(len(images) ** 0.5))

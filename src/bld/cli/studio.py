@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Load the model and serve it until interrupted."""
-    from bld.images import decode_file
-    from bld.precision import allow_tf32
+    from bld.data import decode_file
+    from bld.runtime.precision import allow_tf32
     from bld.studio.model import Model
     from bld.studio.server import serve
     from bld.training.loop import autocast_dtype

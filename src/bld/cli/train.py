@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
         recipe.train()
         if not recipe.processes.is_main:
             return
-        from bld.evaluation.report import write_report
+        from bld.report.page import write_report
 
         path = write_report(recipe.run, seed=recipe.settings.seed, say=say)
     say(f"Open {path} to see the result; bld sample {recipe.run.path} makes more images.")

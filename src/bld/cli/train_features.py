@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, measure, save."""
-    from bld.evaluation.classifier import train_classifier
-    from bld.images import ImageSet, Preprocessing, open_images
+    from bld.data import ImageSet, Preprocessing, open_images
+    from bld.evaluation.classifier_training import train_classifier
 
     refuse_foreign_folder(args.out, ["config.json", "model.safetensors"])
     size = args.image_size or min(open_images(args.data).read(0).size)

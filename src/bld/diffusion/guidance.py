@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from bld.diffusion.precision import at_least_float32
+from bld.diffusion.schedule import at_least_float32
 
 ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 

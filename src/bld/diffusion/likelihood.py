@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bld.diffusion.objective import variational_terms
+from bld.diffusion.loss import variational_terms
+from bld.diffusion.process import Denoise
+from bld.diffusion.steps import BernoulliSteps
 from bld.errors import SettingError
-from bld.process import Denoise
-
-if TYPE_CHECKING:
-    from bld.diffusion.process import BernoulliDiffusion
 
 
 @torch.no_grad()
 def likelihood_bits(
-    diffusion: BernoulliDiffusion,
+    diffusion: BernoulliSteps,
     denoise: Denoise,
     z0: Tensor,
     *,
@@ -49,7 +46,7 @@ def likelihood_bits(
 
 @torch.no_grad()
 def bound_at(
-    diffusion: BernoulliDiffusion,
+    diffusion: BernoulliSteps,
     denoise: Denoise,
     z0: Tensor,
     t: Tensor,
@@ -61,7 +58,7 @@ def bound_at(
     return nats / math.log(2) * diffusion.steps + prior_bits(diffusion) * z0[0].numel()
 
 
-def prior_bits(diffusion: BernoulliDiffusion) -> float:
+def prior_bits(diffusion: BernoulliSteps) -> float:
     """L_T per bit: KL(q(z_T | z_0) ‖ fair coin) in bits; 0 when k_T = 0."""
     p = (1 + diffusion.retention(diffusion.steps)) / 2
     return 1 + p * math.log2(p) + (1 - p) * math.log2(1 - p) if p < 1 else 1.0

@@ -1,257 +1,129 @@
-"""The forward process, and the exact reverse step as one affine map of flip probabilities.
+"""What every way of generating codes offers: the common face of Bernoulli diffusion and the alternatives to it.
 
-Everything is said in *flips*. With f = P(z_0 ≠ z_t | z_t) and κ = k_t / k_s for s < t, the mixture of eq. (8) is
-
-    P(z_s ≠ z_t | z_t) = a + (c - a)·f          a = P(z_s ≠ z_t | z_t, z_0 = z_t) = (1-κ)(1-k_s) / 2(1+k_t)
-                                                c = P(z_s ≠ z_t | z_t, z_0 ≠ z_t) = (1-κ)(1+k_s) / 2(1-k_t)
-
-for any s < t, so that skipping steps is the same formula. Sampler, loss and likelihood all come here.
+A process is mathematics without a network: it is handed `denoise(z_t, t) → logits`, noises codes to train it, draws
+codes with it, and counts the bits that codes cost under it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from bld.diffusion import likelihood, objective
-from bld.diffusion.precision import at_least_float32
-from bld.diffusion.schedule import NoiseSchedule
-from bld.errors import SettingError, did_you_mean
-from bld.process import Denoise, Generators, OnDevices
-from bld.seeding import uniform
+from bld.errors import SettingError
 
-if TYPE_CHECKING:
-    from bld.diffusion.objective import DiffusionLoss
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""A network as a process sees it: (z_t (B, N, c), t (B,) int64 in 1 … T) → logits (B, N, c)."""
 
-Target = Literal["flip", "z0", "previous"]
-Posterior = Literal["exact", "plugin"]
+Generators = Sequence[torch.Generator] | None
+"""One generator per sample, so that a sample depends on its own only."""
 
 
-class BernoulliDiffusion:
-    """Noising and denoising of bits `z ∈ {0, 1}`, shape (B, N, c), for one schedule.
+@dataclass(frozen=True)
+class SamplingStep:
+    """What a callback sees after each step."""
 
-    target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
-        "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
-    posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of
-        z_t twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
+    index: int  # 0 … total - 1
+    total: int
+    t: int  # the step come from
+    s: int  # the step arrived at
+    codes: Tensor  # z_s, (n, N, c) uint8; real numbers for the Gaussian prior
+    probs: Tensor  # P(z_s = 1) it was drawn from, float
+
+
+Callback = Callable[[SamplingStep], None]
+"""Called after each step; Bernoulli diffusion goes on from what it writes into `codes`."""
+
+
+class PriorLoss(NamedTuple):
+    """What to minimise: nats per bit (mean squared error for the Gaussian prior)."""
+
+    total: Tensor
+
+
+class Process(Protocol):
+    """Noise, draw and count.
+
+    kind: its name in the settings.  steps: T, the most steps a sample takes.  may_skip: whether it can take fewer.
+    has_likelihood: whether it gives probabilities of codes.
     """
 
-    kind = "bernoulli"
-    has_likelihood = True
-
-    def __init__(self, schedule: NoiseSchedule, target: Target = "flip", posterior: Posterior = "exact"):
-        if target not in ("flip", "z0", "previous"):
-            known = ["flip", "z0", "previous"]
-            raise SettingError(f"Unknown prediction target '{target}'.{did_you_mean(target, known)}")
-        if posterior not in ("exact", "plugin"):
-            raise SettingError(f"Unknown posterior '{posterior}'.{did_you_mean(posterior, ['exact', 'plugin'])}")
-        self.schedule = schedule
-        self.target = target
-        self.posterior = posterior
-        self._k, self._table = schedule.k.tolist(), OnDevices(schedule.k)
-
-    def __repr__(self) -> str:
-        return f"BernoulliDiffusion({self.schedule!r}, target={self.target!r}, posterior={self.posterior!r})"
+    kind: str
+    has_likelihood: bool
 
     @property
     def steps(self) -> int:
         """T."""
-        return self.schedule.steps
 
     @property
     def may_skip(self) -> bool:
-        """Whether fewer than T steps can be taken: not with the target "previous"."""
-        return self.target != "previous"
+        """Whether fewer than T steps can be taken."""
 
-    # -- forward: eq. (5) ---------------------------------------------------------------------------------
+    def training_loss(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators, vlb_weight: float) -> Any:
+        """A named tuple whose `total` is minimised; codes z0 (B, N, c) seen at steps t (B,)."""
 
-    def diffuse(
-        self,
-        z0: Tensor,
-        t: int | Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """Draw z_t ~ q(z_t | z_0): each bit flips with probability (1 - k_t)/2 (eq. 5).
-
-        z0: (B, N, c) bits.  t: one step for all, or (B,), each in 0 … T.  generator: one for the batch, or
-        one per sample.  Returns bits of z0's shape and dtype.
-        """
-        return self.renoise(z0, 0, t, generator)
-
-    def renoise(
-        self,
-        z_s: Tensor,
-        s: int | Tensor,
-        t: int | Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    ) -> Tensor:
-        """Draw z_t ~ q(z_t | z_s) for s < t: each bit flips with probability (1 - k_t/k_s)/2 (eq. 4, chained)."""
-        kappa = self._retention(s, t, z_s.device)
-        flips = uniform(z_s.shape, generator, z_s.device) < (1 - kappa) / 2
-        return z_s ^ flips.to(z_s.dtype)
-
-    # -- reverse: eq. (8) ---------------------------------------------------------------------------------
-
-    def flip_logits(self, logits: Tensor, z_t: Tensor) -> Tensor:
-        """logit P(z_0 ≠ z_t | z_t) in float32 or better, from the network's output for targets "flip", "z0"."""
-        if self.target == "previous":
-            raise SettingError("The target 'previous' predicts z_{t-1}, not z_0: use 'flip' or 'z0' here.")
-        logits = at_least_float32(logits)
-        return logits if self.target == "flip" else logits * (1 - 2 * z_t.to(logits.dtype))
-
-    def reverse_probs(self, logits: Tensor, z_t: Tensor, t: int | Tensor, s: int | Tensor) -> Tensor:
-        """P(z_s = 1 | z_t), (B, N, c) in float32 or better, with the network's logits at step t.
-
-        t, s: ints or (B,) tensors, 0 ≤ s < t ≤ T.  Raises `SettingError` for other steps, and when the target
-        "previous" is asked to skip.
-        """
-        self.check_steps(t, s)
-        if self.target == "previous":
-            return at_least_float32(logits).sigmoid()
-        flip = self.flip_logits(logits, z_t).sigmoid()
-        z = z_t.to(flip.dtype)
-        if self.posterior == "plugin":
-            return self._plugin_probs(z + (1 - 2 * z) * flip, z, t, s)
-        a, c = self.flip_coefficients(t, s, flip.device)
-        return z + (1 - 2 * z) * _affine(a, c, flip)
-
-    def clean_probs(self, logits: Tensor, z_t: Tensor, t: int) -> Tensor:
-        """P(z_0 = 1 | z_t) as the network predicts it; with the target "previous" only at t = 1."""
-        if self.target == "previous":
-            return self.reverse_probs(logits, z_t, t, 0)
-        flip = self.flip_logits(logits, z_t).sigmoid()
-        z = z_t.to(flip.dtype)
-        return z + (1 - 2 * z) * flip
-
-    def flip_coefficients(
-        self, t: int | Tensor, s: int | Tensor, device: torch.device | str = "cpu"
-    ) -> tuple[float | Tensor, float | Tensor]:
-        """(a, c) = P(z_s ≠ z_t | z_t, z_0) for z_0 = z_t and for z_0 ≠ z_t (eq. 9).
-
-        Floats for int steps, float64 (B, 1, 1) for tensors.  At s = 0 they are (0, 1).
-        """
-        k_t, k_s, kappa = self._k_at(t, device), self._k_at(s, device), self._retention(s, t, device)
-        a = (1 - kappa) * (1 - k_s) / (2 * (1 + k_t))
-        c = (1 - kappa) * (1 + k_s) / (2 * (1 - k_t))
-        return a, c
-
-    def _plugin_probs(self, p0: Tensor, z: Tensor, t: int | Tensor, s: int | Tensor) -> Tensor:
-        """Eq. (10)-(11) with k_s and b_s in the place of the misprinted k_t and 0.5·b_t."""
-        k_s, kappa = self._k_at(s, z.device), self._retention(s, t, z.device)
-        one = (kappa * z + (1 - kappa) / 2) * (k_s * p0 + (1 - k_s) / 2)
-        zero = (kappa * (1 - z) + (1 - kappa) / 2) * (k_s * (1 - p0) + (1 - k_s) / 2)
-        return (one / (one + zero).clamp(min=torch.finfo(z.dtype).tiny)).to(z.dtype)
-
-    def evidence_logits(self) -> Tensor:
-        """What a noised bit says about its own flip, all other bits unknown: float32 (T,), one per step.
-
-        For the targets "flip" and "z0", logit P(z_0 ≠ z_t) = log((1 - k_t)/(1 + k_t)); for "previous",
-        logit P(z_{t-1} ≠ z_t) with κ_t in the place of k_t.  Never above 0; 0 where z_t is pure noise.
-        """
-        kept = 1 - self.schedule.beta if self.target == "previous" else self.schedule.k[1:]
-        return (torch.log1p(-kept.clamp(max=1 - 1e-6)) - torch.log1p(kept)).float()
-
-    # -- what is built on it ------------------------------------------------------------------------------
-
-    def loss(
-        self,
-        logits: Tensor,
-        z0: Tensor,
-        z_t: Tensor,
-        t: Tensor,
-        vlb_weight: float = 0.1,
-        flips: Tensor | None = None,
-    ) -> DiffusionLoss:
-        """BCE + λ·VLB of eq. (13), as means over samples and bits: see `bld.diffusion.objective`."""
-        return objective.diffusion_loss(self, logits, z0, z_t, t, vlb_weight, flips)
-
-    def training_loss(
-        self,
-        denoise: Denoise,
-        z0: Tensor,
-        t: Tensor,
-        generators: Generators = None,
-        vlb_weight: float = 0.1,
-        probs: Tensor | None = None,
-    ) -> DiffusionLoss:
-        """Algorithm 1: noise the codes to step t, predict, compare (eq. 13).
-
-        probs: y (B, N, c) that z_0 was drawn from; then what is compared with is the mean over all z_0 that y and z_t
-        allow, in the place of the one drawn: the same expected gradient, with less variance.
-        """
-        z_t = self.diffuse(z0, t, generators)
-        flips = None if probs is None else self.flip_posterior(probs, z_t, t)
-        return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight, flips)
-
-    def flip_posterior(self, probs: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
-        """P(z_0 ≠ z_t | z_t, y) for bits z_0 that were drawn with P(z_0 = 1) = y, `probs`: Bayes' rule over eq. (5)."""
-        differs = torch.where(z_t.bool(), 1 - probs, probs)
-        k = self._k_at(t, z_t.device)
-        flipped, kept = differs * (1 - k), (1 - differs) * (1 + k)
-        return (flipped / (flipped + kept)).to(probs.dtype)
-
-    def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
-        """(B,) float64: with t uniform in 1 … T an unbiased estimate of the bound of eq. (7), in bits per code."""
-        return likelihood.bound_at(self, denoise, z0, t, generators)
-
-    def sample(self, denoise: Denoise, shape: tuple[int, int, int], **options: Any) -> Tensor:
-        """Codes (n, N, c), uint8: see `bld.diffusion.sample_codes`."""
-        from bld.diffusion.sampling import sample_codes
-
-        return sample_codes(denoise, shape, self, **options)
+    def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators) -> Tensor:
+        """(B,) float64: with t uniform in 1 … T an unbiased estimate of the code length in bits."""
 
     def likelihood_bits(
-        self,
-        denoise: Denoise,
-        z0: Tensor,
-        *,
-        steps: int | None = None,
-        draws: int = 1,
-        generators: Generators = None,
+        self, denoise: Denoise, z0: Tensor, *, steps: int | None, draws: int, generators: Generators
     ) -> Tensor:
-        """Upper bound on -log₂ p(z_0) in bits per code, (B,): see `bld.diffusion.likelihood`."""
-        return likelihood.likelihood_bits(self, denoise, z0, steps=steps, draws=draws, generators=generators)
+        """(B,) float64: code length, or an upper bound on it, in bits per code."""
 
-    # -- steps --------------------------------------------------------------------------------------------
+    @property
+    def sample(self) -> Callable[..., Tensor]:
+        """sample(denoise, shape, *, steps, temperature, generators, known, mask, callback, device) → codes (n, N, c).
 
-    def retention(self, t: int) -> float:
-        """k_t as a float."""
-        return self._k[t]
-
-    def _k_at(self, t: int | Tensor, device: torch.device | str) -> float | Tensor:
-        if isinstance(t, int):
-            if not 0 <= t <= self.steps:
-                raise SettingError(f"Step {t} lies outside 0 … {self.steps}.")
-            return self._k[t]
-        k = self._table.on(device)[t]
-        return k.view(-1, 1, 1) if k.ndim else k
-
-    def _retention(self, s: int | Tensor, t: int | Tensor, device: torch.device | str) -> float | Tensor:
-        """κ = k_t / k_s, and 0 where k_t = 0."""
-        k_s, k_t = self._k_at(s, device), self._k_at(t, device)
-        if isinstance(k_t, float) and isinstance(k_s, float):
-            return k_t / k_s if k_t > 0 else 0.0
-        k_s, k_t = torch.as_tensor(k_s, device=device), torch.as_tensor(k_t, device=device)
-        return torch.where(k_t > 0, k_t / torch.where(k_s > 0, k_s, 1), torch.zeros_like(k_t))
-
-    def check_steps(self, t: int | Tensor, s: int | Tensor) -> None:
-        """Refuse a reverse step from t to s that goes nowhere, or that the target cannot take."""
-        if isinstance(t, int) and isinstance(s, int):
-            if not 0 <= s < t <= self.steps:
-                raise SettingError(f"A reverse step goes from t to s with 0 ≤ s < t ≤ {self.steps}; got {t} to {s}.")
-            skips = s != t - 1
-        else:  # steps known only to the device are not checked one by one: that would wait for it
-            skips = self.target == "previous" and bool((torch.as_tensor(s) != torch.as_tensor(t) - 1).any())
-        if skips and self.target == "previous":
-            raise SettingError(
-                "The target 'previous' predicts z_{t-1} alone and cannot skip steps: "
-                f"sample with all {self.steps} steps, or train with the target 'flip'."
-            )
+        Each kind has options of its own beyond these.
+        """
 
 
-def _affine(a: float | Tensor, c: float | Tensor, flip: Tensor) -> Tensor:
-    """a + (c - a)·f in f's dtype; the two scalars come in float64."""
-    return (a + (c - a) * flip).to(flip.dtype)
+class OnDevices:
+    """A table that every step looks into, copied to a device once, when it is first asked for there."""
+
+    def __init__(self, table: Tensor):
+        self._copies = {table.device: table}
+        self._table = table
+
+    def on(self, device: torch.device | str) -> Tensor:
+        """The table there."""
+        device = torch.device(device)
+        if device not in self._copies:
+            self._copies[device] = self._table.to(device)
+        return self._copies[device]
+
+
+def spaced_steps(total: int, n: int | None) -> list[int]:
+    """The steps visited when sampling with `n` of the T: from T down to 0, evenly spread, n + 1 numbers."""
+    n = total if n is None else n
+    if not 1 <= n <= total:
+        raise SettingError(f"Sampling takes 1 to {total} steps here, not {n}.")
+    return [round(total * (n - i) / n) for i in range(n + 1)]
+
+
+def check_sampling(shape: tuple[int, int, int], temperature: float, known: Tensor | None, mask: Tensor | None) -> None:
+    """Refuse what no process can sample."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise SettingError(f"Codes are sampled in a shape (n, N, c) of positive numbers, not {tuple(shape)}.")
+    if not temperature > 0:
+        raise SettingError(f"The temperature is above 0 (0.9 by default), not {temperature}.")
+    if (known is None) != (mask is None):
+        raise SettingError("Inpainting needs both `known` bits and a `mask`; one of them was not given.")
+
+
+def kept_positions(known: Tensor, mask: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+    """(known codes (n, N, c), bool (n, N): True where they are kept) of an inpainting by whole positions.
+
+    known: (n or 1, N, c).  mask: (N,) or (n, N), True where codes are to be made.
+    """
+    if known.ndim != 3 or known.shape[1:] != shape[1:] or len(known) not in (1, shape[0]):
+        raise SettingError(
+            f"The known bits have the shape {tuple(known.shape)}: give (n or 1, N, c) for codes of {tuple(shape)}."
+        )
+    rows = mask.bool().view(1, -1) if mask.ndim == 1 else mask.bool()
+    if rows.ndim != 2 or rows.shape[1] != shape[1] or len(rows) not in (1, shape[0]):
+        raise SettingError(f"The mask has the shape {tuple(mask.shape)}: give (N,) or (n, N) for {tuple(shape)}.")
+    return known.expand(shape), ~rows.expand(shape[:2])

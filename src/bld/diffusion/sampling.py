@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from bld.diffusion.corrector import gibbs_flip_probs
-from bld.diffusion.precision import at_least_float32
-from bld.diffusion.process import BernoulliDiffusion
+from bld.diffusion.process import Callback, Denoise, SamplingStep, check_sampling, spaced_steps
+from bld.diffusion.schedule import at_least_float32
+from bld.diffusion.steps import BernoulliSteps
 from bld.errors import SettingError
-from bld.process import Callback, Denoise, SamplingStep, check_sampling, spaced_steps
 from bld.seeding import uniform
 
 KnownBits = Literal["noised", "clean"]
@@ -27,7 +27,7 @@ Final = Literal["threshold", "draw", "z1"]
 def sample_codes(
     denoise: Denoise,
     shape: tuple[int, int, int],
-    diffusion: BernoulliDiffusion,
+    diffusion: BernoulliSteps,
     steps: int | None = None,
     temperature: float = 0.9,
     generators: Sequence[torch.Generator] | None = None,
@@ -102,7 +102,7 @@ def _to_z1(visited: list[int]) -> list[int]:
 
 
 def _step(
-    diffusion: BernoulliDiffusion,
+    diffusion: BernoulliSteps,
     logits: Tensor,
     z_t: Tensor,
     t: int,
@@ -126,7 +126,7 @@ class _Clamp:
         known: Tensor,
         keep: Tensor,
         noised: bool,
-        diffusion: BernoulliDiffusion,
+        diffusion: BernoulliSteps,
         generators: Sequence[torch.Generator] | None,
     ):
         self.known, self.keep, self.noised = known, keep, noised
@@ -139,7 +139,7 @@ class _Clamp:
         mask: Tensor | None,
         shape: tuple[int, int, int],
         known_bits: KnownBits,
-        diffusion: BernoulliDiffusion,
+        diffusion: BernoulliSteps,
         generators: Sequence[torch.Generator] | None,
         device: torch.device | str,
     ) -> _Clamp | None:

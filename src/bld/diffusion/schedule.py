@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bld.diffusion.process import spaced_steps
 from bld.errors import SettingError, did_you_mean
-from bld.process import spaced_steps
 
 LARGEST_FINAL_RETENTION = 0.05
 MOST_STEPS = 1_000_000  # far beyond use: more is a damaged file
@@ -100,3 +100,8 @@ def _validate(k: Tensor) -> None:
             f"The schedule ends at a retention of {k[-1]:.3g}, but sampling starts from uniform bits: "
             f"let the last entry be at most {LARGEST_FINAL_RETENTION}, best 0."
         )
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor itself in float64 or float32; anything narrower as float32."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -16,15 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bld.checkpoint import process_settings
 from bld.codes import learned_sentence, to_grid
+from bld.data import ImageSet, psnr, to_uint8
 from bld.errors import DataError, SettingError, did_you_mean
-from bld.evaluation.accuracy_score import classification_accuracy_score, steps_of
-from bld.evaluation.asked import Asked, asked_for
 from bld.evaluation.features import PRECISION, FeatureExtractor
-from bld.evaluation.perceptual import PerceptualDistance
-from bld.evaluation.reconstruction import structural_similarity
-from bld.evaluation.scores import (
+from bld.evaluation.metrics.cas import classification_accuracy_score, steps_of
+from bld.evaluation.metrics.distances import (
     METRICS,
     FeatureTable,
     extract,
@@ -34,12 +31,15 @@ from bld.evaluation.scores import (
     score,
     write_table,
 )
-from bld.images import ImageSet, psnr, to_uint8
+from bld.evaluation.metrics.lpips import PerceptualDistance
+from bld.evaluation.metrics.reconstruction import structural_similarity
+from bld.evaluation.requested import Asked, asked_for
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
-from bld.precision import Autocast
-from bld.processes import Processes
+from bld.runtime.distributed import Processes
+from bld.runtime.precision import Autocast
 from bld.seeding import keyed_generators
-from bld.training.drawn_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
+from bld.serialization.models import process_settings
+from bld.training.held_out_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
 ALL_METRICS = (*METRICS, "cas", *RECONSTRUCTION, "bits")

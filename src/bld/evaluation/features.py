@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.checkpoint import read_json, read_tensors, write_json, written_aside
 from bld.errors import CheckpointError, MissingPackageError, SettingError
-from bld.precision import in_float32
+from bld.io.files import read_json, read_tensors, write_json, written_aside
+from bld.runtime.precision import in_float32
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CLASSIFIER = "FeatureClassifier"

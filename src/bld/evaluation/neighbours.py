@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bld.data import ImageSet, to_uint8
 from bld.errors import SettingError
-from bld.images import ImageSet, to_uint8
-from bld.precision import in_float32
+from bld.runtime.precision import in_float32
 
 SPARE = 8  # candidates beyond k, so that rounding in the fast search cannot cost a neighbour its place
 
@@ -69,7 +69,7 @@ def nearest_by(
         raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
     rows = torch.arange(len(image_set)).split(batch)
     if measure == "lpips":
-        from bld.evaluation.perceptual import PerceptualDistance
+        from bld.evaluation.metrics.lpips import PerceptualDistance
 
         distance = PerceptualDistance(device)
         queries = [distance.features(one[None]) for one in samples]

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bld.checkpoint import load_tokenizer
-from bld.evaluation.reconstruction import structural_similarity
-from bld.experiments.images import figure_n, figure_o
+from bld.data import make_grid, psnr
+from bld.evaluation.metrics.reconstruction import structural_similarity
+from bld.experiments.given_images import figure_n, figure_o
 from bld.experiments.page import Findings, Table
+from bld.experiments.runner import Sampling, Workshop
 from bld.experiments.verdict import Comparison, mean_and_spread
-from bld.experiments.workshop import Sampling, Workshop
-from bld.images import make_grid, psnr
 from bld.seeding import keyed_generators
+from bld.serialization.models import load_tokenizer
 
 RECONSTRUCTED = 2000
 TIMED = 5

@@ -13,9 +13,8 @@ import torch
 from PIL import Image
 
 from bld._version import __version__
-from bld.checkpoint import written_aside
 from bld.experiments.verdict import Comparison, Gate, judge
-from bld.images.saving import write_whole
+from bld.io.files import write_whole, written_aside
 
 
 @dataclass(frozen=True)

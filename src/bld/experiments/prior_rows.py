@@ -10,9 +10,9 @@ from statistics import fmean
 from PIL import Image
 
 from bld.experiments.page import Findings, Table
+from bld.experiments.runner import Sampling, Workshop
 from bld.experiments.scales import Scale
 from bld.experiments.verdict import Comparison, Gate, mean_and_spread
-from bld.experiments.workshop import Sampling, Workshop
 
 SAMPLING_SEEDS = 3  # with one training seed the spread is over these
 Picture = tuple[str, str, Image.Image]

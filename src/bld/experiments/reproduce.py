@@ -7,10 +7,11 @@ from pathlib import Path
 
 from bld.errors import SettingError
 from bld.experiments.figures import FIGURES
-from bld.experiments.items import ITEMS, Item
 from bld.experiments.page import write_index, write_page
-from bld.experiments.workshop import Workshop
-from bld.training.cost import describe
+from bld.experiments.prior_rows import Item
+from bld.experiments.runner import Workshop
+from bld.experiments.tables import ITEMS
+from bld.planning.cost import describe
 from bld.training.settings import load_settings
 
 NAMES = {item.name: item for item in ITEMS}

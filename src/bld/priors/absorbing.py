@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.errors import SettingError, did_you_mean
-from bld.priors.transformer import DenoiserConfig, Transformer
-from bld.process import (
+from bld.diffusion.process import (
     Callback,
     Denoise,
     Generators,
@@ -27,6 +25,8 @@ from bld.process import (
     kept_positions,
     spaced_steps,
 )
+from bld.errors import SettingError, did_you_mean
+from bld.priors.transformer import DenoiserConfig, Transformer
 from bld.seeding import uniform
 
 MASKED = 2  # stands in the place of each bit of a masked position

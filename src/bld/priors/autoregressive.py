@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bld.attention import KeyValues
+from bld.diffusion.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.errors import SettingError
+from bld.nn.attention import KeyValues
 from bld.priors.transformer import Transformer
-from bld.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.seeding import uniform
 
 

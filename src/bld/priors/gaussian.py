@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bld.errors import MissingPackageError, SettingError
-from bld.priors.transformer import Transformer
-from bld.process import (
+from bld.diffusion.process import (
     Callback,
     Denoise,
     Generators,
@@ -25,6 +23,8 @@ from bld.process import (
     kept_positions,
     spaced_steps,
 )
+from bld.errors import MissingPackageError, SettingError
+from bld.priors.transformer import Transformer
 from bld.seeding import normal
 
 LONGEST_SCHEDULE = 1000  # the number of steps diffusers' β are meant for

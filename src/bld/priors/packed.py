@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.attention import attend
-from bld.precision import Autocast
+from bld.nn.attention import attend
+from bld.runtime.precision import Autocast
 
 
 class PackedLinear:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bld.precision import Autocast
+from bld.runtime.precision import Autocast
 
 Forward = Callable[..., Tensor]
 Inputs = Sequence[Tensor | None]

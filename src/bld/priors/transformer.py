@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.attention import KeyValues, attend
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
-from bld.precision import Autocast
+from bld.nn.attention import KeyValues, attend
 from bld.priors.packed import packed
 from bld.priors.replayed import Recordings, Replayed
+from bld.runtime.precision import Autocast
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST = {

@@ -68,14 +68,14 @@ def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
         ) from error
     from starlette.middleware import Middleware
 
-    from bld.studio import page
-    from bld.studio.gate import LOOPBACK, Gate, Line
+    from bld.studio import app
+    from bld.studio.security import LOOPBACK, Gate, Line
     from bld.studio.uploads import MOST_BYTES, Uploads
 
     hosts = LOOPBACK if is_loopback(host) else None
-    blocks = page.build(model)
+    blocks = app.build(model)
     blocks.queue(max_size=queue + STOPS_WAITING, api_open=False, default_concurrency_limit=1)
-    line = Line(queue, lambda: len(blocks._queue), page.urgent(blocks))
+    line = Line(queue, lambda: len(blocks._queue), app.urgent(blocks))
     gate = Middleware(Gate, uploads=Uploads(folder), line=line, hosts=hosts)
     blocks.launch(
         server_name=host,
@@ -94,9 +94,9 @@ def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
         run_history=False,
         footer_links=[],
         app_kwargs={"middleware": [gate]},
-        theme=page.theme(),
-        css=page.style(),
-        head=page.script(),
+        theme=app.theme(),
+        css=app.style(),
+        head=app.script(),
     )
     return blocks
 

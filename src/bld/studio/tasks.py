@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from bld.codes import pack
+from bld.data import psnr, to_pil, to_unit
+from bld.data.inputs import network_views
 from bld.errors import SettingError
-from bld.images import psnr, to_pil, to_unit
-from bld.images.inputs import network_views
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import keyed_generator, keyed_permutation
+from bld.studio.export import described, png
+from bld.studio.jobs import Progress, Report
+from bld.studio.made import Made, Picture
 from bld.studio.model import Model
-from bld.studio.record import described, png
-from bld.studio.watching import Progress, Report
 
 ANY: Literal["any"] = "any"
 EACH: Literal["each"] = "each"
@@ -38,38 +39,6 @@ DECODED_AT_ONCE = 64
 
 Which = int | Literal["any", "each"]
 Label = int | list[int] | None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image with its words.  name: of its file, without the ending.  caption: below it.  alt: instead of it."""
-
-    image: Image.Image
-    name: str
-    caption: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class Made:
-    """What came out.
-
-    groups: pictures under a heading each, which may be empty.  settings: all that decides the pictures, ready for JSON.
-    facts: (name, value) worth saying.  history: how the first picture came about.  files: further ones to keep.
-    in_a_row: whether the pictures are a strip.
-    """
-
-    groups: list[tuple[str, list[Picture]]]
-    settings: dict[str, Any]
-    facts: list[tuple[str, str]] = field(default_factory=list)
-    history: list[Image.Image] = field(default_factory=list)
-    files: dict[str, bytes] = field(default_factory=dict)
-    in_a_row: bool = False
-
-    @property
-    def pictures(self) -> list[Picture]:
-        """Those of all groups, in order."""
-        return [picture for _, pictures in self.groups for picture in pictures]
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from bld.data import to_rgb
+from bld.data.decoding import FORMATS, decode
 from bld.errors import DataError
-from bld.images import to_rgb
-from bld.images.decoding import FORMATS, decode
 
 MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 32_000_000

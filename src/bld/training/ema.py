@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from bld.processes import spread_like, whole
+from bld.runtime.distributed import spread_like, whole
 
 
 class WeightAverage:

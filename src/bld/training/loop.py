@@ -23,16 +23,16 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
-from bld.checkpoint import TrainingState, pack_optimizer, unpack_optimizer
 from bld.errors import CheckpointError, SettingError, UserError
-from bld.precision import allow_tf32
-from bld.processes import PATIENCE, Processes, whole, whole_state
-from bld.recompute import recompute_activations
+from bld.nn.activation_checkpointing import recompute_activations
+from bld.runtime.distributed import PATIENCE, Processes, whole, whole_state
+from bld.runtime.precision import allow_tf32
+from bld.training.checkpoints import TrainingState, pack_optimizer, unpack_optimizer
 from bld.training.ema import WeightAverage
+from bld.training.init_from import Origin
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.metrics_log import MetricsLog
 from bld.training.order import part_of
-from bld.training.origin import Origin
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, TrainingSettings
 

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bld.checkpoint import read_json, write_json
 from bld.errors import MissingPackageError, SettingError
+from bld.io.files import read_json, write_json
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, settings_tree
 

@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from bld.checkpoint import CheckpointStore, read_json, write_json, written_aside
 from bld.errors import CheckpointError, SettingError, UserError
+from bld.io.files import read_json, write_json, written_aside
+from bld.training.checkpoints import CheckpointStore
 from bld.training.settings import Settings, leaves, load_settings, settings_tree
 
 # What a stage that has begun holds fast: another value makes another model, or measures on what it was trained on.

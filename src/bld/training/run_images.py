@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from bld.checkpoint import read_json, write_json
+from bld.data import ImageSet, ImageSource, meet_by_name, name_fractions, open_images, save_png
 from bld.errors import DataError
-from bld.images import ImageSet, ImageSource, meet_by_name, name_fractions, open_images, save_png
+from bld.io.files import read_json, write_json
 from bld.training.order import spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 import yaml
 
-from bld.autoencoder import AutoencoderConfig, ObjectiveConfig
 from bld.codes import CodeShape
+from bld.data import Preprocessing
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
+from bld.diffusion.process import Process
 from bld.errors import SettingError, did_you_mean
-from bld.images import Preprocessing
 from bld.priors import AbsorbingDiffusion, Autoregression, DenoiserConfig, GaussianDiffusion
-from bld.process import Process
+from bld.tokenizer import AutoencoderConfig, ObjectiveConfig
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,45 @@
+"""Many images on one sheet."""
+
+from __future__ import annotations
+
+import math
+
+from PIL import Image
+from torch import Tensor
+
+from bld.data.values import to_pil
+from bld.errors import SettingError
+
+
+def make_grid(
+    images: Tensor,
+    columns: int | None = None,
+    scale: int = 1,
+    gap: int = 2,
+    background: tuple[int, int, int] = (255, 255, 255),
+) -> Image.Image:
+    """Images (B, 3, H, W) in [-1, 1], row by row on one RGB sheet.
+
+    columns     images per row; by default ⌈√B⌉, and never more than B
+    scale       each pixel becomes scale × scale of them, unblended
+    gap         pixels of the sheet between neighbours; none at the border
+    background  RGB, 0 … 255, in the gaps and behind missing images of the last row
+
+    Raises SettingError without images, or for columns or scale below 1 or a gap below 0.
+    """
+    tiles = to_pil(images)
+    if not tiles:
+        raise SettingError("A grid needs at least one image; there are 0.")
+    columns = min(math.ceil(math.sqrt(len(tiles))) if columns is None else columns, len(tiles))
+    for name, value, least in (("columns", columns, 1), ("scale", scale, 1), ("gap", gap, 0)):
+        if value < least:
+            raise SettingError(f"{name} is {value}; it is {least} or more.")
+    rows = math.ceil(len(tiles) / columns)
+    width, height = tiles[0].width * scale, tiles[0].height * scale
+    sheet_size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = Image.new("RGB", sheet_size, background)
+    for position, tile in enumerate(tiles):
+        row, column = divmod(position, columns)
+        enlarged = tile.resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(enlarged, (column * (width + gap), row * (height + gap)))
+    return sheet

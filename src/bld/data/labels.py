@@ -1,0 +1,55 @@
+"""Classes from a table beside the images (`bld.data.tables`), where folders do not say them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bld.data.sources.base import ImageSource, fingerprint_of
+from bld.data.sources.members import CAPTION_KEYS, LABEL_KEYS, numbered
+from bld.data.tables import Table, note_unused, read_table, tables_beside
+from bld.errors import DataError
+
+
+def relabel(source: ImageSource, choice: str) -> None:
+    """Give a source its classes: "auto" from a table beside the images if there is one, else as its folders say;
+    "folders"; "none"; or the path of a table.  DataError where a table names no class for an image.
+    """
+    if choice == "folders":
+        return
+    if choice == "none":
+        if source.labels is not None:  # or codes encoded with their classes would be taken for these
+            source.classes, source.labels = [], None
+            source.fingerprint = fingerprint_of([(source.fingerprint, "without classes")])
+        return
+    table, labels = _labels_beside(source) if choice == "auto" else _labels_of(Path(choice).expanduser(), source)
+    if table is None:
+        return
+    said = table.of(source.names, labels)
+    missing = [name for name, label in zip(source.names, said, strict=True) if label is None]
+    if missing:
+        where = f"{table.name} of {source.location}" if choice == "auto" else choice
+        raise DataError(
+            f"{where} has no class for {len(missing)} of {len(source)} images, the first is {missing[0]}: "
+            "complete it, or set data.labels=folders or none."
+        )
+    source.classes, source.labels = numbered([label for label in said if label is not None])
+    source.fingerprint = fingerprint_of([(source.fingerprint, source.labels.tobytes(), tuple(source.classes))])
+
+
+def _labels_beside(source: ImageSource) -> tuple[Table | None, dict[str, str]]:
+    """The first table at the images that has labels; others that say nothing at all are named."""
+    found: tuple[Table | None, dict[str, str]] = None, {}
+    for table in tables_beside(source):
+        labels = table.column(LABEL_KEYS, "labels")
+        if labels and found[0] is None:
+            found = table, labels
+    note_unused(source, (*LABEL_KEYS, *CAPTION_KEYS))
+    return found
+
+
+def _labels_of(path: Path, source: ImageSource) -> tuple[Table, dict[str, str]]:
+    table = read_table(path, source)
+    labels = table.column(LABEL_KEYS, "labels")
+    if not labels:
+        raise DataError(f"{path} names no classes: it needs a column file_name and a column label.")
+    return table, labels

@@ -1,0 +1,128 @@
+"""One image → one square of pixels: the deterministic centre view, and training views keyed by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bld.data.rgb import to_rgb
+from bld.errors import SettingError, did_you_mean
+
+Crop = Literal["center", "random"]
+Resample = Literal["lanczos", "bicubic", "bilinear", "box"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How images become squares.
+
+    image_size  side S of the square, in pixels
+    crop        where the square lies along the longer side while training; the centre view is always central
+    flip        whether half of the training views are mirrored left to right
+    resample    filter; every one widens when it shrinks an image, so nothing aliases
+    background  RGB, 0 … 255, behind transparent pixels
+
+    Raises SettingError for anything else.
+    """
+
+    image_size: int
+    crop: Crop = "center"
+    flip: bool = False
+    resample: Resample = "lanczos"
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        if not _is_int(self.image_size) or self.image_size < 1:
+            raise SettingError(f"image_size is {self.image_size!r}; it is a whole number of pixels, 1 or more.")
+        for field, known in (("crop", get_args(Crop)), ("resample", get_args(Resample))):
+            value = getattr(self, field)
+            if value not in known:
+                raise SettingError(f"{field} is {value!r}.{did_you_mean(str(value), known)}")
+        if not isinstance(self.flip, bool):
+            raise SettingError(f"flip is {self.flip!r}; it is true or false.")
+        if not _is_colour(self.background):
+            raise SettingError(f"background is {self.background!r}; it is three whole numbers from 0 to 255.")
+        object.__setattr__(self, "background", tuple(self.background))  # YAML and JSON bring lists
+
+    def key(self) -> dict[str, Any]:
+        """What the centre view depends on, ready for JSON; `crop` and `flip` concern training views only."""
+        return {
+            "image_size": self.image_size,
+            "resample": self.resample,
+            "background": list(self.background),
+        }
+
+
+def center_view(image: Image.Image, prep: Preprocessing) -> Tensor:
+    """The central square, resized to S: uint8 (3, S, S). With a shorter side of S no pixel is altered."""
+    image = to_rgb(image, prep.background)
+    return _square(image, _slack(image) // 2, prep)
+
+
+def training_view(image: Image.Image, prep: Preprocessing, seed: int) -> Tensor:
+    """A view drawn from `seed` alone, as `prep` allows: uint8 (3, S, S)."""
+    image = to_rgb(image, prep.background)
+    slack = _slack(image)
+    start = int(crop_fractions([seed])[0] * (slack + 1)) if prep.crop == "random" else slack // 2
+    view = _square(image, start, prep)
+    return view.flip(-1) if prep.flip and flips([seed])[0] else view
+
+
+def flips(seeds: Sequence[int]) -> np.ndarray:
+    """Whether each seed's view is mirrored: bool (n,)."""
+    return _mixed(seeds, stream=1) >> np.uint64(63) == 1
+
+
+def crop_fractions(seeds: Sequence[int]) -> np.ndarray:
+    """Where each seed's square lies along the longer side: float64 (n,), uniform in [0, 1)."""
+    return (_mixed(seeds, stream=2) >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(seeds: Sequence[int], stream: int) -> np.ndarray:
+    """64 well-mixed bits per seed, uint64 (n,): the `stream`-th output of SplitMix64 started at the seed.
+
+    A generator object per image would cost more than the whole batch.
+    """
+    mask = (1 << 64) - 1
+    start = [(int(seed) + stream * 0x9E3779B97F4A7C15) & mask for seed in seeds]
+    z = np.array(start, dtype=np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _slack(image: Image.Image) -> int:
+    """By how many pixels the longer side exceeds the shorter."""
+    return abs(image.width - image.height)
+
+
+def _square(image: Image.Image, start: int, prep: Preprocessing) -> Tensor:
+    """The square that begins `start` pixels along the longer side, resized to S: uint8 (3, S, S).
+
+    Cropped first, so a very long and thin image never grows into gigabytes.
+    """
+    side = min(image.size)
+    left, top = (start, 0) if image.width > image.height else (0, start)
+    box = (left, top, left + side, top + side)
+    if side == prep.image_size:
+        square = image.crop(box)
+    else:
+        size = (prep.image_size, prep.image_size)
+        square = image.resize(size, Image.Resampling[prep.resample.upper()], box=box)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_colour(value: object) -> bool:
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        return False
+    return all(_is_int(channel) and 0 <= channel <= 255 for channel in value)

@@ -1,0 +1,247 @@
+"""Images in .zip and .tar archives, read in place: nothing is unpacked to disk."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bld.data.decoding import FILE_LIMIT_BYTES, check_file_size, decode
+from bld.data.sources.base import ImageSource, fingerprint_of
+from bld.data.sources.members import (
+    SHEET_NAMES,
+    TEXT_LIMIT_BYTES,
+    is_image_path,
+    is_sheet,
+    member_path,
+    text_path,
+    without_wrapper,
+)
+from bld.errors import DataError
+
+UNPACKED_LIMIT_BYTES = 1 << 30  # encoded images of a compressed tar, which are held in memory
+KEPT_BESIDE_BYTES = 1 << 26  # of one other file in it, such as a table
+
+
+class _Archive(ImageSource):
+    """What all archives say of members that are not used."""
+
+    def _note(self, repeated: int, others: Iterable[str]) -> None:
+        if repeated:
+            self.notes.append(
+                f"{repeated:,} members of {self.location} have the name of a later one, which counts alone."
+            )
+        self._pass_over(others)
+
+
+class ZipSource(_Archive):
+    """A .zip archive; the fingerprint covers the name, size and CRC of each image."""
+
+    def __init__(self, location: str, path: Path) -> None:
+        self._path = path.absolute()
+        self._handle: tuple[int, zipfile.ZipFile] | None = None
+        try:
+            infos = self._archive().infolist()
+        except Exception as error:  # a damaged directory can raise anything
+            raise _broken(location, "zip", error) from error
+        members: dict[str, zipfile.ZipInfo] = {}
+        self._others: dict[str, str] = {}  # path → member, of what is no image
+        repeated = 0
+        for info in infos:
+            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+                continue
+            name = member_path(info.filename, location)
+            if not is_image_path(name) or _is_sheet(name, info.file_size, partial(self._archive().read, info)):
+                self._others[name] = info.filename
+                continue
+            repeated += name in members
+            members[name] = info
+        names = sorted(members)
+        self._describe(location, names, without_wrapper(names))
+        self._note(repeated, self._others)
+        self._members = [members[name].filename for name in names]
+        self.fingerprint = fingerprint_of((name, members[name].file_size, members[name].CRC) for name in names)
+
+    def _archive(self) -> zipfile.ZipFile:
+        """This process's handle. Threads share it, as ZipFile locks every read; forked processes must not,
+        as their file positions are one and the same."""
+        handle = self._handle
+        if handle is None or handle[0] != os.getpid():
+            handle = self._handle = (os.getpid(), zipfile.ZipFile(self._path))
+        return handle[1]
+
+    def texts_beside(self) -> list[str] | None:
+        """Of `a/1.jpg` what `a/1.txt` says."""
+        return self._decoded_texts(self.side_file(text_path(name), TEXT_LIMIT_BYTES) or b"" for name in self.names)
+
+    def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
+        """The content of a member that is no image."""
+        if (member := self._others.get(path)) is None:
+            return None
+        archive = self._archive()
+        return archive.read(member) if archive.getinfo(member).file_size <= most else None
+
+    def _read(self, index: int) -> Image.Image:
+        archive = self._archive()
+        check_file_size(archive.getinfo(self._members[index]).file_size)
+        return decode(archive.read(self._members[index]), self.max_pixels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handle": None}
+
+
+class TarSource(_Archive):
+    """An uncompressed .tar archive, read at the offsets its headers gave.
+
+    Links and sparse files are ignored; of members with one name the last counts, as in tar itself. The
+    fingerprint covers the name, size and modification time of each image and the size of the archive.
+    """
+
+    def __init__(self, location: str, path: Path) -> None:
+        self._path = path.absolute()
+        try:
+            infos = list(plain_members(self._path))
+        except Exception as error:  # a damaged header can raise anything
+            raise _broken(location, "tar", error) from error
+        members: dict[str, tarfile.TarInfo] = {}
+        self._others: dict[str, tuple[int, int]] = {}  # path → (offset, bytes), of what is no image
+        repeated = 0
+        for info in infos:
+            name = member_path(info.name, location)
+            span = info.offset_data, info.size
+            if not is_image_path(name) or _is_sheet(name, info.size, partial(self._bytes, *span)):
+                self._others[name] = span
+                continue
+            repeated += name in members
+            members[name] = info
+        names = sorted(members)
+        self._describe(location, names, without_wrapper(names))
+        self._note(repeated, self._others)
+        self._spans = [(members[name].offset_data, members[name].size) for name in names]
+        self.fingerprint = _tar_fingerprint(self._path, members)
+
+    def texts_beside(self) -> list[str] | None:
+        """Of `a/1.jpg` what `a/1.txt` says."""
+        return self._decoded_texts(self.side_file(text_path(name), TEXT_LIMIT_BYTES) or b"" for name in self.names)
+
+    def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
+        """The content of a member that is no image."""
+        span = self._others.get(path)
+        return None if span is None or span[1] > most else self._bytes(*span)
+
+    def _read(self, index: int) -> Image.Image:
+        offset, size = self._spans[index]
+        check_file_size(size)
+        return decode(self._bytes(offset, size), self.max_pixels)
+
+    def _bytes(self, offset: int, size: int) -> bytes:
+        # Opened anew each time: cheap beside decoding, and there is no handle to share between threads.
+        with self._path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
+
+class CompressedTarSource(_Archive):
+    """A .tar.gz or .tgz archive, whose image files are held in memory as they are, still encoded.
+
+    Gzip cannot be entered in the middle. Above UNPACKED_LIMIT_BYTES the archive is refused with a DataError.
+    """
+
+    def __init__(self, location: str, path: Path) -> None:
+        members: dict[str, tarfile.TarInfo] = {}
+        files: dict[str, bytes] = {}
+        self._others: dict[str, bytes | None] = {}  # what is no image; None for what is too large to be kept
+        total_bytes = repeated = 0
+        try:
+            for info, tar in _compressed_members(path):
+                name = member_path(info.name, location)
+                is_image = is_image_path(name)
+                total_bytes += info.size if is_image or info.size <= KEPT_BESIDE_BYTES else 0
+                if not is_image:
+                    self._others[name] = _contents(tar, info) if info.size <= KEPT_BESIDE_BYTES else None
+                    continue
+                repeated += name in members
+                if total_bytes > UNPACKED_LIMIT_BYTES:
+                    raise DataError(
+                        f"The images in {location} take more than {UNPACKED_LIMIT_BYTES} bytes, too much "
+                        f"to hold in memory; gunzip it once and give the .tar, which is read in place."
+                    )
+                members[name], files[name] = info, _contents(tar, info)
+                if _is_sheet(name, info.size, partial(files.__getitem__, name)):
+                    del members[name]
+        except DataError:
+            raise
+        except Exception as error:  # damaged gzip or tar data can raise anything
+            raise _broken(location, "tar", error) from error
+        names = sorted(members)
+        self._describe(location, names, without_wrapper(names))
+        self._note(repeated, self._others)
+        self._files = [files[name] for name in names]
+        self.fingerprint = _tar_fingerprint(path, members)
+
+    def texts_beside(self) -> list[str] | None:
+        """Of `a/1.jpg` what `a/1.txt` says."""
+        return self._decoded_texts(self._others.get(text_path(name)) or b"" for name in self.names)
+
+    def side_file(self, path: str) -> bytes | None:
+        """The content of a member that is no image."""
+        return self._others.get(path)
+
+    def _read(self, index: int) -> Image.Image:
+        return decode(self._files[index], self.max_pixels)
+
+
+def open_tar(location: str, path: Path) -> ImageSource:
+    """A tar archive, whichever way its first bytes (not its name) say it is packed."""
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    return CompressedTarSource(location, path) if is_gzip else TarSource(location, path)
+
+
+def _is_sheet(path: str, size: int, read: Callable[[], bytes]) -> bool:
+    return path.rpartition("/")[2] in SHEET_NAMES and size <= FILE_LIMIT_BYTES and is_sheet(path, read())
+
+
+def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Regular members of an uncompressed tar; raises on damage anywhere among the headers."""
+    with tarfile.open(path, "r:") as tar:
+        yield from (info for info in tar if info.isreg() and not info.issparse())
+        end = tar.offset
+    with path.open("rb") as file:
+        file.seek(end)
+        # tarfile takes a damaged header, or the end of a truncated file, for the end of the archive.
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError(f"neither a header nor the end at byte {end}")
+
+
+def _compressed_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Regular members of a gzipped tar in a single pass; raises on damage, to the checksum at the end."""
+    with gzip.open(path) as stream:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            yield from ((info, tar) for info in tar if info.isreg() and not info.issparse())
+        while stream.read(1 << 20):
+            pass
+
+
+def _contents(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    """The bytes of a regular member."""
+    file = tar.extractfile(info)
+    assert file is not None, "regular members have contents"
+    return file.read()
+
+
+def _tar_fingerprint(path: Path, members: dict[str, tarfile.TarInfo]) -> str:
+    records = [(name, members[name].size, members[name].mtime) for name in sorted(members)]
+    return fingerprint_of([*records, (path.stat().st_size,)])
+
+
+def _broken(location: str, kind: str, error: Exception) -> DataError:
+    return DataError(f"{location} is broken or no {kind} archive ({error}); download or pack it again.")

@@ -1,0 +1,134 @@
+"""Data sets of the `datasets` library: by name from the Hugging Face hub, or from a folder of its files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bld.data.decoding import check_file_size, decode
+from bld.data.sources.base import ImageSource, Names, fingerprint_of
+from bld.data.sources.members import CAPTION_KEYS, numbered
+from bld.errors import DataError, MissingPackageError
+
+LABEL_COLUMNS = ("label", "class", "fine_label", "labels")
+
+
+def is_hub_name(location: str) -> bool:
+    """Whether a location that does not exist reads like `owner/name`, `owner/name:split` or `hf:name:split`."""
+    return re.fullmatch(r"hf:[\w.-]+(/[\w.-]+)?(:\w+)?|[\w-][\w.-]*/[\w-][\w.-]*(:\w+)?", location) is not None
+
+
+def is_saved_dataset(path: Path) -> bool:
+    """Whether a folder was written by `save_to_disk`, or holds .parquet files and no others."""
+    if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
+        return True
+    if (path / "dataset_dict.json").is_file():
+        return True
+    files = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    return bool(files) and all(entry.suffix == ".parquet" for entry in files)
+
+
+class HubSource(ImageSource):
+    """The rows of a data set's split (train, unless another is named); its first image column, its class column.
+
+    The fingerprint is the data set's own, with its split and length.
+    """
+
+    def __init__(self, location: str) -> None:
+        name, split = _name_and_split(location)
+        data = _load(name, split, location)
+        features = data.features
+        columns = [key for key, feature in features.items() if type(feature).__name__ == "Image"]
+        if not columns:
+            raise DataError(f"{location} has no column of images, only {', '.join(features)}.")
+        from datasets import Image as ImageFeature
+
+        self._data = data.select_columns(columns[:1]).cast_column(columns[0], ImageFeature(decode=False))
+        self._column = columns[0]
+        said = next((key for key in CAPTION_KEYS if key in features and not isinstance(features[key], dict)), None)
+        self._texts = None if said is None else data.select_columns([said])
+        self.location, self.notes = location, []
+        if not len(data):
+            raise DataError(f"There is no image in {location}.")
+        self.names = Names(f"{split}-{i:08d}" for i in range(len(data)))
+        self.classes, self.labels = _labels(data)
+        self.fingerprint = fingerprint_of([(_own_fingerprint(data, name), split, len(data))])
+
+    def texts_beside(self) -> list[str] | None:
+        """The column of captions; of several captions the first."""
+        if self._texts is None:
+            return None
+        values = self._texts[:][self._texts.column_names[0]]
+        firsts = [value[0] if isinstance(value, list) and value else value for value in values]
+        return [value if isinstance(value, str) else "" for value in firsts]
+
+    def _read(self, index: int) -> Image.Image:
+        entry = self._data[int(index)][self._column]
+        if entry.get("bytes") is not None:
+            check_file_size(len(entry["bytes"]))
+            return decode(entry["bytes"], self.max_pixels)
+        path = Path(entry["path"])
+        check_file_size(path.stat().st_size)
+        return decode(path.read_bytes(), self.max_pixels)
+
+
+def _name_and_split(location: str) -> tuple[str, str]:
+    path = Path(location).expanduser()
+    if path.exists():
+        return str(path), "train"
+    name, _, split = location.removeprefix("hf:").partition(":")
+    return name, split or "train"
+
+
+def _load(name: str, split: str, location: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{location} is a data set of the hub's library, which is not installed: "
+            "pip install 'binary-latent-diffusion[hub]'."
+        ) from error
+    path = Path(name)
+    try:
+        with contextlib.redirect_stdout(None):
+            if not path.is_dir():
+                return datasets.load_dataset(name, split=split)
+            if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
+                data = datasets.load_from_disk(name)
+                return data[split] if isinstance(data, datasets.DatasetDict) else data
+            files = sorted(str(file) for file in path.glob("*.parquet"))
+            return datasets.load_dataset("parquet", data_files=files, split="train")
+    except Exception as error:  # the network, the hub and damaged files can raise anything
+        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        raise DataError(
+            f"The data set {location} cannot be loaded ({reason}): check its name, its split and the network."
+        ) from error
+
+
+def _labels(data: Any) -> tuple[list[str], np.ndarray | None]:
+    """(class names, class of each row) of the first ClassLabel, or of a column with a usual name."""
+    for column, feature in data.features.items():
+        if type(feature).__name__ == "ClassLabel":
+            labels = np.asarray(data[column], dtype=np.int64)
+            return (list(feature.names), labels) if (labels >= 0).all() else ([], None)  # -1 is "unknown"
+    for column in LABEL_COLUMNS:
+        if column in data.features and getattr(data.features[column], "dtype", "") in ("int64", "int32", "string"):
+            return numbered([str(value) for value in data[column]])
+    return [], None
+
+
+def _own_fingerprint(data: Any, name: str) -> str:
+    """Of what lies in a folder its files', else the data set's own."""
+    path = Path(name)
+    if path.is_dir():
+        return fingerprint_of(
+            (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sorted(path.rglob("*"))
+            if file.suffix in (".parquet", ".arrow")
+        )
+    return str(data._fingerprint)

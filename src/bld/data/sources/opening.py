@@ -1,0 +1,71 @@
+"""From the place a user names to an ImageSource."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bld.data.decoding import MAX_PIXELS
+from bld.data.labels import relabel
+from bld.data.sources.archives import ZipSource, open_tar
+from bld.data.sources.base import ImageSource
+from bld.data.sources.digits import DigitsSource
+from bld.data.sources.folder import FolderSource
+from bld.data.sources.hub import HubSource, is_hub_name, is_saved_dataset
+from bld.data.sources.shards import ShardsSource, shard_paths
+from bld.errors import DataError
+
+
+def open_images(
+    location: str | Path, *, labels: str = "auto", index_to: Path | None = None, max_pixels: int = MAX_PIXELS
+) -> ImageSource:
+    """The images of a folder, of archives, of a data set of the hub, or the word `digits`.
+
+    Archives are .zip, .tar, .tar.gz and .tgz; a folder of .tar files, or a pattern such as `train-{000..099}.tar`, is
+    read as WebDataset shards. `owner/name` or `owner/name:split` that does not exist here is a data set of the hub, as
+    is a folder of .parquet files or one made by `save_to_disk`.
+
+    Folders are searched through. The class of an image is its first-level folder, provided that every image
+    lies in one and there are at least two; in an archive, a single folder wrapping everything does not count.
+    Hidden files and files that do not end like images are ignored. (A folder called `digits` is opened by its
+    absolute path.)
+
+    labels    "auto": of a table such as metadata.csv beside the images if there is one, else of the folders (or of what
+              the data set says); "folders", "none", or the path of a table (`bld.data.labels`)
+    index_to  a folder that keeps what was found of many images, so that they are not searched for again
+    max_pixels  of one image; a larger one counts as unreadable
+
+    What is there and not used, its `notes` say.
+
+    Raises DataError when there is nothing, no archive, a broken archive or no image in it, and
+    MissingPackageError for `digits` without scikit-learn and data sets without `datasets`.
+    """
+    source = _open(str(location), index_to)
+    source.max_pixels = max_pixels
+    relabel(source, labels)
+    return source
+
+
+def _open(text: str, index_to: Path | None) -> ImageSource:
+    if text == "digits":
+        return DigitsSource()
+    path = Path(text).expanduser()
+    try:
+        shards = shard_paths(text)
+        if shards is not None:
+            return ShardsSource(text, shards, index_to)
+        if path.is_dir():
+            return HubSource(text) if is_saved_dataset(path) else FolderSource(text, path, index_to)
+        if not path.exists():
+            if is_hub_name(text):
+                return HubSource(text)
+            raise DataError(
+                f"There is nothing at {text}: give a folder, a .zip or .tar archive, a hub data set, or 'digits'."
+            )
+        name = path.name.lower()
+        if name.endswith(".zip"):
+            return ZipSource(text, path)
+        if name.endswith((".tar", ".tar.gz", ".tgz")):
+            return open_tar(text, path)
+    except OSError as error:
+        raise DataError(f"Cannot read {text}: {error.strerror}.") from error
+    raise DataError(f"{text} is neither a folder nor a .zip, .tar, .tar.gz or .tgz archive of images.")

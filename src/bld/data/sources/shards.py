@@ -1,0 +1,175 @@
+"""Images in many .tar files, as WebDataset writes them: read in place, at any position, so any order is possible.
+
+Members that share their path up to the first dot of the file name are one sample: `0001.jpg` is its image, `0001.cls`
+(a number or name) or `0001.json` (`{"label": …}`) its class, `0001.txt` or `0001.json` (`{"caption": …}`) its caption.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from bld.data.decoding import check_file_size, decode
+from bld.data.sources.archives import plain_members
+from bld.data.sources.base import ImageSource, fingerprint_of
+from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
+from bld.data.sources.members import CAPTION_KEYS, LABEL_KEYS, is_image_path, member_path, natural_key, numbered
+from bld.errors import DataError
+
+LABEL_LIMIT_BYTES = 1 << 20
+
+
+def shard_paths(location: str) -> list[Path] | None:
+    """The .tar files that a location means: a pattern with {000..012} or *, or a folder of nothing else; else None."""
+    path = Path(location).expanduser()
+    if path.is_dir():
+        files = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        if not files or any(entry.suffix.lower() != ".tar" or not entry.is_file() for entry in files):
+            return None
+        return sorted(files, key=lambda entry: natural_key(entry.name))
+    if path.exists() or not location.endswith(".tar") or not re.search(r"[{*]", location):
+        return None
+    found: list[Path] = []
+    for pattern in _braces_expanded(str(path)):
+        if "*" in Path(pattern).name:
+            found += sorted(Path(pattern).parent.glob(Path(pattern).name), key=lambda entry: natural_key(entry.name))
+        else:
+            found.append(Path(pattern))
+    missing = [entry for entry in found if not entry.is_file()]
+    if missing or not found:
+        raise DataError(f"There is no shard {missing[0] if missing else location}: check the pattern of --data.")
+    return found
+
+
+def _braces_expanded(pattern: str) -> Iterator[str]:
+    """`a-{08..10}.tar` → a-08.tar, a-09.tar, a-10.tar; `{x,y}` → x, y."""
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = []
+    for position, part in enumerate(parts):
+        span = re.fullmatch(r"(\d+)\.\.(\d+)", part) if position % 2 else None
+        if span:
+            first, last = int(span[1]), int(span[2])
+            choices.append([str(n).zfill(len(span[1])) for n in range(first, last + 1)])
+        else:
+            choices.append(part.split(",") if position % 2 else [part])
+    for combination in itertools.product(*choices):
+        yield "".join(combination)
+
+
+class ShardsSource(ImageSource):
+    """The samples of all shards; names are `shard/key.extension`.
+
+    Classes are those of .cls or .json where every sample has one, else the folders of the keys. The fingerprint covers
+    every shard's name, size and modification time.
+
+    index_to: a folder that keeps what was found; unchanged shards are not searched again.
+    """
+
+    def __init__(self, location: str, paths: list[Path], index_to: Path | None = None) -> None:
+        self._paths = [path.absolute() for path in paths]
+        stats = [path.stat() for path in self._paths]
+        records = [(path.name, s.st_size, s.st_mtime_ns) for path, s in zip(self._paths, stats, strict=True)]
+        key = {"shards": [[str(path), *record[1:]] for path, record in zip(self._paths, records, strict=True)]}
+        kept = read_index(index_to)
+        if kept is not None and kept[0] == key:
+            listing = kept[1]
+        else:
+            listing = _search(self._paths, location)
+            listing.fingerprint = fingerprint_of(records)
+            write_index(index_to, key, listing)
+        self._shard, self._offset, self._size = (listing.columns[name] for name in ("shard", "offset", "size"))
+        keys = [name.split("/", 1)[1] for name in listing.names]
+        self._describe(location, listing.names, keys)
+        self.fingerprint = listing.fingerprint
+        said = list(listing.texts["label"])
+        if all(said):
+            self.classes, self.labels = numbered(said)
+
+    def texts_beside(self) -> list[str] | None:
+        """The .txt of each sample, or what its .json gives as caption; the shards are read through for them."""
+        said: dict[str, str] = {}
+        for path in self._paths:
+            with path.open("rb") as file:
+                for info in plain_members(path):
+                    if info.name.endswith((".txt", ".json")) and info.size <= LABEL_LIMIT_BYTES:
+                        file.seek(info.offset_data)
+                        name = member_path(info.name, str(path))
+                        text, key = _caption(name, file.read(info.size)), f"{path.stem}/{_key(name)}"
+                        if text and (name.endswith(".txt") or key not in said):
+                            said[key] = text
+        found = [said.get(_key(name), "") for name in self.names]
+        return found if any(found) else None
+
+    def _read(self, index: int) -> Image.Image:
+        check_file_size(int(self._size[index]))
+        with self._paths[int(self._shard[index])].open("rb") as file:
+            file.seek(int(self._offset[index]))
+            return decode(file.read(int(self._size[index])), self.max_pixels)
+
+
+def _search(paths: list[Path], location: str) -> Listing:
+    names: list[str] = []
+    labels: list[str] = []
+    shards, offsets, sizes = integers(), integers(), integers()
+    shard_names = [path.stem for path in paths]
+    if len(set(shard_names)) < len(paths):
+        raise DataError(f"Two shards of {location} have the same file name; rename one of them.")
+    for number, path in enumerate(paths):
+        said: dict[str, str] = {}
+        begun = len(names)
+        try:
+            with path.open("rb") as file:
+                for info in plain_members(path):
+                    name = member_path(info.name, str(path))
+                    if is_image_path(name):
+                        names.append(name)
+                        shards.append(number)
+                        offsets.append(info.offset_data)
+                        sizes.append(info.size)
+                    elif name.endswith((".cls", ".json")) and info.size <= LABEL_LIMIT_BYTES:
+                        file.seek(info.offset_data)
+                        label = _label(name, file.read(info.size))
+                        if label:
+                            said[_key(name)] = label
+        except DataError:
+            raise
+        except (OSError, tarfile.TarError, ValueError) as error:
+            raise DataError(f"The shard {path} is broken or no tar archive ({error}); pack it again.") from error
+        labels += [said.get(_key(name), "") for name in names[begun:]]
+        names[begun:] = [f"{shard_names[number]}/{name}" for name in names[begun:]]
+    return sorted_listing(names, {"shard": shards, "offset": offsets, "size": sizes}, {"label": labels})
+
+
+def _key(name: str) -> str:
+    """The path up to the first dot of the file name."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.split(".", 1)[0]
+
+
+def _label(name: str, data: bytes) -> str:
+    """What a sample's .cls or .json says of its class; empty if nothing."""
+    text = data.decode("utf-8", errors="replace").strip()
+    return text if name.endswith(".cls") else _entry(text, LABEL_KEYS)
+
+
+def _caption(name: str, data: bytes) -> str:
+    """What a sample's .txt or .json says as its caption; empty if nothing."""
+    text = data.decode("utf-8-sig", errors="replace").strip()
+    return text if name.endswith(".txt") else _entry(text, CAPTION_KEYS)
+
+
+def _entry(text: str, keys: Sequence[str]) -> str:
+    """What a JSON object has under the first of the keys it has; of a list the first; empty if nothing."""
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        return ""
+    found = next((entries[key] for key in keys if key in entries), "") if isinstance(entries, dict) else ""
+    found = found[0] if isinstance(found, list) and found else found
+    return str(found) if isinstance(found, str | int) else ""

@@ -1,0 +1,111 @@
+"""Tables that say something of each image: read here alone, wherever they lie and however they are written.
+
+metadata.csv, labels.tsv        a line a file; a column file_name (file, image, path …) and one label, text …
+metadata.jsonl, labels.jsonl    the same, an object a line
+dataset.json                    {"labels": [[file, class], …]}, or {file: class, …}
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bld.data.sources.base import ImageSource
+from bld.data.sources.members import TABLES, comparable, decoded_text, wrapper_of
+from bld.errors import DataError
+
+FILE_KEYS = ("file_name", "filename", "file", "image", "path")
+DELIMITERS = ",;\t|"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table. name: its file's. text: what it says. folder: where among the images it lies, "" for the top."""
+
+    name: str
+    text: str
+    folder: str = ""
+
+    def column(self, keys: Sequence[str], what: str) -> dict[str, str]:
+        """What the table says of each file, under the first of the keys that a row has; later rows count.
+
+        Files are as `comparable` makes them.  what: "labels" or "captions", for the setting that a refusal names.
+        Raises DataError where the table cannot be read.
+        """
+        try:
+            return {comparable(file): value for row in self._rows() for file, value in _entry(row, keys)}
+        except (ValueError, AttributeError, TypeError, csv.Error) as error:
+            raise DataError(
+                f"The table of {what} {self.name} cannot be read ({error}): mend it or set data.{what}."
+            ) from error
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        if self.name.endswith((".csv", ".tsv")):
+            head = self.text.split("\n", 1)[0]
+            delimiter = max(DELIMITERS, key=head.count)
+            yield from csv.DictReader(io.StringIO(self.text, newline=""), delimiter=delimiter)
+        elif self.name.endswith(".jsonl"):
+            yield from (json.loads(line) for line in self.text.split("\n") if line.strip())
+        elif self.name.endswith(".json"):
+            content = json.loads(self.text)
+            pairs = content.get("labels") if isinstance(content.get("labels"), list) else list(content.items())
+            yield from ({"file": file, "label": label} for file, label in pairs)
+        else:
+            raise ValueError("it is neither .csv, .tsv, .jsonl nor .json")
+
+    def of(self, names: Sequence[str], values: dict[str, str]) -> list[str | None]:
+        """The value of each image: under its whole name, or the part of it below the table's folder."""
+        return [values.get(comparable(name), values.get(comparable(name.removeprefix(self.folder)))) for name in names]
+
+
+def _entry(row: dict[Any, Any], keys: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The (file, value) of a row that has both."""
+    row = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
+    file = next((row[key] for key in FILE_KEYS if key in row), None)
+    value = next((row[key] for key in keys if key in row), None)
+    value = value[0] if isinstance(value, list) and value else value  # of several captions the first
+    if isinstance(file, str) and isinstance(value, str | int | float) and str(value).strip():
+        yield file, str(value).strip()
+
+
+def tables_beside(source: ImageSource) -> Iterator[Table]:
+    """The tables that lie at the top of the images, or in the one folder that wraps them all."""
+    for folder in dict.fromkeys(("", wrapper_of(source.names))):
+        for name in TABLES:
+            if (content := source.side_file(folder + name)) is not None:
+                yield Table(name, _decoded(name, content, source), folder)
+
+
+def read_table(path: Path, source: ImageSource) -> Table:
+    """A table that is named."""
+    try:
+        return Table(path.name, _decoded(path.name, path.read_bytes(), source))
+    except OSError as error:
+        raise DataError(f"Cannot read the table {path}: {error.strerror}.") from error
+
+
+def note_unused(source: ImageSource, keys: Sequence[str]) -> None:
+    """Name each table beside the images that has none of these columns, or cannot be read."""
+    for table in tables_beside(source):
+        try:
+            if table.column(keys, "labels"):
+                continue
+            reason = f"it has no column {FILE_KEYS[0]} and one {', '.join(keys[:2])} or {keys[-1]}"
+        except DataError as error:
+            reason = str(error).rstrip(".")
+        note = f"The table {table.folder}{table.name} of {source.location} is not used: {reason}."
+        if note not in source.notes:
+            source.notes.append(note)
+
+
+def _decoded(name: str, content: bytes, source: ImageSource) -> str:
+    text, is_guess = decoded_text(content)
+    note = f"{name} is not UTF-8 and was read as Windows-1252: save it as UTF-8 if its accents are wrong."
+    if is_guess and note not in source.notes:
+        source.notes.append(note)
+    return text.replace("\r\n", "\n")

@@ -1,0 +1,103 @@
+"""The first look at a source: every image decoded once, so that training never stumbles over a broken one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from bld.data.preprocessing import Preprocessing, center_view
+from bld.data.rgb import to_rgb
+from bld.data.sources.base import ImageSource
+from bld.errors import DataError
+from bld.io.files import write_whole
+
+REPORT_NAME = "skipped_images.txt"
+VERIFIED_NAME = "verified.json"
+CHUNK_IMAGES = 64  # per task: small images would spend their time in the thread pool
+
+Failures = dict[int, str]  # index of an image → why it cannot be used
+
+
+def decode_all(
+    source: ImageSource,
+    preprocessing: Preprocessing,
+    pixels: Tensor | None,
+    *,
+    threads: int,
+    progress: bool,
+) -> Failures:
+    """Decode every image; write its centre view into row i of `pixels`, uint8 (n, 3, S, S), unless None."""
+
+    def decode_chunk(chunk: range) -> Failures:
+        failures = {}
+        for index in chunk:
+            try:
+                image = source.read(index)
+                if pixels is None:
+                    to_rgb(image, preprocessing.background)
+                else:
+                    pixels[index] = center_view(image, preprocessing)
+            except Exception as error:  # strangers' files: whatever goes wrong, the others are still good
+                failures[index] = str(error) or type(error).__name__
+        return failures
+
+    failures: Failures = {}
+    executor = ThreadPoolExecutor(threads)
+    try:
+        with tqdm(total=len(source), desc="Reading images", unit="image", disable=None if progress else True) as bar:
+            chunks = list(_chunks(len(source)))
+            for chunk, found in zip(chunks, executor.map(decode_chunk, chunks), strict=True):
+                failures |= found
+                bar.update(len(chunk))
+    finally:
+        executor.shutdown(cancel_futures=True)  # so that Ctrl-C need not wait for the rest
+    return failures
+
+
+def read_verified(folder: Path, fingerprint: str) -> Failures | None:
+    """What an earlier look at the same images found; None if there was none."""
+    try:
+        kept = json.loads((folder / VERIFIED_NAME).read_text(encoding="utf-8"))
+        if kept["fingerprint"] != fingerprint:
+            return None
+        return {int(index): str(reason) for index, reason in kept["unreadable"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_verified(folder: Path, fingerprint: str, failures: Failures) -> None:
+    """Keep what a look at all images found."""
+    kept = {"fingerprint": fingerprint, "unreadable": failures}
+    write_whole(folder / VERIFIED_NAME, json.dumps(kept).encode())
+
+
+def report_skipped(skipped: list[tuple[str, str]], folder: Path) -> None:
+    """Write `name<TAB>reason` lines to skipped_images.txt; with nothing skipped, remove an older list."""
+    path = folder / REPORT_NAME
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    lines = "".join(f"{name}\t{' '.join(reason.split())}\n" for name, reason in skipped)
+    write_whole(path, lines.encode(errors="backslashreplace"))
+
+
+def refuse_too_many(source: ImageSource, skipped: list[tuple[str, str]], limit: float, folder: Path | None) -> None:
+    """Raises DataError when more than the fraction `limit` of the images is unusable, or all of them are."""
+    bad, total = len(skipped), len(source)
+    if bad <= limit * total and bad < total:
+        return
+    where = f"the list is in {folder / REPORT_NAME}; " if folder else ""
+    raise DataError(
+        f"{bad} of {total} images in {source.location} cannot be read (at most {limit:.0%} may fail), "
+        f"the first is {skipped[0][0]}; {where}mend or remove them."
+    )
+
+
+def _chunks(count: int) -> Iterator[range]:
+    for start in range(0, count, CHUNK_IMAGES):
+        yield range(start, min(start + CHUNK_IMAGES, count))

@@ -1,0 +1,76 @@
+"""Bernoulli diffusion whole: its steps, with the loss, the sampler and the likelihood that are built on them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from bld.diffusion import likelihood
+from bld.diffusion.loss import DiffusionLoss, diffusion_loss
+from bld.diffusion.process import Denoise, Generators
+from bld.diffusion.sampling import sample_codes
+from bld.diffusion.steps import BernoulliSteps
+
+
+class BernoulliDiffusion(BernoulliSteps):
+    """Diffusion of bits `z ∈ {0, 1}`, shape (B, N, c), for one schedule (Section 4).
+
+    target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
+        "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
+    posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of
+        z_t twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
+    """
+
+    kind = "bernoulli"
+    has_likelihood = True
+
+    def loss(
+        self,
+        logits: Tensor,
+        z0: Tensor,
+        z_t: Tensor,
+        t: Tensor,
+        vlb_weight: float = 0.1,
+        flips: Tensor | None = None,
+    ) -> DiffusionLoss:
+        """BCE + λ·VLB of eq. (13), as means over samples and bits: see `bld.diffusion.loss`."""
+        return diffusion_loss(self, logits, z0, z_t, t, vlb_weight, flips)
+
+    def training_loss(
+        self,
+        denoise: Denoise,
+        z0: Tensor,
+        t: Tensor,
+        generators: Generators = None,
+        vlb_weight: float = 0.1,
+        probs: Tensor | None = None,
+    ) -> DiffusionLoss:
+        """Algorithm 1: noise the codes to step t, predict, compare (eq. 13).
+
+        probs: y (B, N, c) that z_0 was drawn from; then what is compared with is the mean over all z_0 that y and z_t
+        allow, in the place of the one drawn: the same expected gradient, with less variance.
+        """
+        z_t = self.diffuse(z0, t, generators)
+        flips = None if probs is None else self.flip_posterior(probs, z_t, t)
+        return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight, flips)
+
+    def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
+        """(B,) float64: with t uniform in 1 … T an unbiased estimate of the bound of eq. (7), in bits per code."""
+        return likelihood.bound_at(self, denoise, z0, t, generators)
+
+    def sample(self, denoise: Denoise, shape: tuple[int, int, int], **options: Any) -> Tensor:
+        """Codes (n, N, c), uint8: see `bld.diffusion.sample_codes`."""
+        return sample_codes(denoise, shape, self, **options)
+
+    def likelihood_bits(
+        self,
+        denoise: Denoise,
+        z0: Tensor,
+        *,
+        steps: int | None = None,
+        draws: int = 1,
+        generators: Generators = None,
+    ) -> Tensor:
+        """Upper bound on -log₂ p(z_0) in bits per code, (B,): see `bld.diffusion.likelihood`."""
+        return likelihood.likelihood_bits(self, denoise, z0, steps=steps, draws=draws, generators=generators)

@@ -1,0 +1,113 @@
+"""Training of a classifier on a data set's own labels, whose features then judge samples without any download."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bld.data import ImageSet
+from bld.errors import DataError, SettingError
+from bld.evaluation.features import ClassifierFeatures, SmallResNet
+from bld.io.files import read_json
+from bld.runtime.precision import in_float32
+from bld.seeding import derive_seed, keyed_permutation
+from bld.training.order import KeyedOrder
+
+AT_A_TIME = 256
+MOST_JUDGED = 2000
+
+
+@in_float32()
+def train_classifier(
+    train: ImageSet,
+    held_out: ImageSet,
+    out: Path,
+    *,
+    steps: int,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    width: int = 32,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda _: None,
+) -> ClassifierFeatures:
+    """Train, measure on held-out images, save into `out`; a folder with the same settings is loaded instead.
+
+    Images are mirrored where the preprocessing says so.
+    Raises DataError for images without classes, SettingError for numbers below 1.
+    """
+    if train.labels is None or held_out.labels is None or len(train.classes) < 2:
+        raise DataError(f"{train.location} has no classes to learn: put its images into one folder per class.")
+    if min(steps, batch_size, width) < 1 or not learning_rate > 0:
+        raise SettingError("Steps, batch size, width and learning rate of a classifier are above 0.")
+    settings = {
+        "data": _short_name(train.location),
+        "fingerprint": train.fingerprint,
+        "image_size": train.preprocessing.image_size,
+        "classes": train.classes,
+        "width": width,
+        "steps": steps,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
+    if (out / "config.json").is_file():
+        before = read_json(out / "config.json")
+        if {name: before.get(name) for name in settings} == settings:
+            return ClassifierFeatures.load(out, device)
+    torch.manual_seed(derive_seed(seed, "classifier"))
+    network = SmallResNet(train.preprocessing.image_size, len(train.classes), width).to(device)
+    order, labels = KeyedOrder(len(train), batch_size, seed, "classifier-order"), train.labels
+
+    def loss(step: int) -> Tensor:
+        positions = order.positions(step)
+        rows = order.indices(positions)
+        images = train.views(rows, [derive_seed(seed, "classifier-view", p) for p in positions])
+        return F.cross_entropy(network(images.to(device))[1], labels[rows].to(device), label_smoothing=0.05)
+
+    fit(network, loss, steps, learning_rate, lambda line: say(f"classifier, {line}"))
+    accuracy = _accuracy(network.eval(), held_out, device)
+    made = ClassifierFeatures(network, {**settings, "held_out_accuracy": accuracy}, device)
+    made.save(out)
+    say(f"The classifier in {out} recognises {100 * accuracy:.1f}% of held-out images.")
+    return made
+
+
+def fit(
+    network: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float, say: Callable[[str], None]
+) -> None:
+    """Minimise `loss(step)` by AdamW; the rate rises over a tenth of the steps, and falls as a cosine."""
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
+    for step in range(steps):
+        rate = learning_rate * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        value = loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            say(f"step {step + 1:,} of {steps:,}: loss {float(value.detach()):.3f}")
+
+
+def _short_name(location: str) -> str:
+    """The last part of a path, without its extension."""
+    name = Path(location.rstrip("/")).name or location
+    return name.split(".")[0]
+
+
+@torch.no_grad()
+def _accuracy(network: SmallResNet, images: ImageSet, device: torch.device | str) -> float:
+    """Of at most MOST_JUDGED images, 0 … 1."""
+    rows = torch.from_numpy(keyed_permutation(0, "judged", 0, len(images))[:MOST_JUDGED].copy())
+    assert images.labels is not None
+    right = 0
+    for part in rows.split(AT_A_TIME):
+        logits = network(images.centre(part).to(device))[1]
+        right += int((logits.argmax(1).cpu() == images.labels[part]).sum())
+    return right / len(rows)

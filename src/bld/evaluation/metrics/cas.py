@@ -1,0 +1,155 @@
+"""Classification accuracy score (Ravuri & Vinyals 2019): a classifier trained on samples, tested on real images."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bld.data import ImageSet
+from bld.errors import DataError, SettingError
+from bld.evaluation.classifier_training import fit
+from bld.evaluation.features import SmallResNet
+from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.runtime.precision import in_float32
+from bld.seeding import derive_seed, keyed_generator
+from bld.training.order import KeyedOrder
+
+BATCH = 64
+RATE = 1e-3
+SMALL_IMAGES = 64  # pixels; up to here ResNet-50 begins without its stride and pooling, or nothing would be left
+
+
+def classification_accuracy_score(
+    pipeline: BinaryLatentDiffusionPipeline,
+    samples: Callable[[int, int], Iterator[Tensor]],
+    real: ImageSet,
+    num: int,
+    labels: Sequence[int] | None,
+    folder: Path,
+    *,
+    steps: int,
+    network: str = "resnet50",
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """cas_top1 and cas_top5, 0 … 1: train on `num` samples with the classes they were asked to be, test on real images.
+
+    samples(start, stop): their uint8 batches.  labels: their classes.  folder: holds the samples meanwhile, so that
+    memory does not.  network: resnet50 (torchvision's) or small.
+    Raises DataError where samples or real images have no classes.
+    """
+    if labels is None or pipeline.prior.config.num_classes == 0:
+        raise DataError("cas needs a class-conditional prior: this one has no classes to learn from.")
+    if real.labels is None or real.classes != pipeline.classes:
+        raise DataError(
+            f"cas tests on real images with the prior's classes, and {real.location} has "
+            f"{'none' if real.labels is None else 'others'}: put its images into one folder per class."
+        )
+    images = _on_disk(samples(0, num), num, folder)
+    classes = torch.tensor(list(labels))
+    model = train_classifier_on(
+        images,
+        classes,
+        len(pipeline.classes),
+        steps=steps,
+        network=network,
+        seed=seed,
+        say=say,
+        device=pipeline.device,
+    )
+    return accuracy(model, real)
+
+
+def _on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:
+    """The batches as one tensor that lives in a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    first = next(batches)
+    shape = (num, *first.shape[1:])
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".cas-") as file:  # the mapping outlives the name
+        kept = np.memmap(file.name, dtype=np.uint8, mode="w+", shape=shape)
+    start = 0
+    for batch in itertools.chain([first], batches):
+        kept[start : start + len(batch)] = batch.numpy()
+        start += len(batch)
+    return torch.from_numpy(kept)
+
+
+def steps_of(epochs: int, samples: int) -> int:
+    """Training steps in which a classifier sees each of so many samples `epochs` times."""
+    return math.ceil(epochs * samples / min(BATCH, samples))
+
+
+@in_float32()
+def train_classifier_on(
+    images: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    steps: int,
+    network: str,
+    seed: int,
+    say: Callable[[str], None],
+    device: torch.device | str = "cpu",
+) -> nn.Module:
+    """A classifier of uint8 images (n, 3, S, S), trained from nothing on a device; images are shown shifted."""
+    torch.manual_seed(derive_seed(seed, "cas"))
+    model = _network(network, images.shape[-1], classes).to(device)
+    order = KeyedOrder(len(images), min(BATCH, len(images)), seed, "cas-order")
+
+    def loss(step: int) -> Tensor:
+        rows = torch.from_numpy(order.indices(order.positions(step)))
+        batch = shifted(images[rows].to(device), keyed_generator(seed, "cas-shift", step))
+        return F.cross_entropy(_logits(model, batch), labels[rows].to(device))
+
+    fit(model, loss, steps, RATE, lambda line: say(f"cas, {line}"))
+    return model.eval()
+
+
+def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image (n, C, S, S) moved by up to S/8 pixels along either axis, its edge repeated: the usual random crop."""
+    size, most = images.shape[-1], max(1, images.shape[-1] // 8)
+    padded = F.pad(images.float(), (most,) * 4, mode="replicate").to(images.dtype)
+    offsets = torch.randint(2 * most + 1, (len(images), 2), generator=generator).tolist()
+    return torch.stack([one[:, y : y + size, x : x + size] for one, (y, x) in zip(padded, offsets, strict=True)])
+
+
+@torch.no_grad()
+@in_float32()
+def accuracy(model: nn.Module, real: ImageSet) -> dict[str, float]:
+    """cas_top1, cas_top5 on all images of a labelled set."""
+    assert real.labels is not None
+    device = next(model.parameters()).device
+    top1 = top5 = 0
+    for rows in torch.arange(len(real)).split(256):
+        logits = _logits(model, real.uint8_centre(rows).to(device)).float().cpu()
+        best = logits.topk(min(5, logits.shape[1])).indices
+        hits = best == real.labels[rows].unsqueeze(1)
+        top1, top5 = top1 + int(hits[:, 0].sum()), top5 + int(hits.any(1).sum())
+    return {"cas_top1": top1 / len(real), "cas_top5": top5 / len(real)}
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    out = model(images.float() / 127.5 - 1)
+    return out[1] if isinstance(out, tuple) else out
+
+
+def _network(name: str, size: int, classes: int) -> nn.Module:
+    if name == "small":
+        return SmallResNet(size, classes)
+    if name != "resnet50":
+        raise SettingError(f"Unknown network '{name}' for cas: resnet50 or small.")
+    from torchvision.models import resnet50
+
+    model = resnet50(num_classes=classes)
+    if size <= SMALL_IMAGES:
+        model.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+        model.maxpool = nn.Identity()
+    return model

@@ -1,0 +1,209 @@
+"""Sets of images compared by their features; the arithmetic is torch-fidelity's own, on features we hold.
+
+fd                     Fréchet distance between Gaussians of the same mean and covariance (FID's arithmetic)
+kid_mean, kid_std      kernel distance, polynomial of degree 3, over random subsets
+is_mean, is_std        inception score: needs an extractor with class logits
+precision, recall      Kynkäänniemi et al. 2019, k = 3: share of samples within the reference's manifold, and back
+diversity              mean distance between two samples over that between two reference images: 1 is as diverse
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bld.data import ImageSet
+from bld.errors import DataError, MissingPackageError, SettingError, did_you_mean
+from bld.evaluation.features import PRECISION, FeatureExtractor
+from bld.runtime.precision import in_float32
+from bld.seeding import keyed_permutation
+
+METRICS = ("fd", "kid", "is", "precision", "recall", "diversity")
+NEIGHBOURHOOD = 3
+INCEPTION_SPLITS = 10
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+PAIRS = 20_000
+ROWS_AT_A_TIME = 1000  # of a distance matrix
+LEAST = {"fd": 2, "kid": 10, "is": INCEPTION_SPLITS, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """features (n, D) float32; logits (n, K) float32, or None."""
+
+    features: Tensor
+    logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
+def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, keep_logits: bool = True) -> FeatureTable:
+    """Features of uint8 batches (B, 3, H, W); the images themselves are not kept."""
+    found = []
+    for batch in batches:  # which may be made under a sampler's autocast
+        with in_float32():
+            found.append(extractor(batch))
+    if not found:
+        raise DataError("There are no images to take features of.")
+    logits = [part.logits for part in found if part.logits is not None]
+    kept = torch.cat(logits) if keep_logits and len(logits) == len(found) else None
+    return FeatureTable(torch.cat([part.features for part in found]), kept)
+
+
+def reference_features(
+    images: ImageSet, extractor: FeatureExtractor, cache: Path | None = None, batch_size: int = 256
+) -> FeatureTable:
+    """Features of a whole set, centre views; kept in the folder `cache` under a key of all that moves them."""
+    key = {
+        "format": FORMAT,
+        "images": images.fingerprint,
+        "extractor": extractor.sha256,
+        "dim": extractor.dim,
+        "precision": PRECISION,
+    }
+    path = None
+    if cache is not None:
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        path = cache / f"reference-{name}.npz"
+        if path.is_file():
+            return read_table(path)
+    rows = torch.arange(len(images)).split(batch_size)
+    table = extract((images.uint8_centre(part) for part in rows), extractor)
+    if path is not None:
+        write_table(path, table)
+    return table
+
+
+def write_table(path: Path, table: FeatureTable) -> None:
+    """As a NumPy archive, whole or not at all."""
+    from bld.io.files import written_aside
+
+    arrays = {"features": table.features.numpy()}
+    if table.logits is not None:
+        arrays["logits"] = table.logits.numpy()
+    with written_aside(path) as aside, aside.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def read_table(path: Path) -> FeatureTable:
+    """What `write_table` wrote; a damaged file is a DataError."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            logits = torch.from_numpy(arrays["logits"]) if "logits" in arrays else None
+            return FeatureTable(torch.from_numpy(arrays["features"]), logits)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}): delete it and repeat the command.") from error
+    except Exception as error:  # a broken zip has an exception class of its own
+        raise DataError(f"{path} is damaged ({type(error).__name__}): delete it and repeat the command.") from error
+
+
+@in_float32()
+def score(
+    samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str] = METRICS, seed: int = 0
+) -> dict[str, float]:
+    """The metrics by name, as in the list above; those that need logits are left out where there are none.
+
+    Raises SettingError for an unknown metric, DataError for too few images, MissingPackageError without torch-fidelity.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, METRICS)}")
+        least = LEAST.get(name, 2)
+        if min(len(samples), len(reference)) < least:
+            raise DataError(
+                f"{name} needs at least {least} images on both sides; there are {len(samples)} samples and "
+                f"{len(reference)} reference images."
+            )
+    if samples.features.shape[1] != reference.features.shape[1]:
+        raise SettingError("Samples and reference have features of different extractors.")
+    found: dict[str, float] = {}
+    if "fd" in metrics:
+        found["fd"] = frechet_distance(samples.features, reference.features)
+    if "kid" in metrics:
+        found["kid_mean"], found["kid_std"] = kernel_distance(samples.features, reference.features, seed)
+    if "is" in metrics and samples.logits is not None:
+        found["is_mean"], found["is_std"] = inception_score(samples.logits, seed)
+    if "precision" in metrics or "recall" in metrics:
+        both = precision_recall(samples.features, reference.features)
+        found |= {name: value for name, value in zip(("precision", "recall"), both, strict=True) if name in metrics}
+    if "diversity" in metrics:
+        spread = [mean_distance(table.features, seed) for table in (samples, reference)]
+        found["diversity"] = spread[0] / max(spread[1], 1e-12)
+    return found
+
+
+def frechet_distance(samples: Tensor, reference: Tensor) -> float:
+    """‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) of features (n, D), in float64."""
+    fid = _library("metric_fid")
+    first, second = moments(samples), moments(reference)
+    return max(0.0, fid.fid_statistics_to_metric(first, second, False)[fid.KEY_METRIC_FID])
+
+
+def moments(features: Tensor) -> dict[str, np.ndarray]:
+    """ "mu" (D,) and "sigma" (D, D) of features (n, D), float64, the latter over n - 1: torch-fidelity's statistics,
+    block by block, so that float64 copies of all features are never held.
+    """
+    mean = features.mean(0, dtype=torch.float64)
+    product = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
+    for block in features.split(ROWS_AT_A_TIME):
+        centred = block.double() - mean
+        product += centred.T @ centred
+    return {"mu": mean.numpy(), "sigma": (product / (len(features) - 1)).numpy()}
+
+
+def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:
+    """(mean, standard deviation) of the unbiased squared MMD over subsets of at most 1,000, kernel (x·y/D + 1)³."""
+    kid = _library("metric_kid")
+    size = min(KID_SUBSET_SIZE, len(samples), len(reference))
+    found = kid.kid_features_to_metric(
+        samples, reference, kid_subsets=KID_SUBSETS, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
+        kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, rng_seed=seed, verbose=False,
+    )  # fmt: skip
+    return found[kid.KEY_METRIC_KID_MEAN], found[kid.KEY_METRIC_KID_STD]
+
+
+def inception_score(logits: Tensor, seed: int = 0) -> tuple[float, float]:
+    """(mean, standard deviation) over 10 splits of exp E[KL(p(y|x) ‖ p(y))]."""
+    isc = _library("metric_isc")
+    found = isc.isc_features_to_metric(logits, INCEPTION_SPLITS, True, seed)
+    return found[isc.KEY_METRIC_ISC_MEAN], found[isc.KEY_METRIC_ISC_STD]
+
+
+def precision_recall(samples: Tensor, reference: Tensor) -> tuple[float, float]:
+    """(precision, recall) with k = 3, in blocks: memory grows with n, not n²."""
+    prc = _library("metric_prc")
+    found = prc.prc_features_to_metric(
+        samples.float(), reference.float(), prc_neighborhood=NEIGHBOURHOOD, prc_batch_size=ROWS_AT_A_TIME,
+        save_cpu_ram=True, verbose=False,
+    )  # fmt: skip
+    return found[prc.KEY_METRIC_PRECISION], found[prc.KEY_METRIC_RECALL]
+
+
+def mean_distance(features: Tensor, seed: int = 0) -> float:
+    """Mean Euclidean distance over 20,000 keyed pairs of different rows."""
+    n = len(features)
+    rng = np.random.Generator(np.random.PCG64(keyed_permutation(seed, "pairs", 0, 1 << 16)[0]))
+    first = rng.integers(0, n, PAIRS)
+    second = (first + rng.integers(1, n, PAIRS)) % n
+    return float((features[first] - features[second]).double().norm(dim=1).mean())
+
+
+def _library(module: str) -> Any:
+    try:
+        import importlib
+
+        return importlib.import_module(f"torch_fidelity.{module}")
+    except ImportError as error:
+        raise MissingPackageError(
+            "These metrics need torch-fidelity: pip install 'binary-latent-diffusion[metrics]'."
+        ) from error

@@ -1,0 +1,84 @@
+"""Pictures of experiments: curves with their spread, rows of samples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from bld.data import make_grid, to_unit
+from bld.diffusion import NoiseSchedule
+
+if TYPE_CHECKING:
+    from bld.experiments.prior_rows import Row, Values
+    from bld.experiments.runner import Workshop
+
+SHOWN = 20
+COLOURS = ("#1b7f7f", "#c4572e", "#5b5b9a")
+
+
+def chart(
+    curves: Mapping[str, tuple[Sequence[Any], Sequence[Sequence[float]]]], x: str, y: str, log: bool = False
+) -> Image.Image:
+    """Means over seeds against x, with a band of one standard deviation; both axes logarithmic where asked."""
+    figure, axes = _axes(x, y)
+    for (name, (at, values)), colour in zip(curves.items(), COLOURS, strict=False):
+        mean = [fmean(v) for v in values]
+        spread = [stdev(v) if len(v) > 1 else 0.0 for v in values]
+        axes.plot(at, mean, "o-", color=colour, label=name, linewidth=1.8, markersize=4)
+        low = [max(m - s, 1e-3 * m) for m, s in zip(mean, spread, strict=True)]
+        axes.fill_between(at, low, [m + s for m, s in zip(mean, spread, strict=True)], color=colour, alpha=0.2)
+    if log:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = sorted({n for at, _ in curves.values() for n in at})
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            place("{x:g}")
+    axes.legend(frameon=False)
+    return _image(figure)
+
+
+def sample_rows(workshop: Workshop, rows: Sequence[Row]) -> Image.Image:
+    """One row of pictures per row of the table, the same seeds in each."""
+    pictures = []
+    for row in (row for row in rows if row.prior):
+        pipeline = workshop.pipeline(row.prior, 0)
+        images, _ = next(iter(workshop.batches(pipeline, row.sampling, SHOWN)))
+        pictures.append(images)
+    return make_grid(to_unit(torch.cat(pictures)), columns=SHOWN, scale=workshop.scale.enlarged)
+
+
+def schedule_curves(workshop: Workshop, rows: Sequence[Row], values: Values) -> list[tuple[str, str, Image.Image]]:
+    """P(z_t = 1) for bits that are 1 and bits that are 0, as in the paper's Figure A."""
+    figure, axes = _axes("t", "P(z_t = 1)")
+    for kind, colour in zip(("linear", "cosine", "sigmoid"), COLOURS, strict=True):
+        k = NoiseSchedule(kind, 64).k
+        axes.plot(range(65), (1 + k) / 2, color=colour, label=kind, linewidth=1.8)
+        axes.plot(range(65), (1 - k) / 2, color=colour, linewidth=1.8, linestyle="--")
+    axes.legend(frameon=False)
+    caption = "How bits approach a fair coin: solid those that are 1, dashed those that are 0"
+    return [(f"figureA-{workshop.scale.label}.png", caption, _image(figure))]
+
+
+def _axes(x: str, y: str) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.2), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _image(figure: Any) -> Image.Image:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")

@@ -1,0 +1,333 @@
+"""Trains, samples and measures for experiments; everything is made once, kept in a folder, and shared between them.
+
+    ROOT/SCALE/tokenizers/NAME-seedK/    runs with a tokenizer (and codes, where a prior needs them)
+    ROOT/SCALE/priors/NAME-seedK/        runs with a prior on the codes of the scale's base tokenizer
+    ROOT/SCALE/classifier/               the judge: a classifier of the data's own labels
+    ROOT/SCALE/results/*.json            figures, each under a key of all that made it
+
+A stopped experiment goes on where it was: trainings resume, and what is measured is not measured again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bld.data import ImageSet, Preprocessing, to_uint8
+from bld.errors import SettingError
+from bld.evaluation.classifier_training import train_classifier
+from bld.evaluation.evaluate import likelihood_figures
+from bld.evaluation.features import FeatureExtractor, load_extractor
+from bld.evaluation.metrics.cas import accuracy, train_classifier_on
+from bld.evaluation.metrics.distances import extract, reference_features, score
+from bld.experiments.scales import PRIORS, Scale
+from bld.io.files import read_json, write_json
+from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.seeding import derive_seed, keyed_permutation
+from bld.training.held_out_codes import CODE_DRAWS
+from bld.training.recipe import Recipe
+from bld.training.run_folder import RunFolder
+from bld.training.run_images import split_images
+from bld.training.settings import leaves, load_settings, settings_tree
+
+BATCH = 250
+LIKELIHOOD_CODES = 512
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a row's images are drawn.
+
+    steps: None for all.  temperature: τ.  guidance_scale: 1 + ω.  seed: image i depends on it and on i alone.
+    posterior: of Bernoulli diffusion.  reveal: of absorbing diffusion.  labelled: whether every image is asked to be of
+    a class, the classes in turn.
+    """
+
+    steps: int | None = None
+    temperature: float = 0.9
+    guidance_scale: float = 1.0
+    seed: int = 0
+    posterior: Literal["exact", "plugin"] = "exact"
+    reveal: Literal["random", "confidence"] = "random"
+    labelled: bool = False
+
+
+class Workshop:
+    """One scale's trained things and figures below a root folder.
+
+    data: where the images are, for a scale that does not bring its own.  test: images nobody was trained on; without,
+    the held-out part of the data.  features: another judge than the scale's classifier.
+    """
+
+    def __init__(self, scale: Scale, root: Path, say: Say, data: str = "", test: str = "", features: str = "") -> None:
+        if not (data or scale.data):
+            raise SettingError(f"The scale {scale.name} brings no images: add --data with a folder or archive.")
+        self.scale, self.root, self.say = scale, root / scale.label, say
+        data = data or scale.data
+        self.data = str(Path(data).resolve()) if Path(data).exists() else data  # the command may come from elsewhere
+        self.test, self.features = test, features
+
+    # -- training -----------------------------------------------------------------------------------------
+
+    def words(self, tokenizer: str, prior: str, seed: int) -> list[str]:
+        """All settings of a run, on top of the scale's preset."""
+        return [*self.scale.words, *self.scale.tokenizers[tokenizer], *PRIORS[prior], f"seed={seed}"]
+
+    def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
+        """The run that holds a trained tokenizer; trained now if it is not."""
+        run = RunFolder(self.root / "tokenizers" / f"{name}-seed{seed}")
+        words = self.words(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
+        encoded = (run.codes / "header.json").is_file()
+        if (run.tokenizer / "model.safetensors").is_file() and (encoded or not with_codes):
+            self._refuse_another(run, words, besides=("prior", "diffusion.", "sampling."))
+            return run
+        recipe = self._recipe(run, words)
+        recipe.train_tokenizer()
+        if with_codes:
+            recipe.encode()
+        return run
+
+    def prior(self, name: str, seed: int) -> RunFolder:
+        """The run that holds a trained prior, on the codes of its kind's tokenizer."""
+        run = RunFolder(self.root / "priors" / f"{name}-seed{seed}")
+        tokenizer = self.tokenizer_of(name)
+        if run.index.is_file():
+            self._refuse_another(run, self.words(tokenizer, name, seed))
+            return run
+        base = self.tokenizer(tokenizer, seed, with_codes=True)
+        recipe = self._recipe(run, self.words(tokenizer, name, seed))
+        if not run.tokenizer.is_dir():
+            run.record("tokenizer", **base.progress()["tokenizer"])
+            shutil.copy(base.data, run.data)
+            shutil.copytree(base.codes, run.codes, copy_function=os.link, dirs_exist_ok=True)
+            shutil.copytree(base.tokenizer, run.tokenizer)
+        recipe.train_prior()
+        return run
+
+    def tokenizer_of(self, prior: str) -> str:
+        """Name of the tokenizer whose codes a prior models."""
+        if prior.startswith("gaussian"):
+            return "real"
+        return "binary-small" if prior == "bernoulli-small" else self.scale.base
+
+    def _recipe(self, run: RunFolder, words: list[str]) -> Recipe:
+        preset = None if run.has_settings() else self.scale.preset
+        return Recipe(run.adopt(preset, words, self.data), run, self.say)
+
+    def _refuse_another(self, run: RunFolder, words: list[str], besides: tuple[str, ...] = ()) -> None:
+        """A finished run is taken only if it was made from these images with these settings, `besides` left out."""
+        wanted = load_settings(self.scale.preset, words=[*words, f"data.location={json.dumps(self.data)}"])
+        theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
+        differs = any(his != mine and not mine[0].startswith(besides) for his, mine in zip(theirs, ours, strict=True))
+        if differs or not run.data.is_file():  # without it the images were divided otherwise
+            raise SettingError(
+                f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
+                "--out, or delete it."
+            )
+
+    def pipeline(self, prior: str, seed: int) -> BinaryLatentDiffusionPipeline:
+        """A trained prior with its tokenizer, on a GPU if there is one."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return BinaryLatentDiffusionPipeline.from_pretrained(self.prior(prior, seed).path).to(device)
+
+    # -- images and their judge ---------------------------------------------------------------------------
+
+    @cached_property
+    def images(self) -> ImageSet:
+        """All images of the data."""
+        settings = self._settings
+        return ImageSet.open(self.data, Preprocessing(settings.tokenizer.image_size), progress=True)
+
+    @cached_property
+    def _settings(self) -> Any:
+        return load_settings(self.scale.preset, words=self.words(self.scale.base, "bernoulli", 0))
+
+    def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
+        """(train, held out), as the runs of this seed have it."""
+        return split_images(self.images, dataclasses.replace(self._settings, seed=seed))
+
+    @cached_property
+    def reference(self) -> ImageSet:
+        """The real images that samples are held against, the same for every row and seed: of very many, some."""
+        n, most = len(self.images), self.scale.reference
+        return self.images if n <= most else self.images.subset(keyed_permutation(0, "reference", 0, n)[:most])
+
+    def unseen(self, seed: int) -> ImageSet:
+        """Images that no network of this seed was trained on: the test images, else the held-out part."""
+        return self._test_images if self.test else self.split(seed)[1]
+
+    @cached_property
+    def _test_images(self) -> ImageSet:
+        return ImageSet.open(self.test, Preprocessing(self._settings.tokenizer.image_size))
+
+    @cached_property
+    def extractor(self) -> FeatureExtractor:
+        """The judge."""
+        if self.features or not self.scale.classifier_steps:
+            return load_extractor(self.features or "inception")
+        folder = self.root / "classifier"
+        if (folder / "config.json").is_file():
+            return load_extractor(folder)
+        flips = self._settings.data.flip or self.scale.name == "cifar10"
+        size = self._settings.tokenizer.image_size
+        everything = ImageSet.open(self.data, Preprocessing(size, flip=flips))
+        train, rest = split_images(everything, self._settings)
+        return train_classifier(train, rest, folder, steps=self.scale.classifier_steps, say=self.say)
+
+    # -- figures ------------------------------------------------------------------------------------------
+
+    def kept(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The figures computed under this key, from disk if they are there."""
+        text = json.dumps(key, sort_keys=True, default=str)
+        path = self.root / "results" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        if path.is_file():
+            return read_json(path)["figures"]
+        started = time.monotonic()
+        figures = compute()
+        write_json(path, {"key": key, "figures": figures, "seconds": round(time.monotonic() - started, 1)})
+        return figures
+
+    def batches(
+        self, pipeline: BinaryLatentDiffusionPipeline, sampling: Sampling, count: int
+    ) -> Iterator[tuple[Tensor, list[int] | None]]:
+        """(images uint8 (b, 3, S, S), their classes) of samples 0 … count - 1."""
+        if sampling.posterior != "exact":
+            pipeline = pipeline.with_posterior(sampling.posterior)
+        options: dict[str, Any] = {"reveal": sampling.reveal} if sampling.reveal != "random" else {}
+        classes = len(pipeline.classes)
+        for start in range(0, count, BATCH):
+            n = min(BATCH, count - start)
+            labels = [(start + i) % classes for i in range(n)] if sampling.labelled else None
+            images = pipeline(
+                n, labels, sampling.steps, sampling.temperature, sampling.guidance_scale, generator=sampling.seed,
+                output_type="pt", batch_size=BATCH, first_index=start, **options,
+            ).images  # fmt: skip
+            yield to_uint8(images * 2 - 1), labels
+
+    def quality(self, prior: str, seed: int, sampling: Sampling) -> dict[str, float]:
+        """Fréchet distance, precision, recall, diversity of a prior's samples against real images.
+
+        Where the samples have classes, also "accuracy": the share that the judge takes for what they were asked to be.
+        """
+        key = {
+            "prior": prior,
+            "seed": seed,
+            "samples": self.scale.samples,
+            "reference": self.reference.fingerprint,
+            "extractor": self.extractor.sha256,
+            "sampling": dataclasses.asdict(sampling),
+            "words": self.words(self.tokenizer_of(prior), prior, seed),
+        }
+
+        def compute() -> dict[str, float]:
+            self.say(f"Sampling {self.scale.samples} images of {prior}, seed {seed}: {_words(sampling)}.")
+            pipeline, labels = self.pipeline(prior, seed), []
+
+            def images() -> Iterator[Tensor]:
+                for batch, asked in self.batches(pipeline, sampling, self.scale.samples):
+                    labels.extend(asked or [])
+                    yield batch
+
+            table = extract(images(), self.extractor)
+            reference = reference_features(self.reference, self.extractor, self.root / "results")
+            figures = score(table, reference)
+            if labels and table.logits is not None and list(self.extractor.classes) == self.images.classes:
+                figures["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
+            return figures
+
+        return self.kept("quality", key, compute)
+
+    def untrained(self, prior: str, sampling: Sampling) -> dict[str, float]:
+        """What the samples of a network of this kind measure before any training, drawn by the trained tokenizer."""
+        key = {
+            "prior": prior,
+            "samples": self.scale.samples,
+            "reference": self.reference.fingerprint,
+            "extractor": self.extractor.sha256,
+            "sampling": dataclasses.asdict(sampling),
+            "words": self.words(self.tokenizer_of(prior), prior, 0),
+        }
+
+        def compute() -> dict[str, float]:
+            trained = self.pipeline(prior, 0)
+            torch.manual_seed(derive_seed(sampling.seed, "untrained"))
+            network = type(trained.prior)(trained.prior.config).to(trained.device)
+            pipeline = BinaryLatentDiffusionPipeline(trained.tokenizer, network, trained.diffusion, trained.index)
+            table = extract(
+                (batch for batch, _ in self.batches(pipeline, sampling, self.scale.samples)), self.extractor
+            )
+            return score(table, reference_features(self.reference, self.extractor, self.root / "results"))
+
+        return self.kept("untrained", key, compute)
+
+    def lesson(self, prior: str | None, seed: int, sampling: Sampling) -> dict[str, float]:
+        """Classification accuracy score: cas_top1 and cas_top5 of a small network taught by samples of a prior.
+
+        prior None: by as many real training images, the most that samples can be hoped to teach.
+        """
+        words = self.words(self.tokenizer_of(prior), prior, seed) if prior else []
+        key = {
+            "prior": prior,
+            "seed": seed,
+            "words": words,
+            "samples": self.scale.samples,
+            "sampling": dataclasses.asdict(sampling),
+            "test": self.test != "",
+        }
+
+        def compute() -> dict[str, float]:
+            self.say(f"Teaching a classifier by {prior or 'real images'}, seed {seed}.")
+            train, count = self.split(seed)[0], self.scale.samples
+            if prior is None:
+                rows = torch.from_numpy(keyed_permutation(seed, "lesson", 0, len(train))[:count].copy())
+                assert train.labels is not None
+                images, labels = train.uint8_centre(rows), train.labels[rows]
+            else:
+                made = list(self.batches(self.pipeline(prior, seed), sampling, count))
+                images = torch.cat([batch for batch, _ in made])
+                labels = torch.tensor([label for _, asked in made for label in asked or []])
+            model = train_classifier_on(
+                images, labels, len(train.classes), steps=self.scale.classifier_steps, network="small", seed=seed,
+                say=lambda _: None,
+            )  # fmt: skip
+            return accuracy(model, self.unseen(seed))
+
+        return self.kept("lesson", key, compute)
+
+    def likelihood(self, prior: str, seed: int) -> dict[str, float]:
+        """Bits that the prior needs for codes of unseen images (`likelihood_figures`).
+
+        The codes are drawn as in training, the same ones for every prior on the same tokenizer.
+        """
+        words = self.words(self.tokenizer_of(prior), prior, seed)
+        key = {"prior": prior, "seed": seed, "words": words, "codes": LIKELIHOOD_CODES, "draws": CODE_DRAWS}
+
+        def compute() -> dict[str, float]:
+            self.say(f"Counting the bits of {prior}, seed {seed}.")
+            return likelihood_figures(self.pipeline(prior, seed), self.split(seed)[1], LIKELIHOOD_CODES, 0, BATCH)
+
+        return self.kept("bits", key, compute)
+
+    def parameters(self, prior: str, seed: int = 0) -> int:
+        """Of the prior's network."""
+        return sum(p.numel() for p in self.pipeline(prior, seed).prior.parameters())
+
+
+def _words(sampling: Sampling) -> str:
+    """What a sampling differs in from the plainest."""
+    plain = dataclasses.asdict(Sampling())
+    changed = {name: value for name, value in dataclasses.asdict(sampling).items() if value != plain[name]}
+    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "all steps"

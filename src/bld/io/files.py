@@ -1,0 +1,98 @@
+"""Files that are either whole or absent: written aside, synced, then renamed. Nothing here unpickles."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bld.errors import CheckpointError, DataError
+
+
+@contextmanager
+def written_aside(path: Path, sync: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path`; on success it is synced and takes the place of `path`, else it is removed.
+
+    sync: wait until it is on the disk, so that a power cut cannot leave an empty file; not worth it for pictures.
+    A full disk becomes a `CheckpointError` that says what survived.
+    """
+    aside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(descriptor)
+        aside = Path(name)
+        yield aside
+        if sync:
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+        aside.chmod(0o644)  # mkstemp makes files that others cannot read
+        aside.replace(path)
+    except (OSError, SafetensorError) as error:
+        if _disk_is_full(error):
+            raise CheckpointError(
+                f"No space is left to write {path}; whatever was saved before is intact: "
+                "free some space and run the same command again."
+            ) from error
+        raise
+    finally:
+        if aside is not None:
+            aside.unlink(missing_ok=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    code = getattr(error, "errno", None)
+    return code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON, atomically."""
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a missing or damaged file is a `CheckpointError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: is {path.parent} really a saved model or run folder?") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged and cannot be read as JSON: restore it from a copy.") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; a missing or damaged one is a `CheckpointError`."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing: is {path.parent} really a saved model or run folder?") from error
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}): restore it from a copy.") from error
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Write `data` so that no reader ever sees a part of it. Raises DataError naming the path on failure."""
+    try:
+        with written_aside(path, sync=False) as aside:
+            aside.write_bytes(data)
+    except OSError as error:
+        raise DataError(f"Cannot write {path}: {error.strerror}.") from error
+    except CheckpointError as error:  # the disk is full
+        raise DataError(str(error)) from error

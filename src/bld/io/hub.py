@@ -1,0 +1,83 @@
+"""The Hugging Face hub: models come and go as JSON, safetensors, a README and PNGs, and nothing that is executed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+from bld.errors import CheckpointError, SettingError
+
+TEXT_ENCODER = "text_encoder"  # the folder of a model that holds one
+LOADED = ["*.json", "*.safetensors", f"{TEXT_ENCODER}/*.txt"]  # the last: the words a text encoder knows
+SHARED = [*LOADED, "README.md", "*.png"]
+
+
+def download(
+    hub_id: str, revision: str | None = None, token: str | None = None, local_files_only: bool = False
+) -> Path:
+    """The local copy of a hub repository's models: JSON and safetensors only.
+
+    local_files_only: ask no network.
+
+    Raises `CheckpointError` where there is no such repository, or the hub cannot be reached and there is no copy.
+    """
+    if hub_id.count("/") > 1 or hub_id.startswith((".", "/")) or not hub_id:
+        raise CheckpointError(f"There is no folder {hub_id}.")
+    from huggingface_hub import snapshot_download
+
+    at = f" at {revision}" if revision else ""
+    with _one_sentence(f"There is no folder {hub_id}, and the hub did not give a model of that name{at}"):
+        copy = snapshot_download(
+            hub_id, revision=revision, token=token, allow_patterns=LOADED, local_files_only=local_files_only
+        )
+        return Path(copy)
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Put a folder's models, README and pictures into a repository, made if need be; returns the commit's address."""
+    if repo_id.count("/") != 1:
+        raise SettingError(f"A model is shared under a name such as you/flowers, not '{repo_id}'.")
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with _one_sentence(f"The hub did not take {repo_id}"):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not create_pr:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            allow_patterns=SHARED,
+        )
+    return str(commit.pr_url or commit.commit_url)
+
+
+@contextmanager
+def _one_sentence(what: str) -> Iterator[None]:
+    """Whatever the hub's library raises, as one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    # The bases are of whatever library it connects with, whose other errors say that the hub was not reached; an upload
+    # that breaks off is a RuntimeError.
+    bases = HfHubHTTPError.__bases__
+    refusals = cast("tuple[type[Exception], ...]", (*bases, HFValidationError, OSError, RuntimeError))
+    try:
+        yield
+    except refusals as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        why = "the token is missing, wrong, or may not do this" if status in (401, 403) else type(error).__name__
+        raise CheckpointError(f"{what} ({why}): check the name, the token and the connection.") from error

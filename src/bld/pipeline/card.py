@@ -1,0 +1,181 @@
+"""The page that goes with a shared model: README.md, with what is known about it and nothing that is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from bld._version import __version__
+
+LICENCE_UNKNOWN = "other"
+MOST_CLASSES_NAMED = 40
+BOUNDS = {  # as the training logs them, the first that is there; older runs have the second alone
+    "held_out_drawn_bits_per_bit": "codes drawn of held-out images",
+    "held_out_bits_per_bit": "most probable codes of held-out images",
+}
+TAGS = ["binary-latent-diffusion", "bernoulli-diffusion", "image-generation", "binary-tokenizer"]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says of a model.
+
+    repo_id: the name it is shared under.  licence: an identifier of the hub, "other" if none was chosen.
+    classes: names, or empty.  settings: (what, how) rows.  pictures: (file beside the card, caption).
+    run: the folder it was trained in, of which measurements and training settings are read, if there are any.
+    takes_prompts: whether it is conditioned on texts.
+    """
+
+    repo_id: str
+    licence: str
+    classes: Sequence[str]
+    settings: Sequence[tuple[str, str]]
+    pictures: Sequence[tuple[str, str]] = ()
+    run: Path | None = None
+    takes_prompts: bool = False
+
+
+def model_card(facts: CardFacts) -> str:
+    """The card as Markdown with YAML front matter, as the hub reads it."""
+    front = {
+        "license": facts.licence,
+        "library_name": "bld",
+        "pipeline_tag": "text-to-image" if facts.takes_prompts else "unconditional-image-generation",
+        "tags": [*TAGS, *(["class-conditional"] if facts.classes else [])],
+    }
+    if facts.pictures:
+        front["thumbnail"] = facts.pictures[0][0]
+    page = {
+        "front": yaml.safe_dump(front, sort_keys=False).rstrip(),
+        "title": facts.repo_id.rsplit("/", 1)[-1],
+        "facts": facts,
+        "named": ", ".join(" ".join(name.split()) for name in facts.classes[:MOST_CLASSES_NAMED]),
+        "example": _example(facts),
+        "unnamed": max(0, len(facts.classes) - MOST_CLASSES_NAMED),
+        "figures": list(figures(facts.run)),
+        "training": list(training(facts.run)),
+        "version": __version__,
+        "has_licence": facts.licence != LICENCE_UNKNOWN,
+    }
+    text = resources.files("bld.pipeline").joinpath("model_card.md").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(text).render(page)
+
+
+def _example(facts: CardFacts) -> str:
+    """What to condition on, as an argument; empty where there is nothing."""
+    if facts.takes_prompts:
+        return 'prompt="what to show"'
+    return f"class_labels={json.dumps(facts.classes[0], ensure_ascii=False)}" if facts.classes else ""
+
+
+def figures(run: Path | None) -> Iterator[tuple[str, str, str]]:
+    """(what, value, how it was measured) of all that a run has recorded."""
+    if run is None:
+        return
+    last: dict[str, tuple[float, int]] = {}
+    for line in _lines(run / "metrics.jsonl"):
+        for name in ("held_out_psnr", "held_out_drawn_psnr", *BOUNDS):
+            if isinstance(line.get(name), int | float):
+                last[name] = line[name], line.get("step", 0)
+    for name, codes in (("held_out_psnr", "most probable codes"), ("held_out_drawn_psnr", "drawn codes")):
+        if name in last:
+            value, step = last[name]
+            how = f"held-out images, from their {codes}, step {step:,} of the tokenizer's training"
+            yield "PSNR of reconstructions", f"{value:.2f} dB", how
+    code = _json(run / "progress.json").get("code", {})
+    if "noise_bits" in code:
+        how = f"of {code.get('images')} held-out images"
+        flips = f"{code['noise_bits']:.1f} bits an image"
+        yield "coin flips of the encoder", flips, f"H(z|x) {how}; no prior needs less"
+        yield "independent bits", f"{code['independent_bits']:.1f} bits an image", how
+    for name, codes in BOUNDS.items():
+        if name in last:
+            value, step = last[name]
+            yield "code length", f"{value:.4f} bits per bit", f"{codes}, step {step:,} of the prior's training"
+            break
+    evaluation = _json(run / "evaluation.json")
+    found = evaluation.get("figures")
+    if isinstance(found, dict):
+        how = _how(evaluation)
+        yield from ((name, f"{value:.5g}", how) for name, value in found.items() if isinstance(value, int | float))
+
+
+def training(run: Path | None) -> Iterator[tuple[str, str]]:
+    """(what, how) of the training, as the run's settings and progress tell it."""
+    if run is None:
+        return
+    progress, settings = _json(run / "progress.json"), _yaml(run / "config.yaml")
+    if settings.get("preset"):
+        yield "settings began with the preset", Path(str(settings["preset"])).name
+    for stage in ("tokenizer", "prior"):
+        done, how = progress.get(stage, {}), settings.get(f"{stage}_training", {})
+        if done.get("given"):
+            yield f"training of the {stage}", "none here: it was given"
+        elif done.get("steps"):
+            batch, rate = how.get("batch_size"), how.get("learning_rate")
+            begun = ", begun with the weights of another model" if done.get("init_from") else ""
+            hours = f", {_duration(done['seconds'])}" if done.get("seconds") else ""
+            precision = f", in {done['precision']}" if done.get("precision") else ""
+            yield (
+                f"training of the {stage}",
+                f"{done['steps']:,} steps of {batch} at learning rate {rate}{precision}{hours}{begun}",
+            )
+
+
+def _duration(seconds: float) -> str:
+    """In the unit that reads best."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _how(evaluation: dict[str, Any]) -> str:
+    """All that moves the figures of an evaluation, short, and without folders of anybody's machine."""
+    samples, request = evaluation.get("samples") or {}, evaluation.get("request") or {}
+    extractor = (evaluation.get("extractor") or {}).get("name")
+    reference = (evaluation.get("reference") or {}).get("images")
+    parts = [
+        f"{request['num']:,} samples" if request.get("num") else "",
+        f"{reference:,} reference images" if reference else "",
+        f"features: {Path(str(extractor)).name}" if extractor else "",
+        *(
+            f"{name.replace('_', ' ')} {samples[name]}"
+            for name in ("steps", "temperature", "guidance_scale", "precision")
+            if name in samples
+        ),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    with suppress(OSError, yaml.YAMLError):
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with suppress(OSError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with suppress(ValueError):
+                value = json.loads(line)
+                if isinstance(value, dict):
+                    yield value

@@ -1,0 +1,174 @@
+"""Sizes that suit a time budget on this machine: its pace is measured, the rest is arithmetic.
+
+A network too large for its time sees too few images to learn anything, and one too small stops learning early.  So the
+largest of a few sizes is taken that still makes enough steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from bld.planning.cost import denoiser_flops, tokenizer_flops
+from bld.tokenizer import BinaryAutoencoder
+from bld.training.loop import autocast_dtype
+from bld.training.settings import Settings
+from bld.training.stages.prior import build_network
+from bld.training.time_budget import STAGES, split
+
+CHANNELS = (32, 64, 96, 128)  # of the tokenizer's first resolution
+PRIORS = ((128, 4), (192, 6), (256, 8), (384, 10), (512, 12), (512, 24))  # width and blocks
+WANTED_STEPS = {"tokenizer": 1500, "prior": 2000}
+WIDTH_OF_A_HEAD = 32
+TRAINING_COST = 3  # forward passes that a training step takes: one, and two as many operations backward
+MEASURED_STEPS, MEASURED_SECONDS = 3, 4.0
+
+
+class Pace(NamedTuple):
+    """Floating-point operations per second, as each stage's training reaches them here."""
+
+    tokenizer: float
+    prior: float
+
+
+class Plan(NamedTuple):
+    """What a budget buys.  sizes: settings by their dotted name.  steps, seconds: of each stage that is trained."""
+
+    sizes: dict[str, int]
+    steps: dict[str, int]
+    seconds: dict[str, float]
+
+    def sentence(self, settings: Settings) -> str:
+        """In a line."""
+        made = " and ".join(
+            f"{steps:,} {stage} steps of {getattr(settings, f'{stage}_training').batch_size}"
+            for stage, steps in self.steps.items()
+        )
+        sizes = " ".join(f"{key}={value}" for key, value in self.sizes.items())
+        return f"This machine makes about {made} in that time" + (f", with {sizes}." if sizes else ".")
+
+
+def plan(
+    settings: Settings,
+    budget_seconds: float,
+    pace: Pace,
+    given: Sequence[str] = (),
+    stages: Sequence[str] = STAGES,
+) -> Plan:
+    """The sizes for a budget, of those that the settings leave open.
+
+    given: dotted names that are to stay as they are, because someone has asked for them.  stages: that are trained.
+    """
+    seconds = split(budget_seconds, stages)
+    sizes: dict[str, int] = {}
+    steps: dict[str, int] = {}
+    for stage in stages:
+        chosen: dict[str, int] = {}
+        for chosen in _candidates(stage, settings, given):  # the largest first
+            flops = training_flops(with_sizes(settings, {**sizes, **chosen}), stage)
+            steps[stage] = int(seconds[stage] * getattr(pace, stage) / flops)
+            if steps[stage] >= WANTED_STEPS[stage]:
+                break
+        sizes |= chosen
+        steps[stage] = min(steps[stage], getattr(settings, f"{stage}_training").steps)
+    return Plan(sizes, steps, seconds)
+
+
+def _candidates(stage: str, settings: Settings, given: Sequence[str]) -> Iterator[dict[str, int]]:
+    """Sizes of a stage, the largest first; one that changes nothing where they are not to be chosen."""
+    found: list[dict[str, int]] = [{"tokenizer.base_channels": width} for width in CHANNELS]
+    if stage == "prior":
+        found = [{"prior.dim": dim, "prior.depth": n, "prior.heads": dim // WIDTH_OF_A_HEAD} for dim, n in PRIORS]
+    open_to_choice = settings.sizes_by_budget and not found[0].keys() & set(given)
+    yield from reversed(found) if open_to_choice else [{}]
+
+
+def with_sizes(settings: Settings, sizes: dict[str, int]) -> Settings:
+    """The settings with these sizes in their places."""
+    changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in tree_of(sizes).items()}
+    return dataclasses.replace(settings, **changed)
+
+
+def tree_of(sizes: dict[str, int]) -> dict[str, Any]:
+    """Dotted names as a tree of settings."""
+    tree: dict[str, Any] = {}
+    for key, value in sizes.items():
+        section, name = key.split(".")
+        tree.setdefault(section, {})[name] = value
+    return tree
+
+
+def training_flops(settings: Settings, stage: str) -> float:
+    """Floating-point operations of one training step, over the whole batch."""
+    if stage == "tokenizer":
+        forward = sum(tokenizer_flops(settings.tokenizer))
+    else:
+        forward = denoiser_flops(settings.prior.kind, settings.denoiser(settings.tokenizer.code_shape, num_classes=0))
+    return TRAINING_COST * forward * getattr(settings, f"{stage}_training").batch_size
+
+
+def measure(settings: Settings) -> Pace:
+    """Train a few steps of networks of the settings' sizes on noise, a few seconds each."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(autocast_dtype(settings.mixed_precision, device))
+    rates = []
+    with torch.random.fork_rng([]):
+        for stage, build in (("tokenizer", tokenizer_step), ("prior", prior_step)):
+            step = build(settings, device)
+            taken: list[float] = []
+            begun = time.perf_counter()
+            while len(taken) <= MEASURED_STEPS and time.perf_counter() - begun < MEASURED_SECONDS:
+                with torch.autocast(device.type, half, enabled=half is not None):
+                    taken.append(_seconds(step, device))
+            rates.append(training_flops(settings, stage) / statistics.median(taken[1:] or taken))  # the first is slow
+    return Pace(*rates)
+
+
+def tokenizer_step(settings: Settings, device: torch.device) -> Callable[[], None]:
+    """One training step of the tokenizer on random images, without perceptual and adversarial terms."""
+    config, B = settings.tokenizer, settings.tokenizer_training.batch_size
+    model = BinaryAutoencoder(config).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    images = torch.rand(B, config.in_channels, config.image_size, config.image_size, device=device) * 2 - 1
+
+    def step() -> None:
+        out = model(images, model.draw_noise(B, None))
+        _update(F.mse_loss(out.reconstruction, images), optimizer)
+
+    return step
+
+
+def prior_step(settings: Settings, device: torch.device) -> Callable[[], None]:
+    """One training step of the prior on random codes."""
+    shape, B = settings.tokenizer.code_shape, settings.prior_training.batch_size
+    process = settings.process(shape)
+    model = build_network(process, settings.denoiser(shape, num_classes=0)).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    codes = torch.randint(0, 2, (B, shape.positions, shape.c), dtype=torch.uint8, device=device)
+    codes = codes.float() if process.kind == "gaussian" else codes
+
+    def step() -> None:
+        t = torch.randint(1, process.steps + 1, (B,), device=device)
+        _update(process.training_loss(model, codes, t, None, 0.1).total, optimizer)
+
+    return step
+
+
+def _update(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _seconds(step: Callable[[], None], device: torch.device) -> float:
+    begun = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun

@@ -1,0 +1,204 @@
+"""One training step on tensors without content: what it computes and the most it keeps, before anything is started.
+
+Operations are counted exactly.  Memory agrees with what is measured within 15%; where activations are recomputed it can
+be overstated by up to a half, as the simulation frees them late.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from bld.nn.activation_checkpointing import recompute_activations
+from bld.nn.attention import always_fused
+from bld.priors import NETWORKS
+from bld.priors.transformer import Block
+from bld.tokenizer import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
+from bld.tokenizer.discriminator import discriminator_hinge
+from bld.tokenizer.layers import RECOMPUTED
+from bld.tokenizer.losses import untrained_lpips
+from bld.training.condition_cache import condition_width
+from bld.training.settings import Settings
+
+
+def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
+
+
+FUSED_ON_CPU = {  # which the counter does not know
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+
+
+Built = tuple[dict[str, nn.Module], nn.Module, Callable[[], None]]
+"""(networks to train, what judges them, a step)"""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Of one training step of a stage on one device.
+
+    parameters: that are trained.  flops: forward and backward, of matrix products, convolutions and attention, for
+    `images` images.  peak_bytes: most that is alive in the step beside weights, Adam's state and the weight average,
+    gradients included.  averaged: parameters of the model that is averaged.  frozen: those that are used and not
+    trained.
+    """
+
+    parameters: int
+    averaged: int
+    frozen: int
+    flops: int
+    peak_bytes: int
+    images: int
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes by part; their sum is the most a step needs."""
+        gradients = 4 * self.parameters
+        return {
+            "weights": 4 * (self.parameters + self.frozen),
+            "gradients": gradients,
+            "Adam": 8 * self.parameters,
+            "weight average": 4 * self.averaged,
+            "activations": max(0, self.peak_bytes - gradients),
+        }
+
+
+class LiveMemory(TorchDispatchMode):
+    """Follows the storages that operations make, from their making to their end.
+
+    collect: whether to look for garbage before believing in a new peak.
+    """
+
+    def __init__(self, collect: bool) -> None:
+        super().__init__()
+        self._collect = collect
+        self.alive, self.peak = 0, 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for x in tree_leaves(result):
+            if isinstance(x, Tensor):
+                self._follow(x.untyped_storage(), given)
+        return result
+
+    def _follow(self, storage: Any, given: set[int]) -> None:
+        if id(storage) in self._known or id(storage) in given:  # a view, or what was there before
+            return
+        size = storage.nbytes()
+        self._known.add(id(storage))
+        self.alive += size
+        if self.alive > self.peak and self._collect:
+            gc.collect()  # recomputed activations end in cycles of Python's, which real tensors do not need
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._ended, id(storage), size)
+
+    def _ended(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.alive -= size
+
+
+def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool = True) -> StepCost:
+    """Of the tokenizer stage.  perceptual: whether LPIPS is counted where the objective has it."""
+    config, objective = settings.tokenizer, settings.objective
+    if config.bottleneck == "vq":  # whose codebook looks at values; its cost is small
+        config = dataclasses.replace(config, bottleneck="bernoulli")
+    training = settings.tokenizer_training
+    if not perceptual:
+        objective = dataclasses.replace(objective, perceptual=0.0, mse=max(objective.mse, 1.0))
+
+    def build() -> Built:
+        model = BinaryAutoencoder(config)
+        networks: dict[str, nn.Module] = {"tokenizer": model}
+        judge = ReconstructionObjective(objective, untrained_lpips() if objective.perceptual > 0 else None)
+        if objective.adversarial > 0:
+            networks["discriminator"] = PatchDiscriminator(
+                objective.discriminator_channels, objective.discriminator_layers, config.in_channels
+            )
+        x = torch.rand(images, config.in_channels, config.image_size, config.image_size)
+
+        def step() -> None:
+            critic = networks.get("discriminator")
+            noise = torch.rand(images, *config.code_shape)
+            out = model(x, noise)
+            fake = None
+            if critic is not None:
+                critic.requires_grad_(False)
+                fake = critic(out.reconstruction)
+            loss = judge(out.reconstruction, x, out.probs, fake, model.decoder.last_layer, 1.0, out.penalties)
+            loss.total.backward()
+            model.zero_grad(set_to_none=True)
+            made = out.reconstruction.detach()
+            del out, loss, fake
+            if critic is not None:
+                critic.requires_grad_(True)
+                discriminator_hinge(*critic(torch.cat([x, made])).chunk(2)).backward()
+
+        return networks, judge, step
+
+    return _simulate(build, training.activation_checkpointing, RECOMPUTED, "tokenizer", images, bf16)
+
+
+def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> StepCost:
+    """Of the prior stage."""
+    shape = settings.tokenizer.code_shape
+    config = settings.denoiser(shape, num_classes, condition_width(settings))
+
+    def build() -> Built:
+        network = NETWORKS[settings.prior.kind](config)
+        z, t = torch.rand(codes, shape.positions, shape.c), torch.ones(codes, dtype=torch.long)
+
+        def step() -> None:
+            F.binary_cross_entropy_with_logits(network(z, t), z).backward()
+
+        return {"prior": network}, nn.Identity(), step
+
+    return _simulate(build, settings.prior_training.activation_checkpointing, (Block,), "prior", codes, bf16)
+
+
+def _simulate(
+    build: Callable[[], Built],
+    recompute: bool,
+    parts: tuple[type[nn.Module], ...],
+    averaged: str,
+    images: int,
+    bf16: bool,
+) -> StepCost:
+    with ExitStack() as modes:
+        if bf16:
+            modes.enter_context(always_fused())
+        modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        networks, judge, step = build()
+        if recompute:
+            for network in networks.values():
+                recompute_activations(network, parts)
+        counter = modes.enter_context(FlopCounterMode(display=False, custom_mapping=FUSED_ON_CPU))
+        memory = modes.enter_context(LiveMemory(collect=recompute))
+        gc.freeze()  # so that only what the step makes is looked at
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            step()
+        gc.unfreeze()
+        flops, peak = counter.get_total_flops(), memory.peak
+    sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+    frozen = sum(p.numel() for p in judge.parameters())
+    return StepCost(sum(sizes.values()), sizes[averaged], frozen, flops, peak, images)

@@ -1,0 +1,1 @@
+"""Saved models: our own, and public checkpoints of the paper's authors."""

@@ -1,0 +1,236 @@
+"""One way in, one way out: models as `config.json` + `model.safetensors`. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from bld._version import __version__
+from bld.data import Resample
+from bld.diffusion import BernoulliDiffusion, NoiseSchedule
+from bld.diffusion.process import Process
+from bld.errors import CheckpointError, MissingPackageError, did_you_mean
+from bld.io.files import read_json, read_tensors, write_json, written_aside
+from bld.priors import (
+    NETWORKS,
+    AbsorbingDiffusion,
+    Autoregression,
+    DenoiserConfig,
+    GaussianDiffusion,
+    Transformer,
+)
+from bld.runtime.distributed import whole_state
+from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model_index.json"
+Config = TypeVar("Config", AutoencoderConfig, DenoiserConfig)
+
+# -- models -----------------------------------------------------------------------------------------------
+
+
+def save_model(folder: Path, model: BinaryAutoencoder | Transformer) -> None:
+    """Write `config.json` and `model.safetensors` into the folder."""
+    with written_aside(folder / WEIGHTS) as aside:
+        save_file(whole_state(model), aside)
+    write_json(folder / CONFIG, _described(type(model).__name__, dataclasses.asdict(model.config)))
+
+
+def load_tokenizer(folder: Path) -> BinaryAutoencoder:
+    """Read a tokenizer saved by `save_model`, in eval mode on the CPU."""
+    config = _config(folder, BinaryAutoencoder.__name__, AutoencoderConfig)
+    return _with_weights(folder, lambda: BinaryAutoencoder(config)).eval()
+
+
+def load_prior(folder: Path) -> Transformer:
+    """Read a prior of any kind saved by `save_model`, in eval mode on the CPU."""
+    network = _class_in(folder, {network.__name__: network for network in NETWORKS.values()}, "a prior")
+    config = _config(folder, network.__name__, DenoiserConfig)
+    return _with_weights(folder, lambda: network(config)).eval()
+
+
+ALTERNATIVES: dict[str, Callable[..., Process]] = {
+    process.__name__: process for process in (Autoregression, AbsorbingDiffusion, GaussianDiffusion)
+}
+
+
+def process_settings(process: Process) -> dict[str, Any]:
+    """All that a process is made of: of a Bernoulli diffusion its schedule (a table with its numbers) and meaning."""
+    if not isinstance(process, BernoulliDiffusion):
+        return process.settings()  # type: ignore[attr-defined]
+    schedule = process.schedule
+    table = {"table": schedule.k.tolist()} if schedule.kind == "table" else {}
+    shape = {"schedule": schedule.kind, "steps": schedule.steps, **table}
+    return {**shape, "target": process.target, "posterior": process.posterior}
+
+
+def save_process(folder: Path, process: Process) -> None:
+    """Write how a prior noises and generates as `config.json`."""
+    write_json(folder / CONFIG, _described(type(process).__name__, process_settings(process)))
+
+
+def load_process(folder: Path) -> Process:
+    """Read what `save_process` wrote."""
+    make = _class_in(folder, {"BernoulliDiffusion": BernoulliDiffusion, **ALTERNATIVES}, "a diffusion")
+    fields = _fields(folder, make.__name__)
+    try:
+        if make is not BernoulliDiffusion:
+            return make(**fields)
+        schedule = NoiseSchedule(fields["schedule"], steps=fields["steps"], table=fields.get("table"))
+        return BernoulliDiffusion(schedule, fields["target"], fields["posterior"])
+    except MissingPackageError:
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"{folder / CONFIG} lacks the entry {error}: restore it from a copy.") from error
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not a diffusion ({error}): restore it from a copy.") from error
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How a pipeline samples when not told otherwise; no steps means all of the diffusion's."""
+
+    num_inference_steps: int | None = None
+    temperature: float = 0.9
+    guidance_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class PipelineIndex:
+    """What a pipeline knows beside its models: class names in label order, and how images become squares.
+
+    text_encoder: what turns prompts into vectors, a folder or a name on the hub; "" for none.  text_encoder_hash: its
+    fingerprint in the training.
+    """
+
+    classes: list[str]
+    background: tuple[int, int, int] = (255, 255, 255)
+    sampling: SamplingDefaults = SamplingDefaults()
+    resample: Resample = "lanczos"
+    text_encoder: str = ""
+    text_encoder_hash: str = ""
+
+
+def save_index(
+    folder: Path, index: PipelineIndex, prior: str = "Denoiser", process: str = "BernoulliDiffusion"
+) -> None:
+    """Write `model_index.json`, which makes a folder with tokenizer, prior and diffusion a pipeline.
+
+    prior, process: class names of those two, for the reader.
+    """
+    components = {
+        "tokenizer": ["bld", "BinaryAutoencoder"],
+        "prior": ["bld", prior],
+        "diffusion": ["bld", process],
+    }
+    fields = {**components, **dataclasses.asdict(index)}
+    write_json(folder / INDEX, _described("BinaryLatentDiffusionPipeline", fields))
+
+
+def load_index(folder: Path) -> PipelineIndex:
+    """Read what `save_index` wrote."""
+    fields = read_json(folder / INDEX)
+    try:
+        red, green, blue = fields["background"]
+        defaults = SamplingDefaults(**fields["sampling"])
+        encoder = str(fields.get("text_encoder", "")), str(fields.get("text_encoder_hash", ""))
+        return PipelineIndex(fields["classes"], (red, green, blue), defaults, fields["resample"], *encoder)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
+
+
+SETTINGS_OF_LATER = {
+    "bottleneck": "bernoulli",
+    "features_dim": 0,
+    "out_activation": True,
+    "bit_noise": 1.0,
+    "patch_size": 1,
+    "resampling": "convolution",
+    "middle": True,
+}
+"""Choices that tokenizers have not always had: hashes from before still hold."""
+
+
+def tokenizer_hash(tokenizer: BinaryAutoencoder) -> str:
+    """16 hexadecimal digits that change with any weight or setting that changes the codes it makes."""
+    fields = dataclasses.asdict(tokenizer.config)
+    for name, was_always in SETTINGS_OF_LATER.items():
+        if fields[name] == was_always:
+            del fields[name]
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    for name, tensor in sorted(tokenizer.encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _described(class_name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {"_class_name": class_name, "_bld_version": __version__, **fields}
+
+
+def _class_in(folder: Path, known: dict[str, Any], what: str) -> Any:
+    """The one of the known classes that the folder's config names."""
+    fields = read_json(folder / CONFIG)
+    found = fields.get("_class_name") if isinstance(fields, dict) else None
+    if found not in known:
+        raise CheckpointError(
+            f"{folder} holds {found or 'no known model'}, where {what} is expected: one of {', '.join(known)}."
+        )
+    return known[found]
+
+
+def _fields(folder: Path, class_name: str) -> dict[str, Any]:
+    fields = read_json(folder / CONFIG)
+    found = fields.get("_class_name") if isinstance(fields, dict) else None
+    if found != class_name:
+        raise CheckpointError(f"{folder} holds {found or 'no known model'}, where {class_name} is expected.")
+    return {name: value for name, value in fields.items() if not name.startswith("_")}
+
+
+def _config(folder: Path, class_name: str, config_class: type[Config]) -> Config:
+    fields = _fields(folder, class_name)
+    known = {field.name for field in dataclasses.fields(config_class)}
+    for name in fields:
+        if name not in known:
+            raise CheckpointError(
+                f"{folder / CONFIG} has the entry '{name}', unknown to bld {__version__}."
+                f"{did_you_mean(name, known)} Was it saved by a newer version?"
+            )
+    try:
+        return config_class(**fields)
+    except TypeError as error:
+        raise CheckpointError(f"{folder / CONFIG} holds a value of the wrong kind: {error}.") from error
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def _with_weights(folder: Path, build: Callable[[], Model]) -> Model:
+    """The model with the folder's weights, built without first initialising its own."""
+    with torch.device("meta"):
+        model = build()
+    tensors = read_tensors(folder / WEIGHTS)
+    wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    for name, shape in wanted.items():
+        if name not in tensors or tensors[name].shape != shape:
+            found = tuple(tensors[name].shape) if name in tensors else "nothing"
+            raise CheckpointError(
+                f"{folder / WEIGHTS} does not fit its config: '{name}' should be {tuple(shape)}, found {found}."
+            )
+    for name in tensors:
+        if name not in wanted:
+            raise CheckpointError(
+                f"{folder / WEIGHTS} does not fit its config: '{name}' has no place in the model {CONFIG} describes."
+            )
+    model.load_state_dict(tensors, assign=True)
+    return model

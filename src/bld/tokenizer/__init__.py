@@ -1,0 +1,18 @@
+"""The tokenizer: images ⇄ codes of bits (the paper's Section 3 and Appendix B.1), and what it is trained with."""
+
+from bld.tokenizer.bottlenecks import Bottleneck, straight_through
+from bld.tokenizer.discriminator import PatchDiscriminator
+from bld.tokenizer.losses import ObjectiveConfig, ReconstructionLoss, ReconstructionObjective
+from bld.tokenizer.model import AutoencoderConfig, AutoencoderOutput, BinaryAutoencoder
+
+__all__ = [
+    "AutoencoderConfig",
+    "AutoencoderOutput",
+    "BinaryAutoencoder",
+    "Bottleneck",
+    "ObjectiveConfig",
+    "PatchDiscriminator",
+    "ReconstructionLoss",
+    "ReconstructionObjective",
+    "straight_through",
+]

@@ -1,0 +1,42 @@
+"""The PatchGAN discriminator of the adversarial term, and the hinge losses.
+
+GroupNorm, not BatchNorm: nothing depends on the other images of the batch, so data parallelism cannot change it and a
+batch of one is as good as any.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bld.tokenizer.layers import group_norm, preferred_layout
+
+
+class PatchDiscriminator(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] → real-or-fake logits (B, 1, h', w'), one per overlapping patch."""
+
+    def __init__(self, base_channels: int = 64, layers: int = 3, in_channels: int = 3):
+        super().__init__()
+        blocks: list[nn.Module] = [nn.Conv2d(in_channels, base_channels, 4, 2, 1), nn.LeakyReLU(0.2)]
+        width = base_channels
+        for i in range(1, layers + 1):
+            next_width = base_channels * min(2**i, 8)
+            stride = 2 if i < layers else 1
+            blocks += [nn.Conv2d(width, next_width, 4, stride, 1, bias=False), group_norm(next_width)]
+            blocks += [nn.LeakyReLU(0.2)]
+            width = next_width
+        self.net = nn.Sequential(*blocks, nn.Conv2d(width, 1, 4, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, 1, h', w') logits, float32."""
+        return self.net(preferred_layout(images)).float()
+
+
+def discriminator_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Mean hinge loss of the discriminator: zero when reals score above 1 and fakes below -1."""
+    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
+
+
+def generator_hinge(fake_logits: Tensor) -> Tensor:
+    """The generator's side of the hinge game."""
+    return -fake_logits.mean()

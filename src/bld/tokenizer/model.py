@@ -1,0 +1,365 @@
+"""The binary autoencoder: encoder Ψ, bottleneck, decoder Φ (Section 3, Figure 2, Appendix B.1).
+
+The bottleneck is Bernoulli, the paper's; the two it is compared with in Table 4 stand in the same place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from bld.codes import CodeShape
+from bld.errors import SettingError, did_you_mean
+from bld.tokenizer.bottlenecks import Bernoulli, Bottleneck, Gaussian, Generators
+from bld.tokenizer.codebook import VectorQuantised
+from bld.tokenizer.layers import (
+    DOWN,
+    UP,
+    OutConv,
+    group_norm,
+    middle,
+    preferred_layout,
+    stage,
+)
+from bld.tokenizer.tiling import decode_in_strips, encode_in_strips
+
+BottleneckKind = Literal["bernoulli", "vq", "gaussian"]
+Resampling = Literal["convolution", "shuffle"]
+MOST_VQ_BITS = 16
+# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
+MOST_WIDTH = 65_536
+MOST = {"res_blocks": 100, "len(channel_multipliers)": 16, "patch_size": 64}
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """What a tokenizer looks like; the defaults are the paper's at 256×256: 16×16×32 bits, 1 KiB.
+
+    Args:
+        image_size: height and width of an image, in pixels; a multiple of the downsampling factor
+        code_bits: c, bits per latent position; of a gaussian bottleneck the real numbers per position
+        base_channels: width of the first resolution
+        channel_multipliers: width of each resolution over base_channels; n of them downsample by 2^(n-1)
+        res_blocks: residual blocks per resolution of the encoder
+        decoder_res_blocks: the same for the decoder; 0 means as in the encoder
+        attention_resolutions: feature-map sizes, in pixels, at which residual blocks are followed by attention
+        embed_dim: width to which the decoder embeds the c bits of a position; also that of vq's codebook vectors
+        norm_first: whether the decoder normalises that embedding
+        in_channels: colour channels of an image
+        features_dim: width of the encoder's last features, which a 1×1 convolution makes logits of; 0 means that of
+            the last resolution
+        out_activation: whether SiLU stands between the last norm and the last 3×3 convolution of encoder and decoder;
+            the paper's public code has none
+        bottleneck: bernoulli (the paper's bits), or what it is compared with: vq (the nearest of 2^code_bits vectors,
+            its index written as bits) or gaussian (real numbers)
+        bit_noise: η above 0, at most 1: a trained bernoulli tokenizer draws bits with probability σ(logit/η), so that a
+            small one makes them decisive; training begins with the paper's 1 and approaches η in its second half
+        patch_size: side of the squares of pixels that the first convolution takes as one position each, and the last
+            one gives, so that no layer works at full resolution; 1, as in the paper, is single pixels
+        resampling: convolution (the paper's: of stride 2, and after nearest-neighbour doubling) or shuffle (a square of
+            four positions becomes one, and back, by 1×1 convolutions), which is cheaper
+        middle: whether residual, attention, residual stand at the lowest resolution, as in the paper
+    """
+
+    image_size: int = 256
+    code_bits: int = 32
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    decoder_res_blocks: int = 0
+    attention_resolutions: tuple[int, ...] = (16,)
+    embed_dim: int = 256
+    norm_first: bool = False
+    in_channels: int = 3
+    features_dim: int = 0
+    out_activation: bool = True
+    bottleneck: BottleneckKind = "bernoulli"
+    bit_noise: float = 1.0
+    patch_size: int = 1
+    resampling: Resampling = "convolution"
+    middle: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        sizes = {
+            "image_size": self.image_size,
+            "code_bits": self.code_bits,
+            "base_channels": self.base_channels,
+            "patch_size": self.patch_size,
+            "res_blocks": self.res_blocks,
+            "embed_dim": self.embed_dim,
+            "in_channels": self.in_channels,
+            "len(channel_multipliers)": len(self.channel_multipliers),
+            "min(channel_multipliers)": min(self.channel_multipliers, default=0),
+        }
+        for name, value in sizes.items():
+            if not 1 <= value <= MOST.get(name, MOST_WIDTH):
+                raise SettingError(f"tokenizer.{name} is {value}, but must be 1 to {MOST.get(name, MOST_WIDTH)}.")
+        if not 0 <= self.decoder_res_blocks <= MOST["res_blocks"]:
+            raise SettingError(
+                f"tokenizer.decoder_res_blocks is {self.decoder_res_blocks}, but must be 0 (as the encoder) to "
+                f"{MOST['res_blocks']}."
+            )
+        if not 0 <= self.features_dim <= MOST_WIDTH:
+            raise SettingError(
+                f"tokenizer.features_dim is {self.features_dim}, but must be 0 (as the last resolution) "
+                f"to {MOST_WIDTH}."
+            )
+        for name, kinds in (("bottleneck", get_args(BottleneckKind)), ("resampling", get_args(Resampling))):
+            chosen = getattr(self, name)
+            if chosen not in kinds:
+                raise SettingError(f"Unknown tokenizer.{name} '{chosen}'.{did_you_mean(str(chosen), kinds)}")
+        if not 0 < self.bit_noise <= 1:
+            raise SettingError(
+                f"tokenizer.bit_noise (η) is {self.bit_noise}, but must be above 0, at most 1 (the paper's)."
+            )
+        if self.bottleneck == "vq" and self.code_bits > MOST_VQ_BITS:
+            raise SettingError(
+                f"tokenizer.code_bits is {self.code_bits}, and a vq codebook has 2^code_bits vectors: "
+                f"choose at most {MOST_VQ_BITS}, for example 10."
+            )
+        if self.image_size % self.factor:
+            near = max(1, round(self.image_size / self.factor)) * self.factor
+            raise SettingError(
+                f"An image size of {self.image_size} is not divisible by the downsampling factor {self.factor} of "
+                f"{len(self.channel_multipliers)} channel_multipliers"
+                f"{f' and a patch_size of {self.patch_size}' if self.patch_size > 1 else ''}: choose {near}, or other "
+                "multipliers."
+            )
+
+    @property
+    def factor(self) -> int:
+        """The downsampling factor: pixels per latent position and side."""
+        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
+
+    @property
+    def code_shape(self) -> CodeShape:
+        """(h, w, c)."""
+        side = self.image_size // self.factor
+        return CodeShape(side, side, self.code_bits)
+
+    def build_bottleneck(self) -> Bottleneck:
+        """The untrained bottleneck; vq's needs an optional package and raises `MissingPackageError` without."""
+        if self.bottleneck == "vq":
+            return VectorQuantised(self.code_bits, self.embed_dim)
+        if self.bottleneck == "gaussian":
+            return Gaussian(self.code_bits)
+        return Bernoulli(self.code_bits, self.bit_noise)
+
+    def bit_noise_at(self, progress: float) -> float:
+        """η at this part (0 … 1) of the training: 1 in its first half, then straight down to `bit_noise`."""
+        return 1 - (1 - self.bit_noise) * max(0.0, 2 * progress - 1)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one stored code: packed bits, or float16 numbers."""
+        return 2 * self.code_shape.bits if self.bottleneck == "gaussian" else self.code_shape.packed_bytes
+
+    def images_at_a_time(self, wanted: int) -> int:
+        """How many images to encode or decode at once without training: `wanted` at 256×256, fewer of larger ones."""
+        return max(1, min(wanted, wanted * 256**2 // self.image_size**2))
+
+
+class Encoder(nn.Module):
+    """Ψ: images (B, 3, H, W) → features (B, C, h, w): the logits of c bits, or what another bottleneck wants.
+
+    It holds the bottleneck, because a codebook decides codes as the weights do.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths = [config.base_channels * m for m in config.channel_multipliers]
+        self.patches = nn.PixelUnshuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, config.base_channels, 3, padding=1)
+        self.stages = nn.ModuleList()
+        self.downs = nn.ModuleList()
+        width, size = config.base_channels, config.image_size // config.patch_size
+        for level, next_width in enumerate(widths):
+            self.stages.append(stage(width, next_width, config.res_blocks, size in config.attention_resolutions))
+            width = next_width
+            if level < len(widths) - 1:
+                after = widths[level + 1] if config.resampling == "shuffle" else width
+                self.downs.append(DOWN[config.resampling](width, after))
+                width, size = after, size // 2
+        self.middle = middle(width) if config.middle else nn.Sequential()
+        features = config.features_dim or width
+        self.out = OutConv(width, features, config.out_activation)
+        self.bottleneck = config.build_bottleneck()
+        self.to_logits = nn.Conv2d(features, self.bottleneck.feature_channels, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) → (B, C, h, w)."""
+        x = self.conv_in(preferred_layout(self.patches(images)))
+        for level, blocks in enumerate(self.stages):
+            x = blocks(x)
+            if level < len(self.downs):
+                x = self.downs[level](x)
+        return self.to_logits(self.out(self.middle(x)))
+
+
+class Decoder(nn.Module):
+    """Φ: what the bottleneck makes of codes (B, C, h, w), for bits -1 and 1, → images (B, 3, H, W), near [-1, 1]."""
+
+    def __init__(self, config: AutoencoderConfig, latent_channels: int):
+        super().__init__()
+        widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
+        blocks = config.decoder_res_blocks or config.res_blocks
+        self.embed = nn.Conv2d(latent_channels, config.embed_dim, 1)
+        self.norm_in = group_norm(config.embed_dim) if config.norm_first else nn.Identity()
+        self.conv_in = nn.Conv2d(config.embed_dim, widths[0], 3, padding=1)
+        self.middle = middle(widths[0]) if config.middle else nn.Sequential()
+        self.stages = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        width, size = widths[0], config.code_shape.h
+        for level, next_width in enumerate(widths):
+            self.stages.append(stage(width, next_width, blocks, size in config.attention_resolutions))
+            width = next_width
+            if level < len(widths) - 1:
+                after = widths[level + 1] if config.resampling == "shuffle" else width
+                self.ups.append(UP[config.resampling](width, after))
+                width, size = after, size * 2
+        self.out = OutConv(width, config.in_channels * config.patch_size**2, config.out_activation)
+        self.patches = nn.PixelShuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """(B, C, h, w) → (B, 3, H, W)."""
+        x = self.embed(preferred_layout(latent))
+        x = self.middle(self.conv_in(self.norm_in(x)))
+        for level, blocks in enumerate(self.stages):
+            x = blocks(x)
+            if level < len(self.ups):
+                x = self.ups[level](x)
+        return self.patches(self.out(x))
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight against which gradients are compared for the adaptive adversarial weight."""
+        return self.out.conv.weight  # type: ignore[return-value]
+
+
+class AutoencoderOutput(NamedTuple):
+    """A training forward."""
+
+    reconstruction: Tensor  # (B, 3, H, W), float32
+    probs: Tensor | None  # (B, h, w, c), float32; only the Bernoulli bottleneck has them
+    bits: Tensor  # the codes (B, h, w, c): bits, uint8; of the Gaussian bottleneck float32
+    penalties: dict[str, Tensor] = {}  # noqa: RUF012 (never written to); unweighted: commitment of vq, kl of gaussian
+
+
+class BinaryAutoencoder(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c): bits, uint8; of a Gaussian bottleneck float32.
+
+    strip_rows: rows of a feature map to take at a time when no gradients are wanted, which needs less memory and gives
+    the same; None, the default, takes all.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        self.strip_rows: int | None = None
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config, self.bottleneck.latent_channels)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Run torch.compile's version of encoder and decoder from now on; the arguments are torch.compile's."""
+        self.encoder.compile(*args, **kwargs)
+        self.decoder.compile(*args, **kwargs)
+
+    @property
+    def bottleneck(self) -> Bottleneck:
+        """Between encoder and decoder; it belongs to the encoder."""
+        return self.encoder.bottleneck
+
+    @property
+    def code_shape(self) -> CodeShape:
+        """(h, w, c)."""
+        return self.config.code_shape
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether codes are bits (bernoulli, vq), else real numbers (gaussian)."""
+        return self.bottleneck.is_binary
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.last_layer.device
+
+    def features(self, images: Tensor) -> Tensor:
+        """Ψ(x): images (B, 3, H, W) in [-1, 1] → what the bottleneck makes codes of, (B, h, w, C) float32."""
+        size = self.config.image_size
+        if images.ndim != 4 or images.shape[1:] != (self.config.in_channels, size, size):
+            raise SettingError(
+                f"This tokenizer takes images of shape (B, {self.config.in_channels}, {size}, {size}), "
+                f"not {tuple(images.shape)}: resize or crop them first."
+            )
+        images = images.to(self.decoder.last_layer.dtype)
+        rows = self._rows()
+        features = self.encoder(images) if rows is None else encode_in_strips(self.encoder, images, rows)
+        return features.float().permute(0, 2, 3, 1)
+
+    def encode_probs(self, images: Tensor) -> Tensor:
+        """y = σ(Ψ(x)/η): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1).
+
+        Raises `SettingError` if the bottleneck is not Bernoulli.
+        """
+        if not isinstance(self.bottleneck, Bernoulli):
+            raise SettingError(
+                f"A tokenizer with tokenizer.bottleneck={self.config.bottleneck} has no bit probabilities: "
+                "use encode, or a tokenizer with tokenizer.bottleneck=bernoulli."
+            )
+        return self.bottleneck.probs(self.features(images))
+
+    def draw_noise(self, images: int, generator: Generators) -> Tensor | None:
+        """What `forward` draws codes with, (B, h, w, c) on the weights' device; None for vq, which draws nothing.
+
+        generator: one for the batch, or one per image.
+        """
+        return self.bottleneck.noise((images, *self.code_shape), generator, self.device)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, generator: Generators = None) -> Tensor:
+        """Codes (B, h, w, c): bits, uint8, thresholded at ½, or drawn from the probabilities if a generator is given.
+
+        A Gaussian bottleneck gives means, or draws, float32; vq its vectors' indices as bits, never drawn.
+        generator: one for the batch, or one per image.
+        """
+        noise = None if generator is None else self.draw_noise(len(images), generator)
+        return self.bottleneck.codes(self.features(images), noise)
+
+    def decode(self, bits: Tensor) -> Tensor:
+        """x̂ = Φ(z): codes (B, h, w, c) of any dtype, bits in {0, 1}, → images (B, 3, H, W), near [-1, 1]."""
+        if bits.ndim != 4 or bits.shape[1:] != self.code_shape:
+            raise SettingError(f"This tokenizer decodes codes (B, {self.code_shape}), not {tuple(bits.shape)}.")
+        return self._decode(self.bottleneck.latent(bits))
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        latent = latent.to(self.decoder.last_layer.dtype).permute(0, 3, 1, 2)
+        rows = self._rows()
+        return (self.decoder(latent) if rows is None else decode_in_strips(self.decoder, latent, rows)).float()
+
+    def _rows(self) -> int | None:
+        """Rows at a time; strips write in place, so where gradients are wanted everything runs whole."""
+        return None if torch.is_grad_enabled() else self.strip_rows
+
+    def forward(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        *,
+        bit_noise: Tensor | None = None,
+        flips: Tensor | None = None,
+    ) -> AutoencoderOutput:
+        """Encode, draw codes with the noise of `draw_noise`, decode; differentiable, for bits through eq. (1).
+
+        noise: (B, h, w, c), uniform in [0, 1) for bits, standard normal for a Gaussian bottleneck; None thresholds at
+        ½, or takes the means.  In training mode vq's codebook learns from the batch.
+        bit_noise: a scalar in the place of η, for a Bernoulli bottleneck.  flips: bool (B, h, w, c), True for the bits
+        that the decoder shall see turned over.
+        """
+        out = self.bottleneck(self.features(images), noise, bit_noise=bit_noise, flips=flips)
+        return AutoencoderOutput(self._decode(out.latent), out.probs, out.codes, out.penalties)

@@ -1,0 +1,326 @@
+"""Shards, tables of labels, data sets of the hub's library, and what is kept so that nothing is searched for twice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+import signal
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bld.data import ImageSet, ImageSource, Preprocessing, open_images
+from bld.data.sources import folder as folder_module
+from bld.data.sources.base import Names
+from bld.errors import DataError
+
+# -- names ------------------------------------------------------------------------------------------------
+
+
+def test_names_are_a_sequence_of_strings_that_takes_little_room():
+    words = ["", "a.png", "ü/日本.png", b"\xff.png".decode(errors="surrogateescape")]
+    names = Names(words)
+    assert list(names) == words == names and names[-1] == words[-1] and names[1:3] == words[1:3] and len(names) == 4
+    assert pickle.loads(pickle.dumps(names)) == words
+    with pytest.raises(IndexError):
+        names[4]
+    many = Names(f"{i:07d}.png" for i in range(10_000))
+    assert len(pickle.dumps(many)) < 10_000 * (11 + 8) + 1000
+
+
+def test_fingerprints_are_those_of_earlier_versions(tmp_path: Path):
+    """Code caches are known by them."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("b/2.png", "a/1.png"):
+            archive.writestr(zipfile.ZipInfo(name, (2020, 1, 2, 3, 4, 6)), name.encode())
+    assert open_images(tmp_path / "a.zip").fingerprint == "ea6eafd94af317883fc17d9a7c978a07"
+    for name in ("b/2.png", "a/1.png"):
+        (tmp_path / "f" / name).parent.mkdir(parents=True)
+        (tmp_path / "f" / name).write_bytes(name.encode())
+        os.utime(tmp_path / "f" / name, ns=(0, 1_600_000_000_123_456_789))
+    assert open_images(tmp_path / "f").fingerprint == "4938ec555896a8ddef0aabbf627b8164"
+
+
+# -- shards -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(pack, png, tmp_path: Path) -> Path:
+    """Two shards of three samples; the classes are in .cls and .json."""
+    pack("s/a-000.tar", {"1.png": png(1), "1.cls": b"10", "2.png": png(2), "2.cls": b"9\n", "x/3.png": png(3),
+                         "x/3.json": b'{"label": 10}'})  # fmt: skip
+    pack("s/a-001.tar", {f"{i}.{ext}": data for i in (1, 2, 4) for ext, data in (("png", png(10 + i)), ("cls", b"9"))})
+    return tmp_path / "s"
+
+
+def pixels(source: ImageSource, index: int) -> bytes:
+    return np.asarray(source.read(index)).tobytes()
+
+
+def test_shards_are_one_set_with_classes_from_their_samples(shards: Path, png):
+    source = open_images(shards)
+    assert source.names == ["a-000/1.png", "a-000/2.png", "a-000/x/3.png", "a-001/1.png", "a-001/2.png", "a-001/4.png"]
+    assert source.classes == ["9", "10"] and source.labels is not None
+    assert source.labels.tolist() == [1, 0, 1, 0, 0, 0]
+    for index, seed in enumerate((1, 2, 3, 11, 12, 14)):
+        assert pixels(source, index) == _decoded(png(seed))
+    again = pickle.loads(pickle.dumps(source))
+    assert pixels(again, 5) == pixels(source, 5)
+
+
+def _decoded(data: bytes) -> bytes:
+    return np.asarray(Image.open(io.BytesIO(data))).tobytes()
+
+
+@pytest.mark.parametrize(
+    "pattern, count", [("a-{000..001}.tar", 6), ("a-{000,001}.tar", 6), ("*.tar", 6), ("a-00{1..1}.tar", 3)]
+)
+def test_patterns_name_shards(shards: Path, pattern: str, count: int):
+    assert len(open_images(f"{shards}/{pattern}")) == count
+
+
+def test_a_missing_shard_is_named(shards: Path):
+    with pytest.raises(DataError, match=r"no shard .*a-002\.tar"):
+        open_images(f"{shards}/a-{{000..002}}.tar")
+    with pytest.raises(DataError, match=r"no shard .*b-\*\.tar"):
+        open_images(f"{shards}/b-*.tar")
+
+
+def test_shards_without_a_class_for_every_sample_take_their_folders_or_none(pack, png, tmp_path: Path):
+    pack("s/a.tar", {"cat/1.png": png(1), "cat/1.cls": b"9", "dog/2.png": png(2)})
+    assert open_images(tmp_path / "s").classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", ["../1.png", "/1.png"])
+def test_shards_with_members_outside_are_refused(pack, png, tmp_path: Path, name: str):
+    pack("s/a.tar", {name: png(1)})
+    with pytest.raises(DataError, match="outside itself"):
+        open_images(tmp_path / "s")
+
+
+def test_a_broken_shard_is_named(shards: Path):
+    data = (shards / "a-001.tar").read_bytes()
+    (shards / "a-001.tar").write_bytes(data[: len(data) // 3])
+    with pytest.raises(DataError, match=r"shard .*a-001\.tar is broken"):
+        open_images(shards)
+
+
+def test_unchanged_shards_are_not_searched_again_and_changed_ones_are(shards: Path, tmp_path: Path, monkeypatch):
+    kept = tmp_path / "run"
+    first = open_images(shards, index_to=kept)
+    monkeypatch.setattr("bld.data.sources.shards._search", pytest.fail)
+    again = open_images(shards, index_to=kept)
+    assert again.names == first.names and again.fingerprint == first.fingerprint and again.classes == first.classes
+    assert pixels(again, 4) == pixels(first, 4)
+    (kept / "index.npz").write_bytes((kept / "index.npz").read_bytes()[:-40])
+    monkeypatch.undo()
+    assert open_images(shards, index_to=kept).names == first.names  # made again
+    monkeypatch.setattr("bld.data.sources.shards._search", lambda *_: pytest.fail("searched", pytrace=False))
+    os.utime(shards / "a-001.tar", ns=(0, 0))
+    with pytest.raises(pytest.fail.Exception, match="searched"):
+        open_images(shards, index_to=kept)
+
+
+# -- folders of very many images --------------------------------------------------------------------------
+
+
+def test_a_large_folder_is_searched_once_until_a_file_comes_or_goes(pack, png, tmp_path: Path, monkeypatch):
+    images, kept = pack("folder", {f"{c}/{i}.png": png(i) for c in "ab" for i in range(3)}), tmp_path / "run"
+    monkeypatch.setattr(folder_module, "INDEX_FROM", 6)
+    first = open_images(images, index_to=kept)
+    monkeypatch.setattr(folder_module, "_search", pytest.fail)
+    again = open_images(images, index_to=kept)
+    assert again.names == first.names and again.fingerprint == first.fingerprint
+    assert pixels(again, 3) == pixels(first, 3) and again.classes == ["a", "b"]
+    monkeypatch.undo()
+    (images / "b" / "new.png").write_bytes(png(9))
+    assert len(open_images(images, index_to=kept)) == 7
+
+
+def test_a_small_folder_is_looked_at_file_by_file_so_that_an_altered_one_is_noticed(pack, png, tmp_path: Path):
+    images, kept = pack("folder", {"a.png": png(1), "b.png": png(2)}), tmp_path / "run"
+    before = open_images(images, index_to=kept).fingerprint
+    (images / "a.png").write_bytes(png(3, 9, 9))
+    assert open_images(images, index_to=kept).fingerprint != before and not (kept / "index.npz").exists()
+
+
+def test_images_are_verified_once_and_what_was_unreadable_stays_known(pack, png, tmp_path: Path, monkeypatch):
+    files = {f"{i:02d}.png": png(i) for i in range(20)} | {"07.png": b"no image"}
+    images, kept = pack("folder", files), tmp_path / "run"
+
+    def opened(**options) -> ImageSet:
+        return ImageSet.open(images, Preprocessing(8), memory_limit_bytes=0, index_to=kept, **options)
+
+    first = opened()
+    assert len(first) == 19 and first.skipped[0][0] == "07.png"
+    monkeypatch.setattr("bld.data.dataset.decode_all", pytest.fail)
+    again = opened()
+    assert again.fingerprint == first.fingerprint and again.skipped == first.skipped
+    monkeypatch.undo()
+    (images / "08.png").write_bytes(b"no image either")
+    assert len(opened()) == 18
+    (kept / "verified.json").write_text("[]")
+    assert len(opened()) == 18
+    (kept / "verified.json").unlink()
+    unverified = opened(verify=False)
+    assert len(unverified) == 20
+    with pytest.raises(DataError, match=r"07\.png"):
+        unverified.centre([7])
+
+
+# -- decoding ahead ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+def test_centres_are_the_centre_views_in_order(pack, png, workers: int, memory: int):
+    images = ImageSet.open(pack("folder", {f"{i}.png": png(i) for i in range(9)}), Preprocessing(8),
+                           memory_limit_bytes=memory)  # fmt: skip
+    batches = [range(0, 4), range(4, 8), range(8, 9)]
+    found = list(images.centres(batches, workers=workers))
+    assert all(torch.equal(batch, images.centre(list(rows))) for batch, rows in zip(found, batches, strict=True))
+
+
+def test_a_killed_decoding_process_is_one_sentence(pack, png, monkeypatch):
+    images = ImageSet.open(pack("folder", {f"{i}.png": png(i) for i in range(4)}), Preprocessing(8),
+                           memory_limit_bytes=0)  # fmt: skip
+    parent = os.getpid()
+    read = images.source.read
+
+    def deadly(index: int) -> Image.Image:
+        if index == 2 and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(index)
+
+    monkeypatch.setattr(images.source, "read", deadly)
+    with pytest.raises(DataError, match=r"has died.*lower data\.workers \(now 1\)"):
+        list(images.centres([range(0, 2), range(2, 4)], workers=1))
+
+
+# -- tables of labels -------------------------------------------------------------------------------------
+
+
+def _table(name: str, pairs: list[tuple[str, object]]) -> str:
+    if name.endswith("csv"):
+        return "File_Name,text,Label\n" + "".join(f"{file},x,{label}\n" for file, label in pairs)
+    if name.endswith("jsonl"):
+        return "".join(json.dumps({"image": file, "class": label}) + "\n" for file, label in pairs)
+    return json.dumps({"labels": pairs})
+
+
+@pytest.mark.parametrize("kind", ["folder", "a.zip"])
+@pytest.mark.parametrize("table", ["metadata.csv", "labels.csv", "metadata.jsonl", "labels.jsonl", "dataset.json"])
+def test_a_table_beside_the_images_gives_the_classes(pack, png, kind: str, table: str):
+    pairs = [("x/1.png", 10), ("x/2.png", 9), ("y/3.png", 10), ("gone.png", 3)]
+    files = {file: png(1) for file, _ in pairs[:3]}
+    source = open_images(pack(kind, {**files, table: _table(table, pairs).encode()}))
+    assert source.classes == ["9", "10"] and source.labels is not None and source.labels.tolist() == [1, 0, 1]
+    assert open_images(source.location, labels="folders").classes == ["x", "y"]
+    assert open_images(source.location, labels="none").labels is None
+
+
+def test_images_without_their_classes_are_another_set_as_caches_hold_classes(pack, png):
+    images = pack("folder", {"a/1.png": png(1), "b/2.png": png(2)})
+    with_classes, without = open_images(images), open_images(images, labels="none")
+    assert with_classes.fingerprint != without.fingerprint
+    plain = pack("plain", {"1.png": png(1)})
+    assert open_images(plain).fingerprint == open_images(plain, labels="none").fingerprint
+
+
+def test_a_named_table_and_other_classes_are_another_fingerprint(pack, png, tmp_path: Path):
+    images = pack("folder", {"1.png": png(1), "2.png": png(2)})
+    prints = {open_images(images).fingerprint}
+    for labels in (("a", "b"), ("b", "a"), ("a", "a"), ("a", "c")):
+        with (tmp_path / "t.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("file", "label"), ("1.png", labels[0]), ("./2.png", labels[1])])
+        prints.add(open_images(images, labels=str(tmp_path / "t.csv")).fingerprint)
+    assert len(prints) == 5
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("file,label\n1.png,a\n", r"no class for 1 of 2 images, the first is 2\.png"),
+        ("file,caption\n1.png,a\n2.png,b\n", "names no classes: it needs a column"),
+        ("", "names no classes"),
+        ("\x00", "names no classes|cannot be read"),
+    ],
+)
+def test_a_table_that_does_not_serve_is_one_sentence(pack, png, tmp_path: Path, text: str, sentence: str):
+    images = pack("folder", {"1.png": png(1), "2.png": png(2)})
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=sentence):
+        open_images(images, labels=str(tmp_path / "t.csv"))
+    with pytest.raises(DataError, match="Cannot read the table"):
+        open_images(images, labels=str(tmp_path / "none.csv"))
+    (tmp_path / "t.json").write_text("[1")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_images(images, labels=str(tmp_path / "t.json"))
+
+
+def test_a_table_of_captions_is_no_table_of_labels(pack, png):
+    files = {"a/1.png": png(1), "b/2.png": png(2), "metadata.csv": b"file_name,text\na/1.png,a cat\nb/2.png,a dog\n"}
+    assert open_images(pack("folder", files)).classes == ["a", "b"]
+
+
+# -- data sets of the hub's library -----------------------------------------------------------------------
+
+datasets = pytest.importorskip("datasets")
+
+
+def _dataset(png, labels: bool = True):
+    columns = {"image": [{"bytes": png(i), "path": None} for i in range(4)], "label": [1, 0, 1, 1]}
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    keep = ["image", "label"] if labels else ["image"]
+    return datasets.Dataset.from_dict(
+        {name: columns[name] for name in keep}, datasets.Features({name: features[name] for name in keep})
+    )
+
+
+@pytest.mark.parametrize("kind", ["saved", "splits", "parquet"])
+def test_a_data_set_on_the_disk_opens_by_its_folder(png, tmp_path: Path, kind: str, capsys):
+    data, path = _dataset(png), tmp_path / "data"
+    if kind == "saved":
+        data.save_to_disk(path)
+    elif kind == "splits":
+        datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(path)
+    else:
+        path.mkdir()
+        data.to_parquet(path / "0.parquet")
+    source = open_images(path)
+    assert len(source) == 4 and source.classes == ["cat", "dog"] and source.labels is not None
+    assert source.labels.tolist() == [1, 0, 1, 1] and source.names[3] == "train-00000003"
+    assert pixels(source, 2) == _decoded(png(2))
+    assert pixels(pickle.loads(pickle.dumps(source)), 1) == _decoded(png(1))
+    assert open_images(path).fingerprint == source.fingerprint
+    assert open_images(path, labels="none").labels is None
+
+
+def test_a_data_set_without_labels_or_images_says_so(png, tmp_path: Path):
+    _dataset(png, labels=False).save_to_disk(tmp_path / "plain")
+    assert open_images(tmp_path / "plain").classes == []
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
+    with pytest.raises(DataError, match="no column of images, only text"):
+        open_images(tmp_path / "text")
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing:test", "hf:nothing"])
+def test_a_data_set_that_cannot_be_had_is_one_sentence(name: str, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline")))
+    with pytest.raises(DataError, match=rf"{name} cannot be loaded \(offline\): check its name, its split"):
+        open_images(name)
+
+
+def test_names_of_the_hub_go_to_its_library_with_their_split(png, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: asked.append((name, split)) or _dataset(png))
+    for name in ("owner/name", "owner/name:test", "hf:mnist", "hf:mnist:validation"):
+        assert len(open_images(name)) == 4
+    assert asked == [("owner/name", "train"), ("owner/name", "test"), ("mnist", "train"), ("mnist", "validation")]

@@ -1,0 +1,175 @@
+"""Distances between sets: against closed forms, against the library itself, and what they do at their limits."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from bld.errors import DataError, MissingPackageError, SettingError
+from bld.evaluation.metrics.distances import (
+    METRICS,
+    FeatureTable,
+    extract,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    mean_distance,
+    moments,
+    precision_recall,
+    read_table,
+    score,
+    write_table,
+)
+
+pytest.importorskip("torch_fidelity")
+
+
+def normal(n: int, d: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> torch.Tensor:
+    return mean + scale * torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+def whitened(n: int, d: int, seed: int) -> torch.Tensor:
+    """Rows whose sample mean is 0 and sample covariance the identity, exactly."""
+    x = normal(n, d, seed).double()
+    x = x - x.mean(0)
+    return x @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(x.T).view(d, d))).T
+
+
+def test_the_frechet_distance_of_gaussians_is_the_closed_form():
+    """‖Δμ‖² + Σ(σ₁ - σ₂)² for diagonal covariances; sample moments are made exact, so the answer is."""
+    first, second = whitened(200, 4, 0), whitened(300, 4, 1)
+    deviations = torch.tensor([1.0, 2.0, 0.5, 3.0], dtype=torch.float64)
+    shift = torch.tensor([1.0, 0.0, -2.0, 0.5], dtype=torch.float64)
+    expected = float(shift.square().sum() + (deviations - 1).square().sum())
+    assert frechet_distance(first, second * deviations + shift) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
+
+
+def test_the_frechet_distance_of_correlated_features_is_scipys():
+    from scipy.linalg import sqrtm
+
+    x, y = normal(400, 5, 2) @ normal(5, 5, 3), normal(500, 5, 4) @ normal(5, 5, 5) + 0.3
+    a, b = np.cov(x.double().numpy(), rowvar=False), np.cov(y.double().numpy(), rowvar=False)
+    expected = ((x.double().mean(0) - y.double().mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-8)
+
+
+def test_one_feature_is_enough():
+    assert frechet_distance(whitened(50, 1, 0), whitened(60, 1, 1) * 3 + 2) == pytest.approx(4 + 4, rel=1e-9)
+
+
+def test_figures_are_those_of_torch_fidelity_itself():
+    """The library's own functions on the same stored features, written out here with its defaults."""
+    from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
+
+    x, y, logits = normal(1200, 6, 0), normal(1500, 6, 1, 0.2), normal(1200, 7, 2)
+    fid = metric_fid.fid_statistics_to_metric(
+        metric_fid.fid_features_to_statistics(x.double()), metric_fid.fid_features_to_statistics(y.double()), False
+    )
+    kid = metric_kid.kid_features_to_metric(x, y, rng_seed=0, verbose=False)
+    prc = metric_prc.prc_features_to_metric(x, y, verbose=False, save_cpu_ram=False)
+    isc = metric_isc.isc_features_to_metric(logits, 10, True, 0)
+    found = score(FeatureTable(x, logits), FeatureTable(y))
+    assert found["fd"] == pytest.approx(fid["frechet_inception_distance"], rel=1e-9)
+    assert found["kid_mean"] == pytest.approx(kid["kernel_inception_distance_mean"], rel=1e-6)
+    assert found["precision"] == pytest.approx(prc["precision"], abs=1e-9)
+    assert found["recall"] == pytest.approx(prc["recall"], abs=1e-9)
+    assert found["is_mean"] == pytest.approx(isc["inception_score_mean"], rel=1e-9)
+
+
+def test_moments_in_blocks_are_the_librarys_statistics():
+    from torch_fidelity.metric_fid import fid_features_to_statistics
+
+    x = normal(2345, 6, 0, mean=3.0)
+    found, theirs = moments(x), fid_features_to_statistics(x.double())
+    np.testing.assert_allclose(found["mu"], theirs["mu"], rtol=1e-12)
+    np.testing.assert_allclose(found["sigma"], theirs["sigma"], rtol=1e-9, atol=1e-12)
+
+
+def test_precision_and_recall_by_hand():
+    """Points on a line, k = 3: the reference's radii reach 3, so a sample 3 away is in and one 4 away is out."""
+    reference = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
+    samples = torch.tensor([[6.0], [7.1], [20.0], [21.0], [22.0], [23.0]])
+    precision, _ = precision_recall(samples, reference)
+    assert precision == pytest.approx(1 / 6)
+    assert precision_recall(reference, reference) == (1.0, 1.0)
+    assert precision_recall(reference + 1000, reference) == (0.0, 0.0)
+
+
+def test_two_halves_of_one_set_are_near_in_kernel_distance():
+    """Unbiased: |mean| below 5 standard deviations of its own subsets' mean would fail once in a million runs."""
+    x = normal(4000, 8, 3)
+    mean, deviation = kernel_distance(x[:2000], x[2000:])
+    assert abs(mean) < 5 * deviation
+    far, _ = kernel_distance(x[:2000], x[2000:] + 1)
+    assert far > 20 * abs(mean)
+
+
+def test_the_inception_score_knows_its_ends():
+    """All alike: 1.  Sure, and all 5 classes equally often in each split: 5."""
+    assert inception_score(torch.zeros(100, 5))[0] == pytest.approx(1.0)
+    sure = 50.0 * torch.nn.functional.one_hot(torch.arange(5000) % 5, 5).float()
+    assert inception_score(sure)[0] == pytest.approx(5.0, rel=0.02)
+
+
+def test_diversity_is_one_for_the_reference_and_none_for_copies():
+    x = normal(500, 4, 0)
+    assert score(FeatureTable(x), FeatureTable(x), ["diversity"]) == {"diversity": 1.0}
+    assert score(FeatureTable(x[:1].expand(500, 4)), FeatureTable(x), ["diversity"])["diversity"] == 0.0
+    assert mean_distance(x) == pytest.approx(math.sqrt(2 * 4) * 0.94, rel=0.03)  # of two normal vectors in 4 dimensions
+
+
+def test_batches_do_not_show_in_a_table():
+    class Mean:
+        sha256, dim, name = "0", 3, "means"
+
+        def __call__(self, images):
+            from bld.evaluation.features import Features
+
+            return Features(images.float().mean((2, 3)), None)
+
+    images = torch.randint(0, 256, (20, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(extract(images.split(7), Mean()).features, extract(images.split(20), Mean()).features)
+
+
+def test_a_table_comes_back_and_a_damaged_one_is_a_sentence(tmp_path):
+    table = FeatureTable(normal(5, 3, 0), normal(5, 2, 1))
+    write_table(tmp_path / "a.npz", table)
+    again = read_table(tmp_path / "a.npz")
+    assert torch.equal(again.features, table.features) and torch.equal(again.logits, table.logits)
+    whole = (tmp_path / "a.npz").read_bytes()
+    for cut in (0, 10, len(whole) // 2):
+        (tmp_path / "a.npz").write_bytes(whole[:cut])
+        with pytest.raises(DataError, match=r"is damaged .* delete it"):
+            read_table(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize(
+    ("metric", "n", "message"),
+    [("fd", 1, "fd needs at least 2"), ("kid", 9, "kid needs at least 10"), ("is", 9, "is needs at least 10"),
+     ("precision", 3, "precision needs at least 4"), ("recall", 3, "recall needs at least 4")],
+)  # fmt: skip
+def test_too_few_images_are_refused_with_the_number_needed(metric, n, message):
+    with pytest.raises(DataError, match=message):
+        score(FeatureTable(normal(n, 2, 0), normal(n, 2, 0)), FeatureTable(normal(100, 2, 1)), [metric])
+
+
+def test_unknown_metrics_and_mixed_extractors_are_refused():
+    with pytest.raises(SettingError, match=r"Unknown metric 'fdd'. Did you mean 'fd'\?"):
+        score(FeatureTable(normal(9, 2, 0)), FeatureTable(normal(9, 2, 0)), ["fdd"])
+    with pytest.raises(SettingError, match="different extractors"):
+        score(FeatureTable(normal(9, 2, 0)), FeatureTable(normal(9, 3, 0)), ["fd"])
+    assert "fid" not in METRICS
+
+
+@pytest.mark.parametrize("metric", ["fd", "kid", "is", "precision"])
+def test_without_the_library_the_extra_is_named(metric, monkeypatch):
+    for module in ("metric_fid", "metric_kid", "metric_isc", "metric_prc"):
+        monkeypatch.setitem(sys.modules, f"torch_fidelity.{module}", None)
+    table = FeatureTable(normal(50, 2, 0), normal(50, 3, 0))
+    with pytest.raises(MissingPackageError, match=r"pip install 'binary-latent-diffusion\[metrics\]'"):
+        score(table, table, [metric])

@@ -1,0 +1,123 @@
+"""What a time budget buys on this machine: sizes, steps, and that nobody's own choice is overruled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bld.cli import build_parser, main
+from bld.cli.common import recipe_from
+from bld.planning import budget
+from bld.planning.budget import CHANNELS, PRIORS, WANTED_STEPS, Pace, measure, plan, training_flops
+from bld.planning.simulate import prior_step, tokenizer_step
+from bld.training.run_folder import RunFolder
+from bld.training.settings import load_settings
+from bld.training.time_budget import STAGES, split
+
+LAPTOP = Pace(90e9, 60e9)
+
+
+@pytest.mark.parametrize("minutes", [1, 5, 30, 480])
+@pytest.mark.parametrize("speed", [0.3, 1, 20, 3000])
+def test_the_largest_sizes_are_taken_that_still_make_enough_steps(minutes: float, speed: float):
+    settings = load_settings("cifar10")
+    pace = Pace(*(speed * rate for rate in LAPTOP))
+    bought = plan(settings, 60 * minutes, pace)
+    sizes = {"tokenizer": [{"tokenizer.base_channels": n} for n in CHANNELS],
+             "prior": [{"prior.dim": d, "prior.depth": n, "prior.heads": d // 32} for d, n in PRIORS]}  # fmt: skip
+    for stage in STAGES:
+        most = getattr(settings, f"{stage}_training").steps
+        other = {key: value for key, value in bought.sizes.items() if not key.startswith(stage)}
+        steps = [
+            split(60 * minutes)[stage] * getattr(pace, stage)
+            / training_flops(budget.with_sizes(settings, {**other, **size}), stage)
+            for size in sizes[stage]
+        ]  # fmt: skip
+        enough = [i for i, n in enumerate(steps) if n >= WANTED_STEPS[stage]]
+        expected = max(enough, default=0)
+        assert sizes[stage][expected].items() <= bought.sizes.items()
+        assert bought.steps[stage] == min(int(steps[expected]), most)
+
+
+def test_a_longer_time_or_a_faster_machine_never_gets_smaller_networks():
+    found = [plan(load_settings("emoji64"), seconds, LAPTOP).sizes for seconds in (60, 300, 1800, 7200, 28800)]
+    assert [sizes["prior.dim"] for sizes in found] == sorted(sizes["prior.dim"] for sizes in found)
+    assert found[0] != found[-1]
+
+
+def test_sizes_that_someone_has_chosen_are_left_alone():
+    settings = load_settings("cifar10", words=["prior.dim=384", "tokenizer.base_channels=40"])
+    both = plan(settings, 1800, LAPTOP, ["prior.dim", "tokenizer.base_channels"])
+    assert both.sizes == {} and both.steps["prior"] > 0
+    assert set(plan(settings, 1800, LAPTOP, ["prior.dim"]).sizes) == {"tokenizer.base_channels"}
+    assert plan(load_settings("churches256"), 1800, LAPTOP).sizes == {}  # the paper's
+    assert plan(load_settings("cifar10", words=["sizes_by_budget=false"]), 1800, LAPTOP).sizes == {}
+
+
+def test_the_time_is_shared_between_stages_and_what_comes_after_them():
+    parts = split(1000)
+    assert parts == {"tokenizer": 400, "prior": 540}  # 60 are kept
+    assert sum(split(100_000).values()) == 100_000 - budget.MOST_RESERVED_SECONDS
+    assert split(1000, ["prior"]) == {"prior": 1000}
+
+
+@pytest.mark.parametrize("preset", ["digits", "cifar10", "emoji64"])
+def test_the_arithmetic_agrees_with_the_operations_of_a_real_step(preset: str):
+    settings = load_settings(preset)
+    exact = {
+        "tokenizer": tokenizer_step(settings, settings.tokenizer_training.batch_size, bf16=False).flops,
+        "prior": prior_step(settings, settings.prior_training.batch_size, 0, bf16=False).flops,
+    }
+    for stage, flops in exact.items():
+        assert training_flops(settings, stage) == pytest.approx(flops, rel=0.1)
+
+
+def test_measuring_changes_no_random_draw_and_takes_some_seconds_at_most(tiny_words: list[str]):
+    settings = load_settings("digits", words=tiny_words)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    pace = measure(settings)
+    assert torch.equal(torch.rand(3), expected)
+    assert min(pace) > 1e6
+
+
+def test_a_run_that_begins_with_a_budget_is_sized_once(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    words = ["train", "--data", "digits", "--preset", "cifar10", "--budget", "30m", "--out", str(tmp_path / "a")]
+    expected = plan(load_settings("cifar10"), 1800, LAPTOP).sizes
+    with recipe_from(build_parser(only="train").parse_args([*words, "seed=3"])) as recipe:
+        settings = recipe.settings
+    assert settings.prior.dim == expected["prior.dim"] and settings.prior.depth == expected["prior.depth"]
+    assert settings.tokenizer.base_channels == expected["tokenizer.base_channels"] and settings.seed == 3
+    assert f"prior.dim={settings.prior.dim}" in capsys.readouterr().out
+    monkeypatch.setattr(budget, "measure", lambda settings: pytest.fail("sized again"))
+    words[words.index("30m")] = "8h"
+    with recipe_from(build_parser(only="train").parse_args(words)) as recipe:  # goes on with what it is
+        assert recipe.settings.prior == settings.prior
+    assert RunFolder(tmp_path / "a").settings().prior == settings.prior
+
+
+def test_info_of_a_run_keeps_the_sizes_that_the_run_has(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    RunFolder(tmp_path / "run").adopt("cifar10", ["prior.dim=128"], "digits")
+    for what, sized in ((str(tmp_path / "run"), False), ("cifar10", True)):
+        assert main(["info", what, "--budget", "8h", "--show-settings"]) == 0
+        told = capsys.readouterr().out
+        assert ("with prior.dim" in told) == sized and "sizes_by_budget: true" in told
+
+
+def test_info_foretells_what_a_budget_buys(monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    assert main(["info", "cifar10", "--budget", "30m", "prior.dim=384"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    shown = {name: value.strip() for name, value in lines.items()}
+    settings = load_settings("cifar10", words=["prior.dim=384"])
+    bought = plan(settings, 1800, LAPTOP, ["prior.dim"])
+    assert shown["tokenizer training reaches"] == "90 GFLOP/s"
+    assert shown["in 16.2 minutes"] == f"about {bought.steps['prior']:,} steps of 64"
+    assert shown["with tokenizer.base_channels"] == str(bought.sizes["tokenizer.base_channels"])
+    assert "with prior.dim" not in shown
+    assert main(["info", "cifar10", "--budget", "soon"]) == 2

@@ -1,0 +1,187 @@
+"""The page, parsed: whole without a network, complete, and safe from what names may hold."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bld.errors import CheckpointError
+from bld.report.page import write_report
+from bld.training.recipe import Recipe
+from bld.training.run_folder import RunFolder
+
+EVERY_SECTION = [
+    "samples",
+    "reconstructions",
+    "denoising",
+    "inpainting",
+    "bits",
+    "neighbours",
+    "curves",
+    "settings",
+]
+HOSTILE = '<script>alert("1")</script>'
+
+
+class Page(HTMLParser):
+    """What the tests ask of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "col", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    def ids(self) -> list[str]:
+        return [attrs["id"] for _, attrs in self.tags if attrs.get("id")]
+
+    def sections(self) -> list[str]:
+        return [attrs["id"] for attrs in self.all("section")]
+
+
+def _report(folder: Path, said: list[str] | None = None) -> Page:
+    said = [] if said is None else said
+    path = write_report(RunFolder(folder), say=said.append, device="cpu")
+    assert path == folder / "report.html"
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(trained_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    copy = tmp_path_factory.mktemp("report") / "run"
+    shutil.copytree(trained_run, copy)
+    return _report(copy)
+
+
+def test_every_section_is_there_in_order(page: Page):
+    assert page.sections() == EVERY_SECTION
+
+
+def test_the_page_asks_for_nothing_outside_itself(page: Page):
+    for tag, attrs in page.tags:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name in ("src", "href", "xlink:href", "srcset"):
+            value = attrs.get(name) or "#"
+            assert value.startswith(("#", "data:image/png;base64,")), f"{tag} {name}={value[:60]}"
+        assert "http" not in (attrs.get("style") or "")
+
+
+def test_every_picture_is_a_png_with_a_description(page: Page):
+    pictures = page.all("img")
+    assert len(pictures) > 60 + 16 + 36 + 15 + 48
+    for attrs in pictures:
+        assert attrs["alt"]
+        data = base64.b64decode(attrs["src"].removeprefix("data:image/png;base64,"), validate=True)
+        Image.open(io.BytesIO(data), formats=["PNG"]).load()
+
+
+def test_small_pictures_are_enlarged_without_blur(page: Page):
+    assert all(attrs.get("class") == "small" for attrs in page.all("img") if int(attrs["width"]) < 128)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page: Page):
+    ids = page.ids()
+    assert len(ids) == len(set(ids))
+    links = [attrs["href"] for attrs in page.all("a")]
+    assert {link[1:] for link in links} == set(EVERY_SECTION)
+
+
+def test_charts_take_the_colours_of_the_page(page: Page):
+    assert len(page.all("svg")) >= 4
+    styles = " ".join(attrs.get("style") or "" for _, attrs in page.tags)
+    assert "var(--accent)" in styles and "currentColor" in styles
+    assert "#000000" not in styles and "#0102" not in styles
+
+
+def test_samples_can_be_made_again_from_what_the_page_says(page: Page, trained_run: Path):
+    assert "--num 60 --seed 0 --steps 16 --temperature 0.9 --guidance-scale 1 --classes all" in page.text
+    assert "class_labels=list(range(10)) * 6, num_inference_steps=16, generator=0" in page.text
+
+
+def test_the_same_run_and_seed_give_the_same_pictures(page: Page, run_copy: Path):
+    again = _report(run_copy)
+    assert [p["src"] for p in again.all("img")] == [p["src"] for p in page.all("img")]
+
+
+def test_without_a_prior_the_tokenizer_is_shown_alone(run_copy: Path):
+    (run_copy / "model_index.json").unlink()
+    shutil.rmtree(run_copy / "prior")
+    page = _report(run_copy)
+    assert page.sections() == ["reconstructions", "bits", "curves", "settings"]
+    assert "The prior is not trained yet" in page.text
+
+
+def test_without_prior_cache_and_metrics_there_is_still_a_page(run_copy: Path):
+    for name in ("model_index.json", "metrics.jsonl", "progress.json"):
+        (run_copy / name).unlink()
+    shutil.rmtree(run_copy / "codes")
+    assert _report(run_copy).sections() == ["reconstructions", "settings"]
+
+
+def test_without_the_images_the_page_says_so_and_goes_on(run_copy: Path):
+    config = (run_copy / "config.yaml").read_text().replace("location: digits", "location: /gone/<b>away</b>")
+    (run_copy / "config.yaml").write_text(config)
+    said: list[str] = []
+    page = _report(run_copy, said)
+    assert page.sections() == [name for name in EVERY_SECTION if name != "neighbours"]
+    assert "could not be opened" in page.text and "There is nothing at /gone/<b>away</b>" in page.text
+    assert not page.all("b")
+    assert len(said) == 1 and "without original images" in said[0]
+
+
+def test_hostile_class_names_and_paths_stay_text(run_copy: Path, tmp_path: Path):
+    for path in (run_copy / "model_index.json", run_copy / "codes" / "header.json"):
+        fields = json.loads(path.read_text())
+        fields["classes"] = [HOSTILE, '" onerror="alert(1)', *fields["classes"][2:]]
+        path.write_text(json.dumps(fields))
+    moved = run_copy.rename(tmp_path / "run'; <img src=x onerror=alert(1)>")
+    page = _report(moved)
+    assert not page.all("script") and HOSTILE in page.text
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert all(attrs["src"].startswith("data:") for attrs in page.all("img"))
+
+
+def test_unlabelled_images_of_a_folder(image_folder, tiny_words: list[str], tmp_path: Path):
+    run = RunFolder(tmp_path / "run")
+    folder = image_folder(40, size=32)
+    words = [*tiny_words, "tokenizer.image_size=32", "sampling.steps=4", "prior_training.steps=1"]
+    words += ["tokenizer_training.steps=1"]
+    Recipe(run.adopt("digits", words, str(folder)), run, lambda _: None).train()
+    page = _report(run.path)
+    assert page.sections() == EVERY_SECTION
+    assert "64 images that never existed" in page.text and "--classes" not in page.text
+    assert "have changed since" not in page.text
+    (folder / "000.png").unlink()
+    assert "have changed since" in _report(run.path).text
+
+
+def test_an_empty_run_is_refused_in_a_sentence(run_copy: Path):
+    shutil.rmtree(run_copy / "tokenizer")
+    (run_copy / "model_index.json").unlink()
+    with pytest.raises(CheckpointError, match="nothing to report"):
+        write_report(RunFolder(run_copy), device="cpu")

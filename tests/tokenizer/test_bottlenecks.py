@@ -1,0 +1,186 @@
+"""The bottlenecks of Table 4 in one autoencoder: what their codes are, and what they pass on."""
+
+from __future__ import annotations
+
+import builtins
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bld.errors import MissingPackageError, SettingError
+from bld.seeding import keyed_generator, keyed_generators
+from bld.serialization.models import load_tokenizer, save_model, tokenizer_hash
+from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, ObjectiveConfig, ReconstructionObjective
+from bld.tokenizer.bottlenecks import Gaussian, kl_nats
+
+TINY = AutoencoderConfig(8, 4, 8, (1, 2), 1, attention_resolutions=(), embed_dim=8)
+KINDS = ("bernoulli", "vq", "gaussian")
+
+
+def build(kind: str, seed: int = 0, **settings: object) -> BinaryAutoencoder:
+    if kind == "vq":
+        pytest.importorskip("vector_quantize_pytorch")
+    torch.manual_seed(seed)
+    model = BinaryAutoencoder(dataclasses.replace(TINY, bottleneck=kind, **settings)).eval()
+    torch.nn.init.normal_(model.encoder.to_logits.weight, std=1.0)  # features away from 0
+    return model
+
+
+def pictures(count: int) -> Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_become_codes_and_codes_images(kind: str):
+    model, images = build(kind), pictures(3)
+    codes = model.encode(images)
+    assert codes.shape == (3, 4, 4, 4) and model.decode(codes).shape == images.shape
+    assert model.is_binary == (kind != "gaussian")
+    assert codes.dtype == (torch.float32 if kind == "gaussian" else torch.uint8)
+    if model.is_binary:
+        assert ((codes == 0) | (codes == 1)).all() and codes.float().std() > 0
+    with torch.no_grad():  # with gradients layers may sum in another order
+        output = model(images)
+    assert torch.equal(output.bits, codes)
+    torch.testing.assert_close(output.reconstruction, model.decode(codes), rtol=0, atol=1e-5)
+    assert (output.probs is not None) == (kind == "bernoulli")
+    assert set(output.penalties) == {"bernoulli": set(), "vq": {"commitment"}, "gaussian": {"kl"}}[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_reaches_the_encoder(kind: str):
+    model, images = build(kind).train(), pictures(2)
+    output = model(images, model.draw_noise(2, keyed_generators(0, "n", range(2))))
+    gradient = torch.autograd.grad(output.reconstruction.square().mean(), model.encoder.conv_in.weight)[0]
+    assert gradient.abs().sum() > 0
+    assert not any(key.requires_grad for key in (output.bits,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_tokenizer_comes_back_with_the_same_codes_and_moves_to_a_device(kind: str, tmp_path: Path):
+    model, images = build(kind), pictures(2)
+    save_model(tmp_path, model)
+    loaded = load_tokenizer(tmp_path).to("cpu")
+    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+    assert loaded.config == model.config and tokenizer_hash(loaded) == tokenizer_hash(model)
+    codes = model.encode(images)
+    assert torch.equal(loaded.encode(images), codes)
+    assert torch.equal(loaded.decode(codes), model.decode(codes))
+    with torch.no_grad():
+        assert torch.equal(loaded.train()(images).bits, codes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_codes_drawn_depend_on_the_images_own_generator_only(kind: str):
+    model, images = build(kind), pictures(6)
+    together = model.encode(images, keyed_generators(3, "encode", range(6)))
+    alone = [model.encode(images[i : i + 1], keyed_generators(3, "encode", [i])) for i in range(6)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
+    assert torch.equal(together, model.encode(images)) == (kind == "vq")  # a nearest vector is not drawn
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_half_precision_tokenizer_still_gives_its_codes(kind: str):
+    model = build(kind).bfloat16()
+    codes = model.encode(pictures(1))
+    assert codes.dtype == (torch.float32 if kind == "gaussian" else torch.uint8)
+    assert model.decode(codes).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_learns_a_few_images(kind: str):
+    model, images = build(kind, code_bits=6).train(), pictures(8)
+    objective = ReconstructionObjective(ObjectiveConfig(perceptual=0, adversarial=0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    losses = []
+    for step in range(40):
+        out = model(images, model.draw_noise(8, keyed_generator(0, "noise", step)))
+        loss = objective(out.reconstruction, images, out.probs, penalties=out.penalties)
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        losses.append(float(loss.terms["mse"]))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert losses[-1] < float(images.var())  # better than the best grey
+
+
+# -- real values ------------------------------------------------------------------------------------------
+
+
+def test_the_kl_is_that_of_normal_distributions_in_nats():
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(3, 2, 2, 4, generator=generator, dtype=torch.float64)
+    log_variance = torch.randn(3, 2, 2, 4, generator=generator, dtype=torch.float64)
+    mine = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    unit = torch.distributions.Normal(torch.zeros(()).double(), torch.ones(()).double())
+    expected = torch.distributions.kl_divergence(mine, unit).sum((1, 2, 3)).mean()
+    torch.testing.assert_close(kl_nats(mean, log_variance), expected)
+    out = Gaussian(4)(torch.cat([mean, log_variance], -1).float())
+    torch.testing.assert_close(out.penalties["kl"], expected.float())
+    assert kl_nats(torch.zeros(1, 2), torch.zeros(1, 2)) == 0
+
+
+def test_gaussian_codes_have_the_mean_and_variance_the_encoder_gives():
+    count = 4000
+    features = torch.tensor([2.0, -1.0, 0.0, -2.0]).expand(count, 1, 1, 4)  # two means, two log-variances
+    bottleneck = Gaussian(2)
+    assert torch.equal(bottleneck.codes(features)[0].flatten(), torch.tensor([2.0, -1.0]))
+    draws = bottleneck.codes(features, bottleneck.noise((count, 1, 1, 2), keyed_generator(0, "x"), torch.device("cpu")))
+    draws = draws.view(count, 2).double()
+    deviation = torch.tensor([1.0, torch.tensor(-1.0).exp()]).double()
+    # 5.5 standard errors, four comparisons: false alarm below 2e-7.
+    assert ((draws.mean(0) - torch.tensor([2.0, -1.0])).abs() < 5.5 * deviation / count**0.5).all()
+    assert ((draws.std(0) / deviation - 1).abs() < 5.5 / (2 * count) ** 0.5).all()
+
+
+def test_extreme_log_variances_are_cut_off():
+    features = torch.tensor([0.0, 500.0]).view(1, 1, 1, 2)
+    out = Gaussian(1)(features, torch.ones(1, 1, 1, 1))
+    assert out.latent.isfinite().all() and out.penalties["kl"].isfinite()
+    assert out.latent.item() == pytest.approx(float(torch.tensor(10.0).exp()), rel=1e-5)
+    assert Gaussian(1)(-features).penalties["kl"].item() == pytest.approx(0.5 * (30 - 1), rel=1e-5)
+
+
+# -- errors -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["vq", "gaussian"])
+def test_only_bits_that_are_drawn_have_probabilities(kind: str):
+    with pytest.raises(SettingError, match=f"tokenizer.bottleneck={kind} has no bit probabilities: use encode"):
+        build(kind).encode_probs(pictures(1))
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"bottleneck": "gausian"}, "Unknown tokenizer.bottleneck 'gausian'.*Did you mean 'gaussian'"),
+        ({"bottleneck": "vq"}, "tokenizer.code_bits is 32, and a vq codebook has 2\\^code_bits vectors.*at most 16"),
+    ],
+)
+def test_an_impossible_bottleneck_is_refused_with_its_value_and_a_cure(settings: dict, message: str):
+    with pytest.raises(SettingError, match=message):
+        AutoencoderConfig(**settings)
+
+
+def test_without_its_package_a_vq_tokenizer_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    real = builtins.__import__
+
+    def absent(name: str, *rest: object) -> object:
+        if name == "vector_quantize_pytorch":
+            raise ImportError("No module named 'vector_quantize_pytorch'")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[vq\].*tokenizer.bottleneck=bernoulli"):
+        BinaryAutoencoder(dataclasses.replace(TINY, bottleneck="vq"))
+    BinaryAutoencoder(TINY)
+
+
+def test_the_entropy_of_bits_that_are_not_drawn_is_refused():
+    objective = ReconstructionObjective(ObjectiveConfig(perceptual=0, code_entropy=0.1))
+    images = pictures(1)
+    with pytest.raises(SettingError, match=r"objective.code_entropy=0.1 is about drawn bits: set it to 0"):
+        objective(images, images, None)

@@ -3,8 +3,9 @@
     files ─▶ images ─▶ bits ─▶ noised bits ─▶ flip logits ─▶ bits ─▶ images ─▶ files
        data/    tokenizer/   diffusion/     priors/   diffusion/ tokenizer/  data/
 
-Built on these: `serialization` (saved models), `pipeline` (a model in use), `training`, `planning` (what a run will cost),
-`evaluation`, `report`, `experiments` (the paper's), `studio` (the web page) and `cli`.  Under them: `runtime`, `io`, `nn`.
+Built on these: `serialization` (saved models), `pipeline` (a model in use), `training`, `planning` (what a run will
+cost), `evaluation`, `report`, `experiments` (the paper's), `studio` (the web page), `cli`; under them `runtime`,
+`io`, `nn`.
 
     >>> import bld
     >>> pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained("runs/flowers")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bld.nn.activation_checkpointing import recompute_activations
-from bld.priors import NETWORKS, DenoiserConfig
+from bld.priors import KINDS, DenoiserConfig
 from bld.priors.transformer import Block
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 from bld.tokenizer.layers import RECOMPUTED
@@ -58,7 +58,7 @@ def test_the_tokenizers_gradients_are_the_same_to_the_bit(bottleneck, dtype):
 @pytest.mark.parametrize("kind", ["bernoulli", "autoregressive", "absorbing", "gaussian"])
 def test_the_priors_gradients_are_the_same_to_the_bit(kind, dtype):
     torch.manual_seed(0)
-    model = NETWORKS[kind](DenoiserConfig(2, 3, 4, steps=6, num_classes=2, dim=16, depth=3, heads=2))
+    model = KINDS[kind].network(DenoiserConfig(2, 3, 4, steps=6, num_classes=2, dim=16, depth=3, heads=2))
     torch.nn.init.normal_(model.head.weight)
     z, t = torch.randint(0, 2, (3, 6, 4)).float(), torch.tensor([1, 3, 6])
     check(model, (Block,), lambda m: m(z, t, torch.tensor([0, 1, 2])).square().mean(), dtype)

@@ -12,6 +12,7 @@ from bld.cli.common import recipe_from
 from bld.planning import budget
 from bld.planning.budget import CHANNELS, PRIORS, WANTED_STEPS, Pace, measure, plan, training_flops
 from bld.planning.simulate import prior_step, tokenizer_step
+from bld.training import time_budget
 from bld.training.run_folder import RunFolder
 from bld.training.settings import load_settings
 from bld.training.time_budget import STAGES, split
@@ -59,7 +60,7 @@ def test_sizes_that_someone_has_chosen_are_left_alone():
 def test_the_time_is_shared_between_stages_and_what_comes_after_them():
     parts = split(1000)
     assert parts == {"tokenizer": 400, "prior": 540}  # 60 are kept
-    assert sum(split(100_000).values()) == 100_000 - budget.MOST_RESERVED_SECONDS
+    assert sum(split(100_000).values()) == 100_000 - time_budget.MOST_RESERVED_SECONDS
     assert split(1000, ["prior"]) == {"prior": 1000}
 
 

@@ -17,7 +17,7 @@ from bld.nn.activation_checkpointing import recompute_activations
 from bld.planning.cost import forwards, parameters, plan, ring_bytes
 from bld.planning.devices import DEVICES, device_named
 from bld.planning.simulate import FUSED_ON_CPU, StepCost, prior_step, tokenizer_step
-from bld.priors import NETWORKS
+from bld.priors import KINDS
 from bld.serialization.models import load_tokenizer
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.loop import Stage, StageRun
@@ -147,7 +147,7 @@ def tokenizer_training(s: Settings, images: int) -> tuple[nn.Module, Callable[[]
 
 def prior_training(s: Settings, codes: int) -> tuple[nn.Module, Callable[[], None]]:
     shape = s.tokenizer.code_shape
-    model = NETWORKS[s.prior.kind](s.denoiser(shape, 0))
+    model = KINDS[s.prior.kind].network(s.denoiser(shape, 0))
     diffusion = s.diffusion.build()
     z0 = torch.randint(0, 2, (codes, shape.positions, shape.c), dtype=torch.uint8)
     t = torch.randint(1, diffusion.steps + 1, (codes,))

@@ -10,12 +10,12 @@ from bld.diffusion import with_guidance
 from bld.errors import SettingError
 from bld.io.files import read_json, write_json
 from bld.nn.attention import attention
-from bld.priors import NETWORKS, Autoregression, DenoiserConfig, Transformer
+from bld.priors import KINDS, Autoregression, DenoiserConfig, Transformer
 from bld.seeding import keyed_generators
 from bld.serialization.models import load_prior, save_model
 
 N, C, V = 6, 3, 5
-KINDS = sorted(NETWORKS)
+NAMES = sorted(KINDS)
 CONDITIONS = {"labels": {"num_classes": 4}, "vectors": {"condition_dim": V}}
 
 
@@ -23,7 +23,7 @@ def build(kind: str, **settings: object) -> Transformer:
     """A small network of the kind, untrained but far from its zero start."""
     torch.manual_seed(0)
     config = DenoiserConfig(2, 3, C, steps=N, dim=16, depth=2, heads=4, **settings)
-    model = NETWORKS[kind](config).eval()
+    model = KINDS[kind].network(config).eval()
     nn.init.normal_(model.head.weight, std=0.5)
     for name, parameter in model.named_parameters():
         if name.startswith(("classes", "vectors", "no_vector", "blocks")) and not name.endswith("bias"):
@@ -41,7 +41,7 @@ def conditions(what: str, count: int = 4) -> Tensor:
     return torch.arange(count) % 4 if what == "labels" else torch.randn(count, V, generator=torch.Generator("cpu"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @pytest.mark.parametrize("what", sorted(CONDITIONS))
 @torch.no_grad()
 def test_an_absent_condition_is_no_token_at_all_beside_samples_that_have_one(kind: str, what: str):
@@ -57,7 +57,7 @@ def test_an_absent_condition_is_no_token_at_all_beside_samples_that_have_one(kin
     torch.testing.assert_close(model(z, t, model.no_condition(4)), bare, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @torch.no_grad()
 def test_without_the_token_only_the_step_token_stands_beside_the_positions(kind: str):
     """An unconditional network with the same weights gives the same: nothing of the condition is left."""
@@ -67,7 +67,7 @@ def test_without_the_token_only_the_step_token_stands_beside_the_positions(kind:
     assert torch.equal(model(z, t), plain(z, t))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NAMES)
 @torch.no_grad()
 def test_no_vector_is_a_learned_token_where_it_is_not_absent(kind: str):
     model = build(kind, condition_dim=V)
@@ -83,7 +83,7 @@ def test_no_vector_is_a_learned_token_where_it_is_not_absent(kind: str):
 
 @pytest.mark.parametrize("null", ["learned", "absent"])
 @pytest.mark.parametrize("what", sorted(CONDITIONS))
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "autoregressive"])
+@pytest.mark.parametrize("kind", [kind for kind in NAMES if kind != "autoregressive"])
 @torch.no_grad()
 def test_guidance_in_one_forward_equals_two(kind: str, what: str, null: str):
     model = build(kind, **CONDITIONS[what], null_condition=null)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
-from bld.priors import NETWORKS, AutoregressiveTransformer, Denoiser, DenoiserConfig
+from bld.priors import KINDS, AutoregressiveTransformer, Denoiser, DenoiserConfig
 from bld.priors.packed import PackedBlock, PackedBlocks, PackedLinear
 from bld.priors.replayed import Recordings
 from bld.seeding import keyed_generators
@@ -43,7 +43,7 @@ def error(found: Tensor, exact: Tensor) -> float:
 @pytest.mark.parametrize("layer_scale", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["bernoulli", "absorbing", "autoregressive", "gaussian"])
 def test_in_float32_the_copy_is_the_same_up_to_rounding(kind: str, layer_scale: float):
-    model, (z, t) = network(NETWORKS[kind], layer_scale=layer_scale), inputs()
+    model, (z, t) = network(KINDS[kind].network, layer_scale=layer_scale), inputs()
     plain, frozen = model(z, t), model.for_inference()
     assert isinstance(frozen.blocks, PackedBlocks) and len(frozen.blocks) == 3
     found = frozen(z, t)

@@ -10,7 +10,7 @@ import pytest
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.errors import DataError
 from bld.pipeline import BinaryLatentDiffusionPipeline
-from bld.priors import NETWORKS, Autoregression, DenoiserConfig
+from bld.priors import KINDS, Autoregression, DenoiserConfig
 from bld.studio.model import Model
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
@@ -23,7 +23,7 @@ def model_of(kind: str, classes: int, size: int = 16) -> Model:
     )
     h, w, c = tokenizer.code_shape
     steps = h * w if kind == "autoregressive" else 8
-    prior = NETWORKS[kind](DenoiserConfig(h, w, c, steps=steps, num_classes=classes, dim=16, depth=1, heads=2))
+    prior = KINDS[kind].network(DenoiserConfig(h, w, c, steps=steps, num_classes=classes, dim=16, depth=1, heads=2))
     process = Autoregression(steps) if kind == "autoregressive" else BernoulliDiffusion(NoiseSchedule("linear", steps))
     return Model(BinaryLatentDiffusionPipeline(tokenizer, prior, process), "run")
 

@@ -14,7 +14,7 @@ from bld.errors import MissingPackageError, SettingError
 from bld.seeding import keyed_generator, keyed_generators
 from bld.serialization.models import load_tokenizer, save_model, tokenizer_hash
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, ObjectiveConfig, ReconstructionObjective
-from bld.tokenizer.bottlenecks import Gaussian, kl_nats
+from bld.tokenizer.bottlenecks.gaussian import Gaussian, kl_nats
 
 TINY = AutoencoderConfig(8, 4, 8, (1, 2), 1, attention_resolutions=(), embed_dim=8)
 KINDS = ("bernoulli", "vq", "gaussian")

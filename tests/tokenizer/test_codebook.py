@@ -10,8 +10,8 @@ from torch import Tensor
 
 pytest.importorskip("vector_quantize_pytorch")
 
-from bld.tokenizer import codebook
-from bld.tokenizer.codebook import VectorQuantised, bits_to_index, index_to_bits, perplexity
+from bld.tokenizer.bottlenecks import vq
+from bld.tokenizer.bottlenecks.vq import VectorQuantised, bits_to_index, index_to_bits, perplexity
 
 
 def build(bits: int = 5, width: int = 3, seed: int = 0) -> VectorQuantised:
@@ -94,8 +94,8 @@ def test_dead_vectors_come_back_and_clusters_get_vectors_of_their_own():
 
     def used(revive: bool) -> float:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(codebook, "EMA_DECAY", 0.8)
-            patch.setattr(codebook, "DEAD_BELOW", 0.05 if revive else 0.0)
+            patch.setattr(vq, "EMA_DECAY", 0.8)
+            patch.setattr(vq, "DEAD_BELOW", 0.05 if revive else 0.0)
             model = build(4, 8).train()
         for step in range(80):
             generator = torch.Generator().manual_seed(step)
@@ -115,7 +115,7 @@ def trained(model: VectorQuantised, steps: range) -> VectorQuantised:
 
 
 def test_a_resumed_codebook_revives_the_same_vectors(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(codebook, "DEAD_BELOW", 1.0)  # all that a batch does not use die at once
+    monkeypatch.setattr(vq, "DEAD_BELOW", 1.0)  # all that a batch does not use die at once
     whole = trained(build(), range(6)).state_dict()
     half = trained(build(), range(3)).state_dict()
     resumed = build(seed=99)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import bld
 from bld.errors import SettingError
-from bld.priors import NETWORKS
+from bld.priors import KINDS
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import load_settings
@@ -110,7 +110,7 @@ def test_parameters_agree_within_a_percent():
         settings = load_settings("churches256", words=[f"prior.kind={kind}"])
         config = settings.denoiser(settings.tokenizer.code_shape, 0)
         with torch.device("meta"):
-            large[kind] = sum(p.numel() for p in NETWORKS[kind](config).parameters())
+            large[kind] = sum(p.numel() for p in KINDS[kind].network(config).parameters())
     assert max(large.values()) / min(large.values()) < 1.01, large
 
 

@@ -48,7 +48,7 @@ def test_interrupting_and_resuming_gives_the_same_numbers_as_never_stopping(
 ):
     words = words_of(kind, tiny_words)
     if kind == "vq":  # every vector that a batch does not use starts anew, so that draws matter from the first step on
-        monkeypatch.setattr("bld.tokenizer.codebook.DEAD_BELOW", 1.0)
+        monkeypatch.setattr("bld.tokenizer.bottlenecks.vq.DEAD_BELOW", 1.0)
     whole = recipe(tmp_path / "whole", words)
     whole.train_tokenizer()
     parts = recipe(tmp_path / "parts", [*words, "tokenizer_training.steps=3"])

@@ -10,6 +10,7 @@ from bld.diffusion import likelihood
 from bld.diffusion.loss import DiffusionLoss, diffusion_loss
 from bld.diffusion.process import Denoise, Generators
 from bld.diffusion.sampling import sample_codes
+from bld.diffusion.schedule import NoiseSchedule
 from bld.diffusion.steps import BernoulliSteps
 
 
@@ -24,6 +25,19 @@ class BernoulliDiffusion(BernoulliSteps):
 
     kind = "bernoulli"
     has_likelihood = True
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> BernoulliDiffusion:
+        """From what `settings` gives."""
+        schedule = NoiseSchedule(settings["schedule"], steps=settings["steps"], table=settings.get("table"))
+        return cls(schedule, settings["target"], settings["posterior"])
+
+    def settings(self) -> dict[str, Any]:
+        """Its schedule (a table with its numbers) and what the network's output means."""
+        schedule = self.schedule
+        table = {"table": schedule.k.tolist()} if schedule.kind == "table" else {}
+        shape = {"schedule": schedule.kind, "steps": schedule.steps, **table}
+        return {**shape, "target": self.target, "posterior": self.posterior}
 
     def loss(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +53,13 @@ class Process(Protocol):
 
     kind: str
     has_likelihood: bool
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Self:
+        """From what `settings` gives; `TypeError`, `KeyError` or `ValueError` for anything else."""
+
+    def settings(self) -> dict[str, Any]:
+        """All that it is made of, for JSON."""
 
     @property
     def steps(self) -> int:

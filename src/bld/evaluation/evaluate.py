@@ -38,7 +38,6 @@ from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
 from bld.runtime.distributed import Processes
 from bld.runtime.precision import Autocast
 from bld.seeding import keyed_generators
-from bld.serialization.models import process_settings
 from bld.training.held_out_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
 
 RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
@@ -127,7 +126,7 @@ def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request, asked: As
     return {
         "model": pipeline.fingerprint(),
         "prior": pipeline.diffusion.kind,
-        "process": repr(process_settings(pipeline.diffusion)),
+        "process": repr(pipeline.diffusion.settings()),
         "seed": request.seed,
         "steps": request.steps or defaults.num_inference_steps or pipeline.diffusion.steps,
         "temperature": defaults.temperature if request.temperature is None else request.temperature,

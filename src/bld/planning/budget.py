@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from bld.planning.cost import denoiser_flops, tokenizer_flops
+from bld.priors import KINDS
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.loop import autocast_dtype
 from bld.training.settings import Settings
@@ -151,7 +152,7 @@ def prior_step(settings: Settings, device: torch.device) -> Callable[[], None]:
     model = build_network(process, settings.denoiser(shape, num_classes=0)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     codes = torch.randint(0, 2, (B, shape.positions, shape.c), dtype=torch.uint8, device=device)
-    codes = codes.float() if process.kind == "gaussian" else codes
+    codes = codes.float() if KINDS[process.kind].is_real else codes
 
     def step() -> None:
         t = torch.randint(1, process.steps + 1, (B,), device=device)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bld.errors import SettingError
 from bld.planning.devices import device_named
 from bld.planning.simulate import prior_step, tokenizer_step
-from bld.priors import NETWORKS, DenoiserConfig, Transformer
+from bld.priors import KINDS, DenoiserConfig, Transformer
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, PatchDiscriminator
 from bld.training.condition_cache import condition_width
 from bld.training.settings import Settings
@@ -152,7 +152,7 @@ def _inference(settings: Settings, num_classes: int) -> tuple[BinaryAutoencoder,
     denoiser = settings.denoiser(shape, num_classes, condition_width(settings))
     with torch.device("meta"):
         tokenizer = BinaryAutoencoder(settings.tokenizer).to("meta")  # vq's codebook was made on the CPU all the same
-        prior = NETWORKS[settings.prior.kind](denoiser)
+        prior = KINDS[settings.prior.kind].network(denoiser)
     return (
         tokenizer,
         prior,
@@ -174,7 +174,7 @@ def tokenizer_flops(config: AutoencoderConfig) -> tuple[int, int]:
 def denoiser_flops(kind: str, config: DenoiserConfig) -> int:
     """Floating-point operations of one pass of a prior's network through one code; nothing is allocated."""
     with torch.device("meta"):
-        prior = NETWORKS[kind](config)
+        prior = KINDS[kind].network(config)
         tokens, t = torch.empty(1, config.code_shape.positions, config.code_bits), torch.ones(1, dtype=torch.long)
     return flops(lambda: prior(tokens, t))
 
@@ -183,12 +183,9 @@ def forwards(settings: Settings, num_classes: int) -> int:
     """Passes of the prior through a whole image for one sample: two a step with guidance; all positions from a cache
     are one.
     """
-    if settings.prior.kind == "autoregressive":
-        steps = 1
-    elif settings.prior.kind == "absorbing":
-        steps = settings.tokenizer.code_shape.positions
-    else:
-        steps = settings.sampling.steps or settings.diffusion.build().steps
+    kind = KINDS[settings.prior.kind]
+    asked = 0 if kind.has_own_steps else settings.sampling.steps
+    steps = 1 if kind.one_pass else asked or kind.steps(settings.diffusion, settings.tokenizer.code_shape)
     has_vectors = bool(settings.prior.text_encoder or settings.data.condition)
     conditional = has_vectors or (settings.prior.class_conditional and num_classes > 0)
     guided = settings.sampling.guidance_scale != 1 and conditional

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from bld.nn.activation_checkpointing import recompute_activations
 from bld.nn.attention import always_fused
-from bld.priors import NETWORKS
+from bld.priors import KINDS
 from bld.priors.transformer import Block
 from bld.tokenizer import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.tokenizer.discriminator import discriminator_hinge
@@ -165,7 +165,7 @@ def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> 
     config = settings.denoiser(shape, num_classes, condition_width(settings))
 
     def build() -> Built:
-        network = NETWORKS[settings.prior.kind](config)
+        network = KINDS[settings.prior.kind].network(config)
         z, t = torch.rand(codes, shape.positions, shape.c), torch.ones(codes, dtype=torch.long)
 
         def step() -> None:

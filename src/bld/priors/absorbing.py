@@ -26,6 +26,7 @@ from bld.diffusion.process import (
     spaced_steps,
 )
 from bld.errors import SettingError, did_you_mean
+from bld.priors.base import PriorKind, register
 from bld.priors.transformer import DenoiserConfig, Transformer
 from bld.seeding import uniform
 
@@ -62,8 +63,13 @@ class AbsorbingDiffusion:
         """T = N."""
         return self.positions
 
+    @classmethod
+    def from_settings(cls, **settings: Any) -> AbsorbingDiffusion:
+        """From what `settings` gives."""
+        return cls(**settings)
+
     def settings(self) -> dict[str, Any]:
-        """What `AbsorbingDiffusion(**settings)` takes."""
+        """All that it is made of, for JSON."""
         return {"positions": self.positions}
 
     def mask(self, z0: Tensor, t: int | Tensor, generators: Generators = None) -> Tensor:
@@ -152,3 +158,14 @@ class AbsorbingDiffusion:
                 guess = torch.where(z == MASKED, (logits > 0).to(torch.uint8), z)
                 callback(SamplingStep(index, len(visited) - 1, t, s, guess, logits.sigmoid()))
         return z
+
+
+register(
+    PriorKind(
+        "absorbing",
+        AbsorbingDenoiser,
+        AbsorbingDiffusion,
+        lambda diffusion, shape, scale: AbsorbingDiffusion(shape.positions),
+        steps=lambda diffusion, shape: shape.positions,
+    )
+)

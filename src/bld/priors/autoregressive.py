@@ -16,6 +16,7 @@ from torch import Tensor
 from bld.diffusion.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.errors import SettingError
 from bld.nn.attention import KeyValues
+from bld.priors.base import PriorKind, register
 from bld.priors.transformer import Transformer
 from bld.seeding import uniform
 
@@ -103,8 +104,13 @@ class Autoregression:
         """N."""
         return self.positions
 
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Autoregression:
+        """From what `settings` gives."""
+        return cls(**settings)
+
     def settings(self) -> dict[str, Any]:
-        """What `Autoregression(**settings)` takes."""
+        """All that it is made of, for JSON."""
         return {"positions": self.positions}
 
     def training_loss(
@@ -167,3 +173,15 @@ class Autoregression:
                 f"The autoregressive prior takes one step per position, {self.positions} in all, not {steps}: "
                 "leave the number of steps out."
             )
+
+
+register(
+    PriorKind(
+        "autoregressive",
+        AutoregressiveTransformer,
+        Autoregression,
+        lambda diffusion, shape, scale: Autoregression(shape.positions),
+        steps=lambda diffusion, shape: shape.positions,
+        one_pass=True,
+    )
+)

@@ -24,6 +24,7 @@ from bld.diffusion.process import (
     spaced_steps,
 )
 from bld.errors import MissingPackageError, SettingError
+from bld.priors.base import PriorKind, register
 from bld.priors.transformer import Transformer
 from bld.seeding import normal
 
@@ -67,8 +68,13 @@ class GaussianDiffusion:
         """T."""
         return self._steps
 
+    @classmethod
+    def from_settings(cls, **settings: Any) -> GaussianDiffusion:
+        """From what `settings` gives."""
+        return cls(**settings)
+
     def settings(self) -> dict[str, Any]:
-        """What `GaussianDiffusion(**settings)` takes."""
+        """All that it is made of, for JSON."""
         return {"steps": self._steps, "schedule": self.schedule, "scale": self.scale, "prediction": self.prediction}
 
     def training_loss(
@@ -160,3 +166,16 @@ def _scheduler(steps: int, schedule: str) -> Any:
         beta_end=min(0.0195 * stretch, 0.999),
         clip_sample=False,
     )
+
+
+register(
+    PriorKind(
+        "gaussian",
+        GaussianDenoiser,
+        GaussianDiffusion,
+        lambda diffusion, shape, scale: GaussianDiffusion(
+            diffusion.steps, diffusion.schedule, scale, diffusion.prediction
+        ),
+        is_real=True,
+    )
+)

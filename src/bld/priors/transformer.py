@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bld.codes import CodeShape
+from bld.diffusion.process import Process
 from bld.errors import SettingError, did_you_mean
 from bld.nn.attention import KeyValues, attend
 from bld.priors.packed import packed
@@ -233,6 +234,11 @@ class Transformer(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, shape.c)
         self._initialise()
+
+    @classmethod
+    def of(cls, config: DenoiserConfig, process: Process) -> Self:
+        """The untrained network of a process."""
+        return cls(config)
 
     def _initialise(self) -> None:
         """Small normal weights, residual branches scaled down with depth, a head that starts at zero."""

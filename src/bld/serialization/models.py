@@ -16,18 +16,10 @@ from torch import nn
 
 from bld._version import __version__
 from bld.data import Resample
-from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.diffusion.process import Process
 from bld.errors import CheckpointError, MissingPackageError, did_you_mean
 from bld.io.files import read_json, read_tensors, write_json, written_aside
-from bld.priors import (
-    NETWORKS,
-    AbsorbingDiffusion,
-    Autoregression,
-    DenoiserConfig,
-    GaussianDiffusion,
-    Transformer,
-)
+from bld.priors import KINDS, DenoiserConfig, Transformer
 from bld.runtime.distributed import whole_state
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
@@ -54,40 +46,21 @@ def load_tokenizer(folder: Path) -> BinaryAutoencoder:
 
 def load_prior(folder: Path) -> Transformer:
     """Read a prior of any kind saved by `save_model`, in eval mode on the CPU."""
-    network = _class_in(folder, {network.__name__: network for network in NETWORKS.values()}, "a prior")
+    network = _class_in(folder, {kind.network.__name__: kind.network for kind in KINDS.values()}, "a prior")
     config = _config(folder, network.__name__, DenoiserConfig)
     return _with_weights(folder, lambda: network(config)).eval()
 
 
-ALTERNATIVES: dict[str, Callable[..., Process]] = {
-    process.__name__: process for process in (Autoregression, AbsorbingDiffusion, GaussianDiffusion)
-}
-
-
-def process_settings(process: Process) -> dict[str, Any]:
-    """All that a process is made of: of a Bernoulli diffusion its schedule (a table with its numbers) and meaning."""
-    if not isinstance(process, BernoulliDiffusion):
-        return process.settings()  # type: ignore[attr-defined]
-    schedule = process.schedule
-    table = {"table": schedule.k.tolist()} if schedule.kind == "table" else {}
-    shape = {"schedule": schedule.kind, "steps": schedule.steps, **table}
-    return {**shape, "target": process.target, "posterior": process.posterior}
-
-
 def save_process(folder: Path, process: Process) -> None:
     """Write how a prior noises and generates as `config.json`."""
-    write_json(folder / CONFIG, _described(type(process).__name__, process_settings(process)))
+    write_json(folder / CONFIG, _described(type(process).__name__, process.settings()))
 
 
 def load_process(folder: Path) -> Process:
     """Read what `save_process` wrote."""
-    make = _class_in(folder, {"BernoulliDiffusion": BernoulliDiffusion, **ALTERNATIVES}, "a diffusion")
-    fields = _fields(folder, make.__name__)
+    make = _class_in(folder, {kind.process.__name__: kind.process for kind in KINDS.values()}, "a diffusion")
     try:
-        if make is not BernoulliDiffusion:
-            return make(**fields)
-        schedule = NoiseSchedule(fields["schedule"], steps=fields["steps"], table=fields.get("table"))
-        return BernoulliDiffusion(schedule, fields["target"], fields["posterior"])
+        return make.from_settings(**_fields(folder, make.__name__))
     except MissingPackageError:
         raise
     except KeyError as error:

@@ -5,16 +5,15 @@ The bottleneck is Bernoulli, the paper's; the two it is compared with in Table 4
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bld.codes import CodeShape
-from bld.errors import SettingError, did_you_mean
-from bld.tokenizer.bottlenecks import Bernoulli, Bottleneck, Gaussian, Generators
-from bld.tokenizer.codebook import VectorQuantised
+from bld.errors import SettingError
+from bld.tokenizer.bottlenecks import Bottleneck, Generators
+from bld.tokenizer.config import AutoencoderConfig
 from bld.tokenizer.layers import (
     DOWN,
     UP,
@@ -25,143 +24,6 @@ from bld.tokenizer.layers import (
     stage,
 )
 from bld.tokenizer.tiling import decode_in_strips, encode_in_strips
-
-BottleneckKind = Literal["bernoulli", "vq", "gaussian"]
-Resampling = Literal["convolution", "shuffle"]
-MOST_VQ_BITS = 16
-# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
-MOST_WIDTH = 65_536
-MOST = {"res_blocks": 100, "len(channel_multipliers)": 16, "patch_size": 64}
-
-
-@dataclass(frozen=True)
-class AutoencoderConfig:
-    """What a tokenizer looks like; the defaults are the paper's at 256×256: 16×16×32 bits, 1 KiB.
-
-    Args:
-        image_size: height and width of an image, in pixels; a multiple of the downsampling factor
-        code_bits: c, bits per latent position; of a gaussian bottleneck the real numbers per position
-        base_channels: width of the first resolution
-        channel_multipliers: width of each resolution over base_channels; n of them downsample by 2^(n-1)
-        res_blocks: residual blocks per resolution of the encoder
-        decoder_res_blocks: the same for the decoder; 0 means as in the encoder
-        attention_resolutions: feature-map sizes, in pixels, at which residual blocks are followed by attention
-        embed_dim: width to which the decoder embeds the c bits of a position; also that of vq's codebook vectors
-        norm_first: whether the decoder normalises that embedding
-        in_channels: colour channels of an image
-        features_dim: width of the encoder's last features, which a 1×1 convolution makes logits of; 0 means that of
-            the last resolution
-        out_activation: whether SiLU stands between the last norm and the last 3×3 convolution of encoder and decoder;
-            the paper's public code has none
-        bottleneck: bernoulli (the paper's bits), or what it is compared with: vq (the nearest of 2^code_bits vectors,
-            its index written as bits) or gaussian (real numbers)
-        bit_noise: η above 0, at most 1: a trained bernoulli tokenizer draws bits with probability σ(logit/η), so that a
-            small one makes them decisive; training begins with the paper's 1 and approaches η in its second half
-        patch_size: side of the squares of pixels that the first convolution takes as one position each, and the last
-            one gives, so that no layer works at full resolution; 1, as in the paper, is single pixels
-        resampling: convolution (the paper's: of stride 2, and after nearest-neighbour doubling) or shuffle (a square of
-            four positions becomes one, and back, by 1×1 convolutions), which is cheaper
-        middle: whether residual, attention, residual stand at the lowest resolution, as in the paper
-    """
-
-    image_size: int = 256
-    code_bits: int = 32
-    base_channels: int = 128
-    channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-    res_blocks: int = 2
-    decoder_res_blocks: int = 0
-    attention_resolutions: tuple[int, ...] = (16,)
-    embed_dim: int = 256
-    norm_first: bool = False
-    in_channels: int = 3
-    features_dim: int = 0
-    out_activation: bool = True
-    bottleneck: BottleneckKind = "bernoulli"
-    bit_noise: float = 1.0
-    patch_size: int = 1
-    resampling: Resampling = "convolution"
-    middle: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
-        sizes = {
-            "image_size": self.image_size,
-            "code_bits": self.code_bits,
-            "base_channels": self.base_channels,
-            "patch_size": self.patch_size,
-            "res_blocks": self.res_blocks,
-            "embed_dim": self.embed_dim,
-            "in_channels": self.in_channels,
-            "len(channel_multipliers)": len(self.channel_multipliers),
-            "min(channel_multipliers)": min(self.channel_multipliers, default=0),
-        }
-        for name, value in sizes.items():
-            if not 1 <= value <= MOST.get(name, MOST_WIDTH):
-                raise SettingError(f"tokenizer.{name} is {value}, but must be 1 to {MOST.get(name, MOST_WIDTH)}.")
-        if not 0 <= self.decoder_res_blocks <= MOST["res_blocks"]:
-            raise SettingError(
-                f"tokenizer.decoder_res_blocks is {self.decoder_res_blocks}, but must be 0 (as the encoder) to "
-                f"{MOST['res_blocks']}."
-            )
-        if not 0 <= self.features_dim <= MOST_WIDTH:
-            raise SettingError(
-                f"tokenizer.features_dim is {self.features_dim}, but must be 0 (as the last resolution) "
-                f"to {MOST_WIDTH}."
-            )
-        for name, kinds in (("bottleneck", get_args(BottleneckKind)), ("resampling", get_args(Resampling))):
-            chosen = getattr(self, name)
-            if chosen not in kinds:
-                raise SettingError(f"Unknown tokenizer.{name} '{chosen}'.{did_you_mean(str(chosen), kinds)}")
-        if not 0 < self.bit_noise <= 1:
-            raise SettingError(
-                f"tokenizer.bit_noise (η) is {self.bit_noise}, but must be above 0, at most 1 (the paper's)."
-            )
-        if self.bottleneck == "vq" and self.code_bits > MOST_VQ_BITS:
-            raise SettingError(
-                f"tokenizer.code_bits is {self.code_bits}, and a vq codebook has 2^code_bits vectors: "
-                f"choose at most {MOST_VQ_BITS}, for example 10."
-            )
-        if self.image_size % self.factor:
-            near = max(1, round(self.image_size / self.factor)) * self.factor
-            raise SettingError(
-                f"An image size of {self.image_size} is not divisible by the downsampling factor {self.factor} of "
-                f"{len(self.channel_multipliers)} channel_multipliers"
-                f"{f' and a patch_size of {self.patch_size}' if self.patch_size > 1 else ''}: choose {near}, or other "
-                "multipliers."
-            )
-
-    @property
-    def factor(self) -> int:
-        """The downsampling factor: pixels per latent position and side."""
-        return self.patch_size * 2 ** (len(self.channel_multipliers) - 1)
-
-    @property
-    def code_shape(self) -> CodeShape:
-        """(h, w, c)."""
-        side = self.image_size // self.factor
-        return CodeShape(side, side, self.code_bits)
-
-    def build_bottleneck(self) -> Bottleneck:
-        """The untrained bottleneck; vq's needs an optional package and raises `MissingPackageError` without."""
-        if self.bottleneck == "vq":
-            return VectorQuantised(self.code_bits, self.embed_dim)
-        if self.bottleneck == "gaussian":
-            return Gaussian(self.code_bits)
-        return Bernoulli(self.code_bits, self.bit_noise)
-
-    def bit_noise_at(self, progress: float) -> float:
-        """η at this part (0 … 1) of the training: 1 in its first half, then straight down to `bit_noise`."""
-        return 1 - (1 - self.bit_noise) * max(0.0, 2 * progress - 1)
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of one stored code: packed bits, or float16 numbers."""
-        return 2 * self.code_shape.bits if self.bottleneck == "gaussian" else self.code_shape.packed_bytes
-
-    def images_at_a_time(self, wanted: int) -> int:
-        """How many images to encode or decode at once without training: `wanted` at 256×256, fewer of larger ones."""
-        return max(1, min(wanted, wanted * 256**2 // self.image_size**2))
 
 
 class Encoder(nn.Module):
@@ -188,7 +50,7 @@ class Encoder(nn.Module):
         self.middle = middle(width) if config.middle else nn.Sequential()
         features = config.features_dim or width
         self.out = OutConv(width, features, config.out_activation)
-        self.bottleneck = config.build_bottleneck()
+        self.bottleneck = config.bottleneck_class.of(config)
         self.to_logits = nn.Conv2d(features, self.bottleneck.feature_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -307,7 +169,7 @@ class BinaryAutoencoder(nn.Module):
 
         Raises `SettingError` if the bottleneck is not Bernoulli.
         """
-        if not isinstance(self.bottleneck, Bernoulli):
+        if not self.bottleneck.has_probs:
             raise SettingError(
                 f"A tokenizer with tokenizer.bottleneck={self.config.bottleneck} has no bit probabilities: "
                 "use encode, or a tokenizer with tokenizer.bottleneck=bernoulli."

@@ -20,20 +20,20 @@ from bld.diffusion.process import Process
 from bld.errors import CheckpointError, SettingError
 from bld.io.files import read_json
 from bld.io.hub import download
-from bld.priors import NETWORKS, Transformer
+from bld.priors import KINDS, DiffusionSettings, Transformer
+from bld.priors.base import kind_of
 from bld.serialization.models import (
     CONFIG,
     load_index,
     load_prior,
     load_process,
     load_tokenizer,
-    process_settings,
     save_model,
     tokenizer_hash,
 )
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 from bld.training.run_folder import RunFolder
-from bld.training.settings import DiffusionSettings, PriorSettings, Settings
+from bld.training.settings import PriorSettings, Settings
 
 STAGES = ("tokenizer", "prior")
 LEAST_KEPT = 0.5  # of a network's parameters: with less, beginning from the other one means nothing
@@ -63,7 +63,7 @@ class Origin:
         if (self.folder / CONFIG).is_file():
             fields = read_json(self.folder / CONFIG)
             found = fields.get("_class_name") if isinstance(fields, dict) else None
-            is_prior = found in {network.__name__ for network in NETWORKS.values()}
+            is_prior = found in {kind.network.__name__ for kind in KINDS.values()}
             held = "prior" if is_prior else "tokenizer" if found == BinaryAutoencoder.__name__ else None
             return self.folder if held == stage else None
         folder = self.folder / stage
@@ -222,14 +222,14 @@ def _prior_settings(origin: Origin) -> dict[str, Any]:
     """The sections `prior` and `diffusion` as the model has them."""
     network, process = origin.prior(), origin.process()
     config = dataclasses.asdict(network.config)
-    kind = next(kind for kind, known in NETWORKS.items() if type(network) is known)
+    kind = kind_of(network)
     known = {field.name for field in dataclasses.fields(PriorSettings)}
     prior = {name: value for name, value in config.items() if name in known}
-    tree: dict[str, Any] = {"prior": {**prior, "kind": kind, "evidence": config["evidence"] != "none"}}
-    if process is not None and kind in ("bernoulli", "gaussian"):
+    tree: dict[str, Any] = {"prior": {**prior, "kind": kind.name, "evidence": config["evidence"] != "none"}}
+    if process is not None and not kind.has_own_steps:
         known = {field.name for field in dataclasses.fields(DiffusionSettings)}
-        tree["diffusion"] = {name: value for name, value in process_settings(process).items() if name in known}
-    elif kind in ("bernoulli", "gaussian"):
+        tree["diffusion"] = {name: value for name, value in process.settings().items() if name in known}
+    elif not kind.has_own_steps:
         tree["diffusion"] = {"steps": network.config.steps}
     return tree
 

@@ -18,10 +18,9 @@ import yaml
 
 from bld.codes import CodeShape
 from bld.data import Preprocessing
-from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.diffusion.process import Process
 from bld.errors import SettingError, did_you_mean
-from bld.priors import AbsorbingDiffusion, Autoregression, DenoiserConfig, GaussianDiffusion
+from bld.priors import KINDS, DenoiserConfig, DiffusionSettings
 from bld.tokenizer import AutoencoderConfig, ObjectiveConfig
 
 
@@ -170,7 +169,7 @@ class PriorSettings:
             codes.fresh, which keeps the probabilities)
     """
 
-    kind: Literal["bernoulli", "autoregressive", "absorbing", "gaussian"] = "bernoulli"
+    kind: str = "bernoulli"
     dim: int = 512
     depth: int = 24
     heads: int = 8
@@ -186,36 +185,14 @@ class PriorSettings:
     soft_targets: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SettingError(
+                f"Unknown prior.kind '{self.kind}'.{did_you_mean(self.kind, KINDS)} There are {', '.join(KINDS)}."
+            )
         if not 0 <= self.label_dropout <= 1:
             raise SettingError(f"prior.label_dropout is a probability, 0 to 1, not {self.label_dropout}.")
         if self.vlb_weight < 0:
             raise SettingError(f"prior.vlb_weight (λ) is 0 or more, not {self.vlb_weight}.")
-
-
-@dataclass(frozen=True)
-class DiffusionSettings:
-    """The Bernoulli diffusion; schedule and steps are the Gaussian one's too.
-
-    Args:
-        schedule: linear (the paper's), cosine, sigmoid, or table
-        steps: T; with a table it follows from the table; latent diffusion is trained with 1000
-        table: T + 1 retentions from 1 down to 0, for the schedule 'table'
-        target: what the network predicts; flip is the paper's best
-        prediction: what the Gaussian one's network predicts; v is safe at any number of steps, epsilon is as in LDM
-    """
-
-    schedule: str = "linear"
-    steps: int = 64
-    table: list[float] | None = None
-    target: Literal["flip", "z0", "previous"] = "flip"
-    prediction: Literal["v", "epsilon"] = "v"
-
-    def __post_init__(self) -> None:
-        self.build()
-
-    def build(self) -> BernoulliDiffusion:
-        """The diffusion these settings describe."""
-        return BernoulliDiffusion(NoiseSchedule(self.schedule, self.steps, self.table), self.target)
 
 
 @dataclass(frozen=True)
@@ -276,7 +253,7 @@ class Settings:
                 raise SettingError(f"{key} is a finite number, not {value}.")
         self.denoiser(self.tokenizer.code_shape, num_classes=1)  # refuses a prior that cannot be built, before any work
         self._refuse_prior_of_other_codes()
-        if self.tokenizer.bottleneck == "bernoulli" and self.codes.fresh and not self.codes.draws:
+        if self.tokenizer.bottleneck_class.has_probs and self.codes.fresh and not self.codes.draws:
             raise SettingError(
                 "codes.fresh=true draws codes and codes.draws=0 draws none: set codes.fresh=false or more draws."
             )
@@ -306,38 +283,32 @@ class Settings:
         return Preprocessing(self.tokenizer.image_size, data.crop, data.flip, data.resample, data.background)
 
     def _refuse_prior_of_other_codes(self) -> None:
-        real, gaussian = self.tokenizer.bottleneck == "gaussian", self.prior.kind == "gaussian"
-        if gaussian and not real:
+        real, models_real = not self.tokenizer.bottleneck_class.is_binary, KINDS[self.prior.kind].is_real
+        if models_real and not real:
             raise SettingError(
-                "prior.kind=gaussian models real numbers and this tokenizer makes bits: "
+                f"prior.kind={self.prior.kind} models real numbers and this tokenizer makes bits: "
                 "set tokenizer.bottleneck=gaussian, or another prior.kind."
             )
-        if real and not gaussian:
+        if real and not models_real:
             raise SettingError(
-                f"prior.kind={self.prior.kind} models bits and tokenizer.bottleneck=gaussian makes real numbers: "
-                "set prior.kind=gaussian, or another bottleneck."
+                f"prior.kind={self.prior.kind} models bits and tokenizer.bottleneck={self.tokenizer.bottleneck} makes "
+                "real numbers: set prior.kind=gaussian, or another bottleneck."
             )
 
     def process(self, shape: CodeShape, scale: float = 1.0) -> Process:
         """How codes of this shape are noised and generated.  scale: standard deviation of real-valued ones."""
-        if self.prior.kind == "autoregressive":
-            return Autoregression(shape.positions)
-        if self.prior.kind == "absorbing":
-            return AbsorbingDiffusion(shape.positions)
-        if self.prior.kind == "gaussian":
-            return GaussianDiffusion(self.diffusion.steps, self.diffusion.schedule, scale, self.diffusion.prediction)
-        return self.diffusion.build()
+        return KINDS[self.prior.kind].of(self.diffusion, shape, scale)
 
     def denoiser(self, shape: CodeShape, num_classes: int, condition_dim: int = 0) -> DenoiserConfig:
         """The prior's network for codes of this shape and data of that many classes, or of vectors of that width."""
         prior = self.prior
         evidence: Literal["none", "flip", "value"] = "none"
-        if prior.evidence and prior.kind == "bernoulli":
+        kind = KINDS[prior.kind]
+        if prior.evidence and kind.has_evidence:
             evidence = "flip" if self.diffusion.target == "flip" else "value"
-        by_position = prior.kind in ("autoregressive", "absorbing")
         return DenoiserConfig(
             *shape,
-            steps=shape.positions if by_position else self.diffusion.build().steps,
+            steps=kind.steps(self.diffusion, shape),
             num_classes=num_classes if prior.class_conditional and not condition_dim else 0,
             dim=prior.dim,
             depth=prior.depth,

@@ -15,7 +15,7 @@ from bld.data import ImageSet
 from bld.seeding import keyed_generators
 from bld.serialization.models import tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
-from bld.tokenizer.bottlenecks import Bernoulli, Bottleneck
+from bld.tokenizer.bottlenecks.base import Bottleneck
 from bld.training.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
 from bld.training.loop import precision_of, processes_of
 
@@ -106,7 +106,6 @@ def _views(
             with accelerator.autocast():
                 features[flipped] = tokenizer.features(batch.flip(-1) if flipped else batch)
         if key.values == "probabilities":
-            assert isinstance(tokenizer.bottleneck, Bernoulli)
             views.append(to_rows(tokenizer.bottleneck.probs(features[flipped]), key))
             continue
         generators = keyed_generators(key.seed, f"codes-{index}", rows)

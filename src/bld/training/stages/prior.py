@@ -18,7 +18,7 @@ from bld.data import make_grid, save_png
 from bld.diffusion import BernoulliDiffusion
 from bld.diffusion.process import Process
 from bld.io.files import written_aside
-from bld.priors import NETWORKS, Denoiser, DenoiserConfig, Transformer
+from bld.priors import KINDS, DenoiserConfig, Transformer
 from bld.priors.transformer import Block
 from bld.seeding import derive_seed, keyed_generator, keyed_generators
 from bld.serialization.models import PipelineIndex, SamplingDefaults, save_index, save_model, save_process
@@ -98,7 +98,7 @@ class PriorStage(Stage):
         self.settings, self.training, self.run = settings, settings.prior_training, run
         self.cache, self.held_out, self.accelerator = cache, held_out, accelerator
         self.tokenizer = tokenizer.to(accelerator.device)
-        self.process = settings.process(cache.shape, _scale(cache) if settings.prior.kind == "gaussian" else 1.0)
+        self.process = settings.process(cache.shape, _scale(cache) if KINDS[settings.prior.kind].is_real else 1.0)
         torch.manual_seed(derive_seed(settings.seed, "prior-weights"))
         self.vectors = vectors
         config = settings.denoiser(cache.shape, len(cache.classes), vectors.cache.width if vectors is not None else 0)
@@ -276,15 +276,13 @@ class PriorStage(Stage):
         save_index(self.run.path, index, type(averaged).__name__, type(self.process).__name__)
 
     def _temperature(self) -> float:
-        """τ of the run's own samples; a Gaussian prior starts from unscaled noise."""
-        return 1.0 if self.process.kind == "gaussian" else self.settings.sampling.temperature
+        """τ of the run's own samples; real numbers start from unscaled noise."""
+        return 1.0 if KINDS[self.process.kind].is_real else self.settings.sampling.temperature
 
 
 def build_network(process: Process, config: DenoiserConfig) -> Transformer:
     """The untrained network of a process."""
-    if isinstance(process, BernoulliDiffusion):
-        return Denoiser(config, process.evidence_logits())
-    return NETWORKS[process.kind](config)
+    return KINDS[process.kind].build(config, process)
 
 
 def _scale(cache: CodeCache) -> float:

@@ -15,7 +15,6 @@ from bld.errors import SettingError
 from bld.seeding import derive_seed, keyed_generators, uniform
 from bld.serialization.models import save_model
 from bld.tokenizer import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
-from bld.tokenizer.bottlenecks import Bernoulli
 from bld.tokenizer.discriminator import discriminator_hinge
 from bld.tokenizer.layers import RECOMPUTED
 from bld.training.init_from import Origin, begin_tokenizer
@@ -112,7 +111,7 @@ class TokenizerStage(Stage):
     def _flips(self, positions: range, progress: float) -> Tensor | None:
         """Bits (B, h, w, c) for the decoder to see turned over: at each image's own rate, none in half of them."""
         most, shape = self.settings.objective.bit_flips_at(progress), self.model.code_shape
-        if most == 0 or not isinstance(self.model.bottleneck, Bernoulli):
+        if most == 0 or not self.model.bottleneck.has_probs:
             return None
         generators = keyed_generators(self.settings.seed, "tokenizer-flips", positions)
         draws = uniform((len(positions), 2 + shape.bits), generators, self.accelerator.device)

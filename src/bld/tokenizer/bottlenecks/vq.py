@@ -13,19 +13,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.errors import MissingPackageError
+from bld.errors import MissingPackageError, SettingError
 from bld.seeding import derive_seed
-from bld.tokenizer.bottlenecks import Bottleneck, Bottlenecked, Generators
+from bld.tokenizer.bottlenecks.base import Bottleneck, Bottlenecked, Generators, Options
 
 EMA_DECAY = 0.97
+MOST_VQ_BITS = 16
 DEAD_BELOW = 0.05  # uses per batch, on average; an untouched vector gets there in 100 batches
 
 
 class VectorQuantised(Bottleneck):
     """Codes are indices written as bits (B, h, w, code_bits), bit i of weight 2^i; nothing about them is random."""
 
+    kind = "vq"
     is_random = False
     passes: Tensor
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """A codebook has 2^c vectors."""
+        if options.code_bits > MOST_VQ_BITS:
+            raise SettingError(
+                f"tokenizer.code_bits is {options.code_bits}, and a vq codebook has 2^code_bits vectors: "
+                f"choose at most {MOST_VQ_BITS}, for example 10."
+            )
+
+    @classmethod
+    def of(cls, options: Options) -> VectorQuantised:
+        """As the settings say."""
+        return cls(options.code_bits, options.embed_dim)
 
     def __init__(self, code_bits: int, width: int):
         super().__init__(width, width)

@@ -1,4 +1,4 @@
-"""The denoiser T_θ of Bernoulli diffusion (Section 4.1).
+"""The paper's prior: Bernoulli diffusion, and its denoiser T_θ (Section 4.1). Its mathematics is in `bld.diffusion`.
 
 (z_t, t, condition) ─▶ N position tokens + step token [+ condition token] ─▶ blocks ─▶ logits at the N positions
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bld.diffusion import BernoulliDiffusion
+from bld.diffusion.process import Process
+from bld.priors.base import PriorKind, register
 from bld.priors.transformer import DenoiserConfig, Transformer
 
 
@@ -30,6 +33,11 @@ class Denoiser(Transformer):
             known = torch.zeros(config.steps) if evidence_logits is None else evidence_logits.float()
             self.register_buffer("evidence_logits", known)
 
+    @classmethod
+    def of(cls, config: DenoiserConfig, process: Process) -> Denoiser:
+        """Untrained, with the evidence of the process's schedule."""
+        return cls(config, process.evidence_logits() if isinstance(process, BernoulliDiffusion) else None)
+
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z_t (B, N, c) bits of any dtype; t (B,) int64 in 1 … T; condition: labels or vectors as
         `Transformer.condition` takes them, none for all if not given.  Returns logits (B, N, c), float32.
@@ -39,3 +47,10 @@ class Denoiser(Transformer):
             return logits
         known = self.evidence_logits[t - 1].float().view(-1, 1, 1)
         return logits + (known if self.config.evidence == "flip" else known * (1 - 2 * z_t.float()))
+
+
+register(
+    PriorKind(
+        "bernoulli", Denoiser, BernoulliDiffusion, lambda diffusion, shape, scale: diffusion.build(), has_evidence=True
+    )
+)

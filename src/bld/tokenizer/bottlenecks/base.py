@@ -1,0 +1,99 @@
+"""What stands between encoder and decoder: codes made of the encoder's features, with a gradient.
+
+A bottleneck is a file here with one subclass of `Bottleneck`; its `kind` is its name in the settings.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Options(Protocol):
+    """The settings of a tokenizer that a bottleneck may look at."""
+
+    @property
+    def code_bits(self) -> int:
+        """c, values per position."""
+
+    @property
+    def embed_dim(self) -> int:
+        """Width to which the decoder embeds a position."""
+
+    @property
+    def bit_noise(self) -> float:
+        """η."""
+
+
+class Bottlenecked(NamedTuple):
+    """A training pass through a bottleneck."""
+
+    latent: Tensor  # (B, h, w, latent_channels), float32: what the decoder embeds; carries the gradient
+    codes: Tensor  # (B, h, w, c): uint8 bits, or float32 real numbers
+    probs: Tensor | None  # (B, h, w, c) float32 in (0, 1), of bits that are drawn
+    penalties: dict[str, Tensor]  # unweighted scalars for the objective, by the name of their weight
+
+
+class Bottleneck(nn.Module, ABC):
+    """Features of the encoder (B, h, w, feature_channels), float32 ⇄ codes (B, h, w, c).
+
+    kind: its `tokenizer.bottleneck`.
+    feature_channels: what it wants of the encoder.  latent_channels: what it gives the decoder.
+    is_binary: whether codes are bits, else real numbers.  is_random: whether codes are drawn.
+    has_probs: whether they are bits that are drawn from probabilities.
+    """
+
+    kind: ClassVar[str]
+    is_binary: ClassVar[bool] = True
+    is_random: ClassVar[bool] = True
+    has_probs: ClassVar[bool] = False
+
+    @classmethod
+    def check(cls, options: Options) -> None:
+        """Raise `SettingError` for settings that it cannot be built with."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, options: Options) -> Self:
+        """The untrained one; raises `MissingPackageError` where it needs a package that is not installed."""
+
+    def __init__(self, feature_channels: int, latent_channels: int):
+        super().__init__()
+        self.feature_channels, self.latent_channels = feature_channels, latent_channels
+
+    @abstractmethod
+    def noise(self, shape: Sequence[int], generators: Generators, device: torch.device) -> Tensor | None:
+        """The draws that codes of this shape (B, h, w, c) are made with; None where nothing is drawn."""
+
+    @abstractmethod
+    def codes(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Codes drawn with this noise, or without it the most probable ones."""
+
+    def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
+        """P(bit = 1), where there are such probabilities."""
+        raise NotImplementedError(f"{type(self).__name__} has none.")
+
+    @abstractmethod
+    def latent(self, codes: Tensor) -> Tensor:
+        """What the decoder embeds for codes of any dtype: (B, h, w, latent_channels), float32."""
+
+    @abstractmethod
+    def forward(
+        self,
+        features: Tensor,
+        noise: Tensor | None = None,
+        *,
+        bit_noise: Tensor | None = None,
+        flips: Tensor | None = None,
+    ) -> Bottlenecked:
+        """The training pass, differentiable.  bit_noise, flips: see `Bernoulli`; others take no notice."""
+
+    def figures(self, codes: Tensor) -> dict[str, Tensor]:
+        """Scalars worth logging about how a batch of codes uses the code."""
+        return {}

@@ -1,0 +1,95 @@
+"""One new thing is one new file: a bottleneck and a kind of prior from outside, named in the settings and trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+BOTTLENECK = '''
+import torch
+from bld.tokenizer.bottlenecks import Bottleneck, Bottlenecked
+
+class Signs(Bottleneck):
+    """Bits by sign, never drawn."""
+    kind = "signs"
+    is_random = False
+    @classmethod
+    def of(cls, options):
+        return cls(options.code_bits, options.code_bits)
+    def noise(self, shape, generators, device):
+        return None
+    def codes(self, features, noise=None):
+        return (features > 0).to(torch.uint8)
+    def latent(self, codes):
+        return 2 * codes.float() - 1
+    def forward(self, features, noise=None, **_):
+        codes = self.codes(features)
+        return Bottlenecked(self.latent(codes) + features - features.detach(), codes, None, {})
+'''
+
+PRIOR = '''
+import torch
+import torch.nn.functional as F
+from bld.diffusion.process import PriorLoss, SamplingStep
+from bld.priors import PriorKind, Transformer
+from bld.priors.base import register
+
+class Marginals(Transformer):
+    """Every bit by itself: what all other priors should beat."""
+    def forward(self, z_t, t, condition=None):
+        return self.see_all(self.embed(torch.zeros_like(z_t, dtype=torch.float32)) + self.positions, t, condition)
+
+class Independent:
+    kind, may_skip, has_likelihood, steps = "independent", False, True, 1
+    def settings(self):
+        return {}
+    @classmethod
+    def from_settings(cls):
+        return cls()
+    def training_loss(self, denoise, z0, t, generators=None, vlb_weight=0.1):
+        return PriorLoss(F.binary_cross_entropy_with_logits(denoise(z0, t), z0.float()))
+    def likelihood_bits(self, denoise, z0, *, steps=None, draws=1, generators=None):
+        logits = denoise(z0, torch.ones(len(z0), dtype=torch.long))
+        nats = F.binary_cross_entropy_with_logits(logits, z0.float(), reduction="none").flatten(1).double().sum(1)
+        return nats / torch.tensor(2.0).log()
+    def bound_at(self, denoise, z0, t, generators=None):
+        return self.likelihood_bits(denoise, z0)
+    def sample(self, denoise, shape, *, generators=None, device="cpu", callback=None, **_):
+        logits = denoise(torch.zeros(shape, dtype=torch.uint8), torch.ones(shape[0], dtype=torch.long))
+        draws = torch.stack([torch.rand(shape[1:], generator=g) for g in generators])
+        codes = (draws < logits.sigmoid()).to(torch.uint8)
+        if callback is not None:
+            callback(SamplingStep(0, 1, 1, 0, codes, logits.sigmoid()))
+        return codes
+
+register(
+    PriorKind(
+        "independent", Marginals, Independent, of=lambda *_: Independent(), steps=lambda *_: 1, one_pass=True
+    )
+)
+'''
+
+
+def test_a_bottleneck_and_a_prior_are_a_file_each(tmp_path: Path, tiny_words: list[str]):
+    (tmp_path / "added.py").write_text(BOTTLENECK + PRIOR)
+    words = [*tiny_words, "tokenizer.bottleneck=signs", "prior.kind=independent", "codes.fresh=false"]
+    words += ["prior.soft_targets=false", "sampling.steps=0"]
+    code = f"""
+import added
+from bld.cli import main
+run = {str(tmp_path / "run")!r}
+assert main(["train", "--data", "digits", "--preset", "digits", "--out", run, *{words!r}]) == 0
+assert main(["info", run]) == 0
+assert main(["sample", run, "--num", "3", "--out", run + "-samples"]) == 0
+import bld
+pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(run)
+assert type(pipe.prior).__name__ == "Marginals" and type(pipe.tokenizer.bottleneck).__name__ == "Signs"
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run-samples").glob("0*.png"))) == 3

@@ -118,7 +118,7 @@ def test_a_guided_sample_is_two_forwards(texts: Path):
     from bld.diffusion import with_guidance
 
     with torch.no_grad():
-        rows = pipe._asked(None, None, condition=vectors)
+        rows = pipe._conditioning.rows(None, None, condition=vectors)
         found = with_guidance(pipe.prior, rows, pipe.prior.no_condition(2), 3.0)(z, t)
         u, v = pipe.prior(z, t), pipe.prior(z, t, vectors)
     torch.testing.assert_close(found, u + 3 * (v - u), rtol=0, atol=1e-4)

@@ -1,0 +1,73 @@
+"""Arguments as users give them, and results as they want them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bld.data import to_pil
+from bld.errors import SettingError, did_you_mean
+from bld.seeding import keyed_generators
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+Generators = int | torch.Generator | Sequence[torch.Generator | int] | None
+Labels = int | str | Sequence[int | str] | None
+Vectors = np.ndarray | Tensor | Sequence[float] | None
+
+
+def to_output(images: Tensor, output_type: OutputType) -> Any:
+    """(B, 3, H, W) in [-1, 1] → what the caller asked for."""
+    if output_type == "pil":
+        return to_pil(images)
+    unit = (images + 1) / 2
+    if output_type == "pt":
+        return unit
+    if output_type == "np":
+        return unit.permute(0, 2, 3, 1).numpy()
+    known = ["pil", "np", "pt", "latent"]
+    raise SettingError(f"Unknown output_type '{output_type}'.{did_you_mean(str(output_type), known)}")
+
+
+def generators_of(
+    generator: Generators, count: int, first_index: int, purpose: str = "sample"
+) -> list[torch.Generator]:
+    """One generator per image, keyed by (seed, index), unless the caller brought some."""
+    if isinstance(generator, Sequence):
+        if len(generator) != count:
+            raise SettingError(f"{len(generator)} generators were given for {count} images: give one per image.")
+        return [
+            one if isinstance(one, torch.Generator) else keyed_generators(whole_number("A seed", one), purpose, [0])[0]
+            for one in generator
+        ]
+    if generator is None:
+        generator = int(torch.randint(2**62, ()))
+    elif isinstance(generator, torch.Generator):
+        generator = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    generator = whole_number("A seed", generator)
+    return keyed_generators(generator, purpose, range(first_index, first_index + count))
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number of Python, numpy or torch; `SettingError` for anything else."""
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise SettingError(f"{name} is a whole number, not {value!r}.") from None
+    if least is not None and number < least:
+        raise SettingError(f"{name} is at least {least}, not {number}.")
+    return number
+
+
+def floating_dtype(given: torch.dtype | str) -> torch.dtype:
+    """A floating-point type, or one that is named; `SettingError` for anything else."""
+    found = getattr(torch, given.removeprefix("torch."), None) if isinstance(given, str) else given
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise SettingError(f"torch_dtype is a floating-point type such as float16 or bfloat16, not {given!r}.")
+    return found

@@ -1,0 +1,125 @@
+"""Sharing a pipeline: on the hub, with a README.md that shows and describes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bld.data import make_grid, save_png
+from bld.diffusion import BernoulliDiffusion
+from bld.diffusion.process import Process
+from bld.io.files import written_aside
+from bld.io.hub import upload
+from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card
+from bld.priors import Transformer
+from bld.serialization.models import PipelineIndex
+from bld.tokenizer import BinaryAutoencoder
+
+CARD_COLUMNS, MOST_CARD_COLUMNS, CARD_ROWS, CARD_PIXELS = 8, 10, 4, 96
+
+
+class PushToHubMixin:
+    """A pipeline that can be shared."""
+
+    tokenizer: BinaryAutoencoder
+    prior: Transformer
+    diffusion: Process
+    index: PipelineIndex
+    folder: Path | None
+    __call__: Any
+    save_pretrained: Any
+    _decoded: Any
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Share a binary latent diffusion model",
+        revision: str | None = None,
+        create_pr: bool = False,
+        license: str = LICENCE_UNKNOWN,
+    ) -> str:
+        """Share on the Hugging Face hub, with a README.md that shows and describes the model; returns the address.
+
+        repo_id: such as you/flowers; made if it is not there.  token: by default that of `hf auth login`.  revision:
+        a branch, made if need be.  create_pr: propose it to the repository's owner instead.  license: of the weights,
+        an identifier of the hub such as cc-by-4.0.  Only JSON, safetensors, PNG and the README leave this machine.
+        Raises `CheckpointError` where the hub refuses or cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            self.save_card(folder, repo_id, license)
+            return upload(
+                Path(folder),
+                repo_id,
+                private=private,
+                token=token,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def save_card(self, folder: str | Path, repo_id: str, license: str = LICENCE_UNKNOWN) -> None:
+        """Write README.md and the pictures it shows into a folder: samples of fixed seeds, nothing picked out."""
+        folder = Path(folder)
+        pictures = self._card_pictures()
+        for name, _, picture in pictures:
+            save_png(picture, folder / name)
+        facts = CardFacts(
+            repo_id,
+            license,
+            self.index.classes if self.prior.config.num_classes else [],
+            list(self._card_settings()),
+            [(name, caption) for name, caption, _ in pictures],
+            self.folder,
+            bool(self.index.text_encoder),
+        )
+        with written_aside(folder / "README.md") as aside:
+            aside.write_text(model_card(facts), encoding="utf-8")
+
+    @torch.no_grad()
+    def _card_pictures(self) -> list[tuple[str, str, Image.Image]]:
+        """(file, caption, picture): samples, and how one comes out of noise."""
+        count = self.prior.config.num_classes
+        columns = min(count, MOST_CARD_COLUMNS) or CARD_COLUMNS
+        labels = [i % columns for i in range(columns * CARD_ROWS)] if count else None
+        walk: list[Tensor] = []
+        self(1, None if labels is None else [0], generator=0, callback_on_step_end=lambda *seen: _keep(walk, seen))
+        images = self(columns * CARD_ROWS, labels, generator=0, output_type="pt").images * 2 - 1
+        scale = max(1, CARD_PIXELS // self.tokenizer.config.image_size)
+        shown = [walk[round(i * (len(walk) - 1) / (columns - 1))] for i in range(columns)] if columns > 1 else walk[-1:]
+        steps = self._decoded(torch.cat(shown), batch_size=len(shown))
+        by = ", a class a column" if count else ""
+        return [
+            ("samples.png", f"The first {len(images)} samples of seed 0{by}", make_grid(images, columns, scale)),
+            ("steps.png", "The first of them, from noise to its end", make_grid(steps, columns, scale)),
+        ]
+
+    def _card_settings(self) -> Iterator[tuple[str, str]]:
+        """(what, how) of the networks."""
+        size, shape = self.tokenizer.config.image_size, self.tokenizer.code_shape
+        config, defaults = self.prior.config, self.index.sampling
+        yield "images", f"{size} × {size} pixels"
+        yield "code", f"{shape}, {self.tokenizer.config.code_bytes:,} bytes an image"
+        for name, network in (("tokenizer", self.tokenizer), ("prior", self.prior)):
+            yield f"{name} parameters", f"{sum(p.numel() for p in network.parameters()):,}"
+        yield "prior", f"{type(self.prior).__name__}: depth {config.depth}, width {config.dim}, {config.heads} heads"
+        if isinstance(self.diffusion, BernoulliDiffusion):
+            schedule = self.diffusion.schedule
+            yield "diffusion", f"{schedule.kind} schedule, T = {schedule.steps}, predicts {self.diffusion.target}"
+            yield "posterior", {"exact": "exact (eq. 8)", "plugin": "plugin (eq. 10)"}[self.diffusion.posterior]
+        steps = defaults.num_inference_steps or self.diffusion.steps
+        yield "sampling by default", f"{steps} steps, τ = {defaults.temperature}, guidance {defaults.guidance_scale}"
+
+
+def _keep(walk: list[Tensor], seen: tuple[Any, int, int, dict[str, Tensor]]) -> None:
+    """Remember the codes of a step, as a callback is shown them."""
+    walk.append(seen[3]["latents"].clone())

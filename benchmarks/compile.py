@@ -19,7 +19,7 @@ from steps import prior_run, stepping, tokenizer_run
 
 from bld.priors import Denoiser
 from bld.tokenizer import BinaryAutoencoder
-from bld.training.settings import load_settings
+from bld.training.config import load_settings
 
 
 def pairs(precision: str, preset: str, folder: Path):

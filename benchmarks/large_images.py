@@ -25,7 +25,7 @@ ROWS = 128
 
 
 def settings_of(size: int):
-    from bld.training.settings import load_settings
+    from bld.training.config import load_settings
 
     words = ["mixed_precision=float32", "data.held_out=1", "data.flip=false"]
     for stage in ("tokenizer_training", "prior_training"):

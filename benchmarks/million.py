@@ -75,9 +75,9 @@ def run_case(case: str, folder: Path) -> dict[str, float]:
 
     from bld.data import ImageSet, open_images
     from bld.tokenizer import BinaryAutoencoder
+    from bld.training.accelerator import make_accelerator
     from bld.training.code_cache import CodeCache
-    from bld.training.loop import make_accelerator
-    from bld.training.settings import load_settings
+    from bld.training.config import load_settings
 
     settings = load_settings("cifar10", words=WORDS)
     before, started = peak_mib(), time.monotonic()
@@ -126,7 +126,8 @@ def waiting(settings, cache, folder: Path) -> dict[str, float]:
     import torch
 
     from bld.tokenizer import BinaryAutoencoder
-    from bld.training.loop import StageRun, make_accelerator
+    from bld.training.accelerator import make_accelerator
+    from bld.training.loop import StageRun
     from bld.training.run_folder import RunFolder
     from bld.training.stages.prior import HeldOutCodes, PriorStage
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from bld.data import ImageSet, Preprocessing
-from bld.evaluation.evaluate import Request, image_batches, samples
+from bld.evaluation.evaluate import image_batches, samples
 from bld.evaluation.features import load_extractor
 from bld.evaluation.metrics.distances import extract, score
+from bld.evaluation.request import Request
 from bld.evaluation.requested import Asked
 from bld.experiments.page import Table, machine
 from bld.pipeline import BinaryLatentDiffusionPipeline

@@ -16,7 +16,7 @@ from measuring import DEVICE, in_turn, options, precise, ratios, spread, table, 
 from steps import prior_run, stepping
 
 from bld.tokenizer import BinaryAutoencoder
-from bld.training.settings import load_settings
+from bld.training.config import load_settings
 
 
 def main() -> None:

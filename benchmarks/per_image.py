@@ -13,7 +13,7 @@ from measuring import DEVICE, in_turn, options, precise, spread, table, write
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.priors import Denoiser
 from bld.tokenizer import BinaryAutoencoder
-from bld.training.settings import load_settings
+from bld.training.config import load_settings
 
 
 def main() -> None:

@@ -17,8 +17,8 @@ from steps import prior_run, stepping
 
 from bld.planning.cost import flops
 from bld.priors import Denoiser
+from bld.training.config import load_settings
 from bld.training.metrics_log import MetricsLog
-from bld.training.settings import load_settings
 
 
 def forward_operations(settings, batch: int) -> int:

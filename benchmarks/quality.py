@@ -38,7 +38,8 @@ from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.planning.budget import prior_step, tokenizer_step
 from bld.seeding import derive_seed, keyed_generators, keyed_permutation
 from bld.serialization.models import load_tokenizer
-from bld.training.settings import Settings, load_settings
+from bld.training.config import load_settings
+from bld.training.settings import Settings
 from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
 
 FOLDER = Path(__file__).parent / "quality"

@@ -11,8 +11,9 @@ from PIL import Image
 
 from bld.data import ImageSet
 from bld.tokenizer import BinaryAutoencoder, losses
+from bld.training.accelerator import make_accelerator
 from bld.training.code_cache import CacheKey, write_cache
-from bld.training.loop import StageRun, make_accelerator
+from bld.training.loop import StageRun
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
 from bld.training.stages.prior import HeldOutCodes, PriorStage

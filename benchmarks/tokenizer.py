@@ -18,7 +18,7 @@ from torch import nn
 
 from bld.planning.cost import flops
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
-from bld.training.settings import load_settings
+from bld.training.config import load_settings
 
 SHAPES = [(128, 256), (128, 128), (256, 64), (256, 32), (512, 16)]  # channels, pixels
 

@@ -113,7 +113,8 @@ def _fenced(text: str) -> str:
 
 def settings() -> str:
     """Every key of the settings with its default and meaning, from the typed settings and their docstrings."""
-    from bld.training.settings import Settings, preset_names
+    from bld.training.config import preset_names
+    from bld.training.settings import Settings
 
     text = ["## Presets\n", "| preset | what it is for |\n| --- | --- |"]
     for name in preset_names():

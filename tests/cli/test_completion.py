@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bld.cli import VERBS, main
-from bld.training.settings import known_keys, preset_names
+from bld.training.config import known_keys, preset_names
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,8 @@ from bld.cli import main
 from bld.cli.outputs import is_ours
 from bld.data import save_png
 from bld.errors import SettingError
-from bld.training.settings import known_keys, leaves, load_settings, settings_tree
+from bld.training.config import known_keys, load_settings
+from bld.training.settings import leaves, settings_tree
 
 QUICK = ["--steps", "1", "--num", "3"]
 

@@ -11,7 +11,7 @@ import pytest
 
 import bld
 from bld.cli import VERBS
-from bld.training.settings import known_keys, load_settings
+from bld.training.config import known_keys, load_settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from bld.experiments.runner import Sampling, Workshop
 from bld.experiments.scales import DIGITS, PRIORS
 from bld.experiments.tables import ITEMS
 from bld.experiments.verdict import Comparison
-from bld.training.settings import load_settings
+from bld.training.config import load_settings
 
 pytest.importorskip("torch_fidelity")
 

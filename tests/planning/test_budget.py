@@ -13,8 +13,8 @@ from bld.planning import budget
 from bld.planning.budget import CHANNELS, PRIORS, WANTED_STEPS, Pace, measure, plan, training_flops
 from bld.planning.simulate import prior_step, tokenizer_step
 from bld.training import time_budget
+from bld.training.config import load_settings
 from bld.training.run_folder import RunFolder
-from bld.training.settings import load_settings
 from bld.training.time_budget import STAGES, split
 
 LAPTOP = Pace(90e9, 60e9)

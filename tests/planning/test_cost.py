@@ -20,10 +20,12 @@ from bld.planning.simulate import FUSED_ON_CPU, StepCost, prior_step, tokenizer_
 from bld.priors import KINDS
 from bld.serialization.models import load_tokenizer
 from bld.tokenizer import BinaryAutoencoder
-from bld.training.loop import Stage, StageRun
+from bld.training.config import load_settings
+from bld.training.loop import StageRun
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.settings import Settings, load_settings
+from bld.training.settings import Settings
+from bld.training.stages.base import Stage
 from bld.training.stages.prior import HeldOutCodes, PriorStage
 from bld.training.stages.tokenizer import RECOMPUTED, TokenizerStage
 

@@ -95,8 +95,8 @@ def test_the_loss_is_that_of_what_is_predicted():
 
 
 def test_old_models_predict_the_noise_and_runs_of_then_go_on_so(tmp_path):
+    from bld.training.config import load_settings
     from bld.training.run_folder import RunFolder
-    from bld.training.settings import load_settings
 
     assert GaussianDiffusion(10, "linear", 1.0).prediction == "epsilon"  # as their config.json, which does not say
     assert load_settings("digits").diffusion.prediction == "v"

@@ -26,7 +26,7 @@ from bld.evaluation.metrics.reconstruction import structural_similarity
 from bld.evaluation.requested import Asked
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.runtime.precision import Autocast, allow_tf32, in_float32
-from bld.training import loop
+from bld.training import accelerator as making
 from bld.training.code_cache import CodeCache, open_cache
 from bld.training.run_folder import RunFolder
 from bld.training.stages.encode import encode_images
@@ -66,8 +66,8 @@ def test_float32_on_a_gpu_rounds_neither_products_nor_convolutions_to_tf32():
 @pytest.mark.parametrize(("setting", "expected"), [("float32", ("highest", False)), ("bf16", ("high", True))])
 def test_a_training_on_a_gpu_sets_both(monkeypatch: pytest.MonkeyPatch, setting: str, expected: tuple[str, bool]):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(loop, "Accelerator", lambda **options: SimpleNamespace(**options))
-    loop.make_accelerator(setting)
+    monkeypatch.setattr(making, "Accelerator", lambda **options: SimpleNamespace(**options))
+    making.make_accelerator(setting)
     assert flags() == expected
 
 
@@ -231,7 +231,7 @@ def test_codes_made_in_another_precision_or_in_an_unknown_one_are_made_again(tra
     images, said = ImageSet.open("digits", Preprocessing(8)).subset(torch.arange(12)), []
 
     def encoded(precision: str) -> tuple[CodeCache, int]:
-        accelerator = loop.make_accelerator(precision)
+        accelerator = making.make_accelerator(precision)
         return encode_images(
             tmp_path, pipe.tokenizer, images, draws=0, seed=0, accelerator=accelerator, say=said.append
         )
@@ -253,11 +253,11 @@ def test_codes_made_in_another_precision_or_in_an_unknown_one_are_made_again(tra
 @pytest.mark.parametrize(("fast", "name"), [(True, "bf16"), (False, "float32")])
 def test_what_auto_came_to_has_a_name(monkeypatch: pytest.MonkeyPatch, fast: bool, name: str):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(loop, "_cpu_is_faster_in_bf16", lambda: fast)
-    accelerator = loop.make_accelerator("auto")
+    monkeypatch.setattr(making, "_cpu_is_faster_in_bf16", lambda: fast)
+    accelerator = making.make_accelerator("auto")
     with accelerator.autocast():
         assert Autocast.here(accelerator.device).name == name
-    assert loop.precision_of(accelerator) == name
+    assert making.precision_of(accelerator) == name
 
 
 def test_a_run_records_the_precision_of_each_stage(trained_run: Path):

@@ -18,9 +18,9 @@ from bld.errors import CheckpointError, DataError, SettingError
 from bld.nn.text_encoder import TextEncoder
 from bld.runtime.distributed import Processes
 from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
+from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder, with_absolute_paths
-from bld.training.settings import load_settings
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 220), "yellow": (230, 220, 40)}
 WIDTH = 16

@@ -12,11 +12,11 @@ from bld.data import ImageSet
 from bld.errors import SettingError
 from bld.serialization.models import load_tokenizer
 from bld.tokenizer import ObjectiveConfig
+from bld.training.accelerator import make_accelerator
 from bld.training.code_cache import CodeCache
-from bld.training.loop import make_accelerator
+from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.settings import load_settings
 from bld.training.stages.tokenizer import TokenizerStage
 
 

@@ -17,9 +17,9 @@ from bld.codes import to_tokens
 from bld.errors import SettingError
 from bld.experiments.scales import SCALES, scale_for
 from bld.training.code_cache import CacheKey, CodeCache, from_rows, to_rows
+from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.settings import load_settings
 from bld.training.stages.prior import PriorStage
 
 REAL = ["tokenizer.bottleneck=gaussian", "prior.kind=gaussian"]
@@ -90,7 +90,7 @@ def test_a_prior_alone_takes_its_part_and_leaves_the_tokenizer_as_it_is(trained_
 
 @pytest.mark.parametrize("preset", ["churches256", "imagenet256", "cifar10", "digits"])
 def test_every_preset_takes_it(preset):
-    from bld.training.settings import FAITHFUL
+    from bld.training.config import FAITHFUL
 
     settings = load_settings(preset, words=[*FAITHFUL, "prior.evidence=true"])
     assert settings.prior.evidence and settings.codes.fresh  # what is said after it goes over it

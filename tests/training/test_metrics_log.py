@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from bld.errors import MissingPackageError, SettingError
+from bld.training.config import load_settings
 from bld.training.metrics_log import MetricsLog
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.settings import Settings, load_settings
+from bld.training.settings import Settings
 
 
 def log_steps(run, settings, steps, loss, start=0, picture=None):

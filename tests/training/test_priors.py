@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 import bld
 from bld.errors import SettingError
 from bld.priors import KINDS
+from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.settings import load_settings
 
 BITS = ["bernoulli", "autoregressive", "absorbing"]
 GAUSSIAN = ["tokenizer.bottleneck=gaussian", "codes.draws=0", "diffusion.steps=50", "prior.step_embedding=sinusoidal"]

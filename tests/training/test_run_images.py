@@ -15,10 +15,10 @@ from bld.cli import main
 from bld.data import ImageSet, Preprocessing, open_images
 from bld.errors import DataError
 from bld.evaluation.load_run import open_run
+from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import LOOKED_AT, images_of_run, split_images
-from bld.training.settings import load_settings
 
 WORDS = ["tokenizer.image_size=8", "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "trackers=[]"]
 

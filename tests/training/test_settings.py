@@ -6,15 +6,9 @@ import yaml
 
 from bld.errors import SettingError
 from bld.planning.cost import describe
-from bld.training.loop import make_accelerator
-from bld.training.settings import (
-    Settings,
-    known_keys,
-    leaves,
-    load_settings,
-    preset_names,
-    settings_tree,
-)
+from bld.training.accelerator import make_accelerator
+from bld.training.config import known_keys, load_settings, preset_names
+from bld.training.settings import Settings, leaves, settings_tree
 
 PAPER = {"bedrooms256", "churches256", "ffhq256", "celebahq256", "imagenet256", "ffhq1024", "celebahq1024"}
 TABLE_4 = {f"bedrooms256{suffix}" for suffix in ("-vq", "-real", "-8x8", "-8x8-vq", "-8x8-real")}

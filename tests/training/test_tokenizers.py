@@ -14,10 +14,10 @@ from torch import nn
 from bld.planning.cost import describe
 from bld.serialization.models import load_tokenizer, tokenizer_hash
 from bld.training.code_cache import CodeCache
+from bld.training.config import load_settings
 from bld.training.ema import WeightAverage
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.settings import load_settings
 
 BOTTLENECK = {
     "bernoulli": [],

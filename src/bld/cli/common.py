@@ -90,11 +90,11 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     """The recipe these arguments ask for, with the run's folder locked; an untold preset fits the images' size."""
     budget = duration(args.budget) if getattr(args, "budget", None) else None
     from bld.runtime.distributed import launched
+    from bld.training.config import FAITHFUL
     from bld.training.init_from import Beginning
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
     from bld.training.run_images import refuse_other_data
-    from bld.training.settings import FAITHFUL
 
     run, processes = RunFolder(args.out), launched()
     with contextlib.ExitStack() as stack:
@@ -139,7 +139,8 @@ def sized(
     Says in a line what the time buys.
     """
     from bld.planning.budget import measure, plan, tree_of
-    from bld.training.settings import leaves, load_settings, overlaid
+    from bld.training.config import load_settings, overlaid
+    from bld.training.settings import leaves
 
     settings = load_settings(preset, words=words, over=over)
     if not settings.sizes_by_budget:
@@ -249,7 +250,7 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     import torch
 
     from bld.runtime.precision import allow_tf32
-    from bld.training.loop import autocast_dtype
+    from bld.training.accelerator import autocast_dtype
 
     choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
     allow_tf32(device, choice == "bf16")

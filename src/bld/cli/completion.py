@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
             "Completion scripts are made by shtab: pip install 'binary-latent-diffusion[completion]'."
         ) from error
     from bld.cli import build_parser
-    from bld.training.settings import known_keys, preset_names
+    from bld.training.config import known_keys, preset_names
 
     parser, settings = build_parser(), [f"{key}=" for key in known_keys()]
     for action in _actions(parser):

@@ -71,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Judge, print, write."""
     from bld.evaluation import evaluate
+    from bld.evaluation import record as recording
     from bld.evaluation.features import load_extractor
     from bld.io.files import write_json
     from bld.runtime.distributed import launched
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
         given = args.samples is not None
         record = _given(args, request, extractor) if given else _run(args, request, extractor, processes)
     if processes.is_main:
-        for line in evaluate.lines(record["figures"], extractor):
+        for line in recording.lines(record["figures"], extractor):
             say(line)
         write_json(out, record)
         say(f"Written: {out}")
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Processes) -> dict[str, Any]:
     from bld.evaluation import evaluate
+    from bld.evaluation import record as recording
     from bld.evaluation.requested import asked_for
     from bld.pipeline import class_names
 
@@ -119,12 +121,13 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     quiet = say if processes.is_main else (lambda _: None)
     figures = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes, asked)
     made = {**evaluate.made_by(pipeline, request, asked), "format": "uint8 straight from the model, no file"}
-    return evaluate.record(figures, request, extractor, reference, unseen, made)
+    return recording.record(figures, request, extractor, reference, unseen, made)
 
 
 def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, Any]:
     from bld.data import ImageSet
     from bld.evaluation import evaluate
+    from bld.evaluation import record as recording
 
     if not args.data and not args.run_folder:
         raise SettingError("Samples are judged against real images: name them with --data.")
@@ -138,7 +141,7 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, 
         say(warning)
     folder = (args.out.parent if args.out else Path()) / "evaluation"
     figures = evaluate.evaluate_samples(given, reference, request, extractor, folder)
-    return evaluate.record(figures, request, extractor, reference, None, evaluate.describe_images(given))
+    return recording.record(figures, request, extractor, reference, None, recording.describe_images(given))
 
 
 def _meet(images: ImageSet, classes: list[str], needed: str) -> None:

@@ -35,8 +35,9 @@ def run(args: argparse.Namespace) -> None:
     """Print a table."""
     from bld.planning.cost import describe, plan
     from bld.training.code_cache import CodeCache
+    from bld.training.config import load_settings
     from bld.training.run_folder import RunFolder
-    from bld.training.settings import load_settings, settings_tree
+    from bld.training.settings import settings_tree
 
     folder = RunFolder(Path(args.what))
     images, classes = args.images or 100_000, args.classes or 0

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.runtime.precision import allow_tf32
     from bld.studio.model import Model
     from bld.studio.server import serve
-    from bld.training.loop import autocast_dtype
+    from bld.training.accelerator import autocast_dtype
     from bld.training.run_folder import RunFolder
 
     pipe = load_pipeline(args)

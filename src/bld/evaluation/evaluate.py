@@ -9,16 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bld.codes import learned_sentence, to_grid
+from bld.codes import to_grid
 from bld.data import ImageSet, psnr, to_uint8
-from bld.errors import DataError, SettingError, did_you_mean
+from bld.errors import DataError, SettingError
 from bld.evaluation.features import PRECISION, FeatureExtractor
 from bld.evaluation.metrics.cas import classification_accuracy_score, steps_of
 from bld.evaluation.metrics.distances import (
@@ -33,6 +32,7 @@ from bld.evaluation.metrics.distances import (
 )
 from bld.evaluation.metrics.lpips import PerceptualDistance
 from bld.evaluation.metrics.reconstruction import structural_similarity
+from bld.evaluation.request import RECONSTRUCTION, Request
 from bld.evaluation.requested import Asked, asked_for
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
 from bld.runtime.distributed import Processes
@@ -40,55 +40,9 @@ from bld.runtime.precision import Autocast
 from bld.seeding import keyed_generators
 from bld.training.held_out_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
 
-RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
-ALL_METRICS = (*METRICS, "cas", *RECONSTRUCTION, "bits")
 SHARD = 1000
 LIBRARIES = ("torch", "torch-fidelity", "torchmetrics")
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is judged, and how.
-
-    metrics: names from ALL_METRICS.  num: samples.  seed, steps, temperature, guidance_scale, classes: of the samples;
-    None is the run's own.  classes: as `asked_for` takes them; "" draws what the data has.  batch_size:
-    images at a time, which changes nothing.  reconstructed: real images for reconstruction and cas, at most.
-    codes: images for the likelihood.  code_draws: of each of them; 0 takes the most probable codes.  cas_epochs: how
-    often the classifier of cas sees each sample; cas_steps: its training steps in place of that, if above 0.
-    """
-
-    metrics: tuple[str, ...] = ("fd", "kid", "precision", "recall")
-    num: int = 10_000
-    seed: int = 0
-    steps: int | None = None
-    temperature: float | None = None
-    guidance_scale: float | None = None
-    classes: str = ""
-    batch_size: int = 64
-    reconstructed: int = 10_000
-    codes: int = 512
-    code_draws: int = CODE_DRAWS
-    cas_steps: int = 0
-    cas_epochs: int = 30
-    cas_network: str = "resnet50"
-
-    def __post_init__(self) -> None:
-        for name in self.metrics:
-            if name not in ALL_METRICS:
-                raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, ALL_METRICS)}")
-        if not self.metrics:
-            raise SettingError(f"No metric was named: choose from {', '.join(ALL_METRICS)}.")
-        for field in ("num", "batch_size", "reconstructed", "codes", "cas_epochs"):
-            if getattr(self, field) < 1:
-                raise SettingError(f"{field} is at least 1, not {getattr(self, field)}.")
-        if self.code_draws < 0:
-            raise SettingError(f"code_draws is 0 (the most probable code) or more, not {self.code_draws}.")
-
-    @property
-    def of_samples(self) -> list[str]:
-        """Those of the metrics that look at samples' features."""
-        return [name for name in self.metrics if name in METRICS]
 
 
 # -- samples ----------------------------------------------------------------------------------------------
@@ -334,76 +288,6 @@ def _given_to_codes(
 
 
 # -- the record -------------------------------------------------------------------------------------------
-
-
-def record(
-    figures: dict[str, Any],
-    request: Request,
-    extractor: FeatureExtractor | None,
-    reference: ImageSet,
-    unseen: ImageSet | None,
-    made: dict[str, Any],
-) -> dict[str, Any]:
-    """What `evaluation.json` holds: the figures, and all that moves them."""
-    import importlib.metadata
-
-    from bld._version import __version__
-
-    def version(name: str) -> str:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return "not installed"
-
-    return {
-        "figures": figures,
-        "samples": made,
-        "request": asdict(request),
-        "reference": describe_images(reference),
-        "unseen": None if unseen is None else describe_images(unseen),
-        "extractor": None
-        if extractor is None
-        else {
-            "name": extractor.name,
-            "sha256": extractor.sha256,
-            "dim": extractor.dim,
-            "distance": extractor.distance_name(),
-            "precision": PRECISION,
-        },
-        "versions": {
-            "bld": __version__,
-            **{name: version(name) for name in ("torch", "torch-fidelity", "torchmetrics")},
-        },
-    }
-
-
-def describe_images(images: ImageSet) -> dict[str, Any]:
-    """Where from, how many, which, and how they became squares."""
-    return {
-        "location": images.location,
-        "images": len(images),
-        "fingerprint": images.fingerprint,
-        "preprocessing": images.preprocessing.key(),
-        "format": sorted({Path(name).suffix.lower() or "array" for name in images.names[:1000]}),
-    }
-
-
-def lines(figures: dict[str, Any], extractor: FeatureExtractor | None) -> Iterator[str]:
-    """The figures for the terminal; a distance is never named without its extractor."""
-    distance = "" if extractor is None else extractor.distance_name()
-    by = "" if extractor is None else f" [{extractor.name}]"
-    if "noise_bits" in figures:
-        bits = round(figures["bits_per_code"] / figures["bits_per_bit"])
-        yield learned_sentence(bits, figures["bits_per_code"], figures["noise_bits"], figures["independent_bits"])
-    named = {"fd": distance, "rfd": f"reconstruction {distance}", "kid_mean": f"KID{by}", "kid_std": f"KID spread{by}"}
-    featured = ("is_mean", "is_std", "precision", "recall", "diversity")
-    for name, value in figures.items():
-        if isinstance(value, list):
-            continue
-        if isinstance(value, str):
-            yield f"{name:<52}{value}"
-            continue
-        yield f"{named.get(name, name + (by if name in featured else '')):<52}{value:.5g}"
 
 
 def need_enough(reference: ImageSet, metrics: Sequence[str], extractor: FeatureExtractor | None, num: int) -> str:

@@ -12,7 +12,7 @@ from bld.experiments.prior_rows import Item
 from bld.experiments.runner import Workshop
 from bld.experiments.tables import ITEMS
 from bld.planning.cost import describe
-from bld.training.settings import load_settings
+from bld.training.config import load_settings
 
 NAMES = {item.name: item for item in ITEMS}
 

@@ -36,11 +36,12 @@ from bld.experiments.scales import PRIORS, Scale
 from bld.io.files import read_json, write_json
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import derive_seed, keyed_permutation
+from bld.training.config import load_settings
 from bld.training.held_out_codes import CODE_DRAWS
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import split_images
-from bld.training.settings import leaves, load_settings, settings_tree
+from bld.training.settings import leaves, settings_tree
 
 BATCH = 250
 LIKELIHOOD_CODES = 512

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from bld.errors import SettingError, did_you_mean
-from bld.training.settings import FAITHFUL
+from bld.training.config import FAITHFUL
 
 Words = tuple[str, ...]
 

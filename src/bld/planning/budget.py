@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from bld.planning.cost import denoiser_flops, tokenizer_flops
 from bld.priors import KINDS
 from bld.tokenizer import BinaryAutoencoder
-from bld.training.loop import autocast_dtype
+from bld.training.accelerator import autocast_dtype
 from bld.training.settings import Settings
 from bld.training.stages.prior import build_network
 from bld.training.time_budget import STAGES, split

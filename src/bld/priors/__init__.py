@@ -15,8 +15,9 @@ from bld.priors.absorbing import AbsorbingDenoiser, AbsorbingDiffusion
 from bld.priors.autoregressive import Autoregression, AutoregressiveTransformer
 from bld.priors.base import KINDS, DiffusionSettings, PriorKind
 from bld.priors.bernoulli import Denoiser
+from bld.priors.config import DenoiserConfig
 from bld.priors.gaussian import GaussianDenoiser, GaussianDiffusion
-from bld.priors.transformer import DenoiserConfig, Transformer
+from bld.priors.transformer import Transformer
 
 __all__ = [
     "KINDS",

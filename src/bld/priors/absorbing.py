@@ -27,7 +27,8 @@ from bld.diffusion.process import (
 )
 from bld.errors import SettingError, did_you_mean
 from bld.priors.base import PriorKind, register
-from bld.priors.transformer import DenoiserConfig, Transformer
+from bld.priors.config import DenoiserConfig
+from bld.priors.transformer import Transformer
 from bld.seeding import uniform
 
 MASKED = 2  # stands in the place of each bit of a masked position

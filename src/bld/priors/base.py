@@ -12,7 +12,8 @@ from typing import Literal
 from bld.codes import CodeShape
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.diffusion.process import Process
-from bld.priors.transformer import DenoiserConfig, Transformer
+from bld.priors.config import DenoiserConfig
+from bld.priors.transformer import Transformer
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from bld.diffusion import BernoulliDiffusion
 from bld.diffusion.process import Process
 from bld.priors.base import PriorKind, register
-from bld.priors.transformer import DenoiserConfig, Transformer
+from bld.priors.config import DenoiserConfig
+from bld.priors.transformer import Transformer
 
 
 class Denoiser(Transformer):

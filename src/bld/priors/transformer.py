@@ -9,8 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,103 +17,15 @@ from torch import Tensor, nn
 
 from bld.codes import CodeShape
 from bld.diffusion.process import Process
-from bld.errors import SettingError, did_you_mean
+from bld.errors import SettingError
 from bld.nn.attention import KeyValues, attend
+from bld.priors.config import DenoiserConfig
+from bld.priors.embeddings import StepSinusoids, StepTable, VectorToken, marked, sine_positions
 from bld.priors.packed import packed
 from bld.priors.replayed import Recordings, Replayed
 from bld.runtime.precision import Autocast
 
 # Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
-MOST = {
-    "code_height": 4096,
-    "code_width": 4096,
-    "code_bits": 65_536,
-    "steps": 1_000_000,
-    "dim": 65_536,
-    "depth": 1000,
-    "heads": 1024,
-}
-
-
-@dataclass(frozen=True)
-class DenoiserConfig:
-    """What a prior's transformer looks like; the defaults are the paper's unconditional model, 24 × 512 × 8.
-
-    Args:
-        code_height: h, latent positions in a column
-        code_width: w, latent positions in a row
-        code_bits: c, bits per position
-        steps: T, the steps of the process it is trained for
-        num_classes: classes to condition on; 0 is none
-        condition_dim: V, width of a real vector (a text's, say) to condition on; 0 is none.  With neither, the prior is
-            unconditional
-        null_condition: what stands for "no condition": a learned token, or no token at all (absent), as in the paper's
-            public code
-        dim: D, the width
-        depth: number of transformer blocks
-        heads: attention heads per block
-        mlp_ratio: width of a block's MLP over D
-        step_embedding: a table with one trained row per step, or sinusoids through a small MLP
-        layer_scale: initial value of a trained scale on each residual branch; 0 leaves the scales out
-        evidence: how the evidence that a noised bit carries about itself enters the logits: not at all, as the
-            logit of a flip (target "flip"), or as the logit of the bit's own value (targets "z0", "previous")
-    """
-
-    code_height: int = 16
-    code_width: int = 16
-    code_bits: int = 32
-    steps: int = 64
-    num_classes: int = 0
-    dim: int = 512
-    depth: int = 24
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    step_embedding: Literal["table", "sinusoidal"] = "table"
-    layer_scale: float = 0.0
-    evidence: Literal["none", "flip", "value"] = "none"
-    condition_dim: int = 0
-    null_condition: Literal["learned", "absent"] = "learned"
-
-    def __post_init__(self) -> None:
-        for name, most in MOST.items():
-            if not 1 <= getattr(self, name) <= most:
-                raise SettingError(f"prior.{name} is {getattr(self, name)}, but must be 1 to {most}.")
-        if self.num_classes < 0:
-            raise SettingError(f"prior.num_classes is 0 (unconditional) or more, not {self.num_classes}.")
-        if not 0 <= self.condition_dim <= MOST["dim"]:
-            raise SettingError(f"prior.condition_dim is {self.condition_dim}, but must be 0 (none) to {MOST['dim']}.")
-        if self.num_classes and self.condition_dim:
-            raise SettingError(
-                f"A prior is conditioned on classes or on vectors, not on {self.num_classes} classes and vectors of "
-                f"width {self.condition_dim}: set one of num_classes and condition_dim to 0."
-            )
-        if not self.mlp_ratio > 0:
-            raise SettingError(f"prior.mlp_ratio is {self.mlp_ratio}, but must be above 0; 4 is usual.")
-        if not self.layer_scale >= 0:
-            raise SettingError(f"prior.layer_scale is {self.layer_scale}, but must be at least 0, which is off.")
-        known = {
-            "step_embedding": ["table", "sinusoidal"],
-            "evidence": ["none", "flip", "value"],
-            "null_condition": ["learned", "absent"],
-        }
-        for name, names in known.items():
-            value = getattr(self, name)
-            if value not in names:
-                raise SettingError(f"Unknown prior.{name} '{value}'.{did_you_mean(value, names)}")
-        if self.dim % self.heads:
-            raise SettingError(f"prior.dim ({self.dim}) must be divisible by prior.heads ({self.heads}).")
-        if self.dim % 4:
-            raise SettingError(f"prior.dim ({self.dim}) must be divisible by 4, for the 2-D sine embedding.")
-
-    @property
-    def code_shape(self) -> CodeShape:
-        """(h, w, c)."""
-        return CodeShape(self.code_height, self.code_width, self.code_bits)
-
-    @property
-    def is_conditional(self) -> bool:
-        """Whether there is something to condition on."""
-        return self.num_classes > 0 or self.condition_dim > 0
 
 
 class Attention(nn.Module):
@@ -158,53 +69,6 @@ class Block(nn.Module):
         x = x + (y if self.scale1 is None else y * self.scale1)
         y = self.contract(F.gelu(self.expand(self.norm2(x))))
         return x + (y if self.scale2 is None else y * self.scale2)
-
-
-class StepTable(nn.Module):
-    """One trained token per step, initialised with sinusoids so that near steps start out alike."""
-
-    def __init__(self, steps: int, dim: int):
-        super().__init__()
-        self.table = nn.Parameter(sinusoids(torch.arange(steps), dim, scale=4000 / steps))
-
-    def forward(self, t: Tensor) -> Tensor:
-        """t (B,) in 1 … T → (B, D)."""
-        return self.table[t - 1]
-
-
-class StepSinusoids(nn.Module):
-    """Sinusoids of the step, scaled to the number of steps, through a two-layer MLP."""
-
-    def __init__(self, steps: int, dim: int):
-        super().__init__()
-        self.steps, self.dim = steps, dim
-        self.expand, self.out = nn.Linear(dim, dim), nn.Linear(dim, dim)
-
-    def forward(self, t: Tensor) -> Tensor:
-        """t (B,) in 1 … T → (B, D)."""
-        angles = sinusoids(t - 1, self.dim, scale=4000 / self.steps)
-        return self.out(F.silu(self.expand(angles.to(self.out.weight.dtype))))
-
-
-class VectorToken(nn.Module):
-    """A vector as a token: centred and scaled, then through a trained linear map.
-
-    mean (V,), scale (): of the vectors it is trained on, kept with the weights; 0 and 1 until they are set.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, width: int, dim: int):
-        super().__init__()
-        self.project = nn.Linear(width, dim)
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, vectors: Tensor) -> Tensor:
-        """(B, V) → (B, D)."""
-        centred = (vectors.float() - self.mean.float()) / self.scale.float()
-        return self.project(centred.to(self.project.weight.dtype))
 
 
 class Transformer(nn.Module):
@@ -283,7 +147,7 @@ class Transformer(nn.Module):
         """The condition without that of the samples in `drop`, bool (B,)."""
         if not self.config.condition_dim:
             return condition.masked_fill(drop, self.null_label)
-        return _marked(condition, self.config.condition_dim).masked_fill(drop.unsqueeze(1), 0)
+        return marked(condition, self.config.condition_dim).masked_fill(drop.unsqueeze(1), 0)
 
     def for_inference(self) -> Self:
         """A copy of this network as it is now, for many forwards without gradients: frozen, its blocks packed.
@@ -390,25 +254,5 @@ class Transformer(nn.Module):
         return self.head(self.norm(x.to(self.head.weight.dtype))).float()
 
 
-def _marked(vectors: Tensor, width: int) -> Tensor:
-    """Vectors (B, V) → (B, 1 + V), each beginning with 1 for "given"; those that do already stay."""
-    return vectors if vectors.shape[1] > width else F.pad(vectors, (1, 0), value=1)
-
-
 def _kind_of(condition: Tensor) -> str:
     return f"{str(condition.dtype).removeprefix('torch.')} {tuple(condition.shape)}"
-
-
-def sinusoids(position: Tensor, dim: int, scale: float = 1.0) -> Tensor:
-    """(…,) → (…, dim): half sines, half cosines of scale·position at geometric frequencies 1 … 1/10000."""
-    half = dim // 2
-    frequency = torch.exp(-math.log(10000) / max(half - 1, 1) * torch.arange(half, device=position.device))
-    angle = scale * position.float().unsqueeze(-1) * frequency
-    return torch.cat([angle.sin(), angle.cos()], -1)
-
-
-def sine_positions(h: int, w: int, dim: int) -> Tensor:
-    """The 2-D sine embedding (h·w, dim) the trained positions start from: half for the row, half for the column."""
-    rows = sinusoids(torch.arange(h), dim // 2).unsqueeze(1).expand(h, w, -1)
-    columns = sinusoids(torch.arange(w), dim // 2).unsqueeze(0).expand(h, w, -1)
-    return torch.cat([rows, columns], -1).flatten(0, 1)

@@ -2,202 +2,42 @@
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
 import time
-import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch._functorch.config as functorch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from tqdm import tqdm
 
-from bld.errors import CheckpointError, SettingError, UserError
+from bld.errors import CheckpointError, UserError
 from bld.nn.activation_checkpointing import recompute_activations
-from bld.runtime.distributed import PATIENCE, Processes, whole, whole_state
-from bld.runtime.precision import allow_tf32
+from bld.runtime.distributed import whole_state
+from bld.training.accelerator import (
+    compile_network,
+    precision_of,
+    prepared,
+    processes_of,
+)
 from bld.training.checkpoints import TrainingState, pack_optimizer, unpack_optimizer
 from bld.training.ema import WeightAverage
-from bld.training.init_from import Origin
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.metrics_log import MetricsLog
 from bld.training.order import part_of
 from bld.training.run_folder import RunFolder
-from bld.training.settings import Settings, TrainingSettings
+from bld.training.stages.base import Stage, Update
+from bld.training.stop_signals import StopSignals
 
 MOST_BAD_STEPS_IN_A_ROW = 20
-ONE_SIGNAL_SECONDS = 0.5  # a launcher passes on what the terminal or scheduler has sent to everyone already
 
 Say = Callable[[str], None]
 
 
 class DivergedError(UserError):
     """Losses or gradients were not finite too many times in a row."""
-
-
-class Stage(ABC):
-    """What the loop needs of a stage; `model` is what is averaged, saved and used.
-
-    prepared: the networks as they are trained, wrapped for data parallelism where there are several processes; the
-    loop sets it, and a training pass goes through these.  recomputed: what activation checkpointing computes twice.
-    """
-
-    name: str
-    model: nn.Module
-    settings: Settings
-    training: TrainingSettings
-    accelerator: Accelerator
-    prepared: dict[str, nn.Module]
-    recomputed: tuple[type[nn.Module], ...] = ()
-
-    @abstractmethod
-    def networks(self) -> dict[str, nn.Module]:
-        """The networks with an optimizer of their own, by name; the model's is the stage's name."""
-
-    @abstractmethod
-    def begin_from(self, origin: Origin) -> str:
-        """Take over the weights of another model, where they fit; returns what was kept, in a sentence."""
-
-    @abstractmethod
-    def batches(self, first_step: int) -> Iterator[Any]:
-        """This process's share of the batch of each step, from the given one on, a micro-batch at a time."""
-
-    @abstractmethod
-    def train_step(self, batch: Any, step: int, progress: float, update: Update) -> dict[str, Tensor]:
-        """One micro-batch: losses, and `update(name, loss)` for each network.  Returns what to log, batch means."""
-
-    @abstractmethod
-    def measure(self, averaged: nn.Module) -> dict[str, float]:
-        """Figures on held-out images, to log."""
-
-    @abstractmethod
-    def preview(self, averaged: nn.Module, path: Path) -> None:
-        """Write a picture of the present state."""
-
-    @abstractmethod
-    def save(self, averaged: nn.Module) -> None:
-        """Write the finished model where it belongs."""
-
-    def parts(self) -> list[tuple[int, int]]:
-        """(index, number of parts) of this process's micro-batches: the global batch is cut into as many parts."""
-        each = self.training.accumulate
-        first = self.accelerator.process_index * each
-        return [(first + i, self.accelerator.num_processes * each) for i in range(each)]
-
-
-@dataclass
-class Update:
-    """Backward, and after a step's last micro-batch clip and step: called by a stage once for each of its networks.
-
-    weight: what a micro-batch's mean counts in the mean over the global batch, times the number of processes, over
-    which data parallelism averages.  No gradient outlives its step: it would take memory through the next forward.
-    """
-
-    accelerator: Accelerator
-    networks: dict[str, nn.Module]
-    optimizers: dict[str, Optimizer]
-    clip_norm: float
-    skipped: int = 0
-    weight: float = 1.0
-    is_last: bool = True
-    norms: dict[str, Tensor] = field(default_factory=dict)
-
-    def __call__(self, name: str, loss: Tensor) -> None:
-        """Add the loss's gradient; at the end of the step, one that is not finite is skipped and counted."""
-        optimizer = self.optimizers[name]
-        self.accelerator.backward(loss if self.weight == 1 else loss * self.weight)
-        if not self.is_last:
-            return
-        norm = whole(self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.clip_norm or math.inf))
-        finite = math.isfinite(float(norm))
-        if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self.skipped += not finite
-        self.norms[name] = norm
-
-
-def autocast_dtype(setting: str, device: torch.device) -> str:
-    """Accelerate's name of the precision: "auto" is bf16 where the device computes it natively, else "no"."""
-    if setting != "auto":
-        return "no" if setting == "float32" else setting
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    if device.type == "cpu":
-        return "bf16" if _cpu_is_faster_in_bf16() else "no"
-    return "no"
-
-
-def _cpu_is_faster_in_bf16() -> bool:
-    """Whether matrix products run faster in bfloat16 than in float32: with AMX, or AVX-512 BF16 on AMD.
-
-    Intel's AVX-512 BF16 without AMX halves their speed (170 against 300 GFLOP/s measured on two cores), AMD's makes
-    them four times as fast.
-    """
-    if torch.cpu._is_amx_tile_supported():
-        return True
-    cpuinfo = Path("/proc/cpuinfo")
-    amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8", errors="replace")
-    return amd and torch.cpu._is_avx512_bf16_supported()
-
-
-def make_accelerator(mixed_precision: str) -> Accelerator:
-    """Accelerate's view of the machine: device, processes, precision."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = autocast_dtype(mixed_precision, device)
-    if precision == "fp16" and device.type == "cpu":
-        raise SettingError("mixed_precision=fp16 needs a GPU: use bf16, float32 or auto here.")
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
-        AcceleratorState._reset_state()  # Accelerate allows one precision per process; two runs may want two
-    allow_tf32(device, precision != "no")
-    patient = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[patient])
-
-
-def precision_of(accelerator: Accelerator) -> str:
-    """What its `mixed_precision` came to: float32, bf16 or fp16."""
-    return "float32" if accelerator.mixed_precision == "no" else str(accelerator.mixed_precision)
-
-
-class StopSignals:
-    """While open, SIGINT and SIGTERM ask for a stop after the running step; a second one quits at once.
-
-    What follows within half a second is the same request: launchers repeat to their processes what everyone was sent.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._asked_at = 0.0
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self._before = {number: signal.signal(number, self._ask) for number in self.SIGNALS}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: object) -> None:
-        if self.requested and time.monotonic() - self._asked_at > ONE_SIGNAL_SECONDS:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        if not self.requested:
-            self.requested, self._asked_at = True, time.monotonic()
 
 
 class StageRun:
@@ -232,7 +72,7 @@ class StageRun:
         for name, network in self.plain.items():
             if stage.settings.compile:
                 compile_network(network)
-            self.networks[name] = _prepared(accelerator, network, stage.settings.parallel)
+            self.networks[name] = prepared(accelerator, network, stage.settings.parallel)
             optimizer = AdamW(
                 network.parameters(),
                 lr=settings.learning_rate,
@@ -420,34 +260,6 @@ class StageRun:
             f"lower {self.stage.name}_training.learning_rate, or set mixed_precision=float32, and repeat the command: "
             "the state before them is saved."
         )
-
-
-def compile_network(network: nn.Module) -> None:
-    """Run torch.compile's version of the network from now on; a transformer's blocks are alike, and compiled once."""
-    functorch.donated_buffer = False  # the adaptive adversarial weight walks through a graph twice
-    for part in getattr(network, "blocks", [network]):
-        part.compile(dynamic=False)
-
-
-def _prepared(accelerator: Accelerator, network: nn.Module, parallel: str) -> nn.Module:
-    """The network as several processes train it: each holds all of it, or with "fsdp" a piece."""
-    if accelerator.num_processes == 1:
-        return network
-    if parallel == "fsdp" or accelerator.distributed_type == DistributedType.FSDP:
-        from torch.distributed.fsdp import fully_shard
-
-        for block in getattr(network, "blocks", ()):  # a transformer's are gathered one at a time
-            fully_shard(block)
-        fully_shard(network)
-        return network
-    # A 1×1 convolution's gradient may lie in memory in either of two orders, which costs nothing.
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return accelerator.prepare_model(network)
-
-
-def processes_of(accelerator: Accelerator) -> Processes:
-    """The processes that train together."""
-    return Processes(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)
 
 
 def _progress_bar(name: str, progress: float, shown: bool) -> tqdm:

@@ -14,16 +14,18 @@ from bld.data import ImageSet, read_captions
 from bld.errors import DataError, SettingError
 from bld.serialization.models import load_tokenizer, tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
+from bld.training.accelerator import make_accelerator, precision_of, processes_of
 from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
 from bld.training.held_out_codes import draws_of, held_out_codes, held_out_entropy
 from bld.training.init_from import beginning_of, given_tokenizer
-from bld.training.loop import Stage, StageRun, make_accelerator, precision_of, processes_of
+from bld.training.loop import StageRun
 from bld.training.metrics_log import refuse_missing_trackers
 from bld.training.order import spread
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import images_of_run, keep_examples
 from bld.training.settings import Settings, TrainingSettings
+from bld.training.stages.base import Stage
 from bld.training.stages.encode import encode_images
 from bld.training.stages.prior import HeldOutCodes, PriorStage
 from bld.training.stages.tokenizer import MOST_MEASURED, TokenizerStage

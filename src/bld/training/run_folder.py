@@ -20,7 +20,8 @@ from filelock import FileLock, Timeout
 from bld.errors import CheckpointError, SettingError, UserError
 from bld.io.files import read_json, write_json, written_aside
 from bld.training.checkpoints import CheckpointStore
-from bld.training.settings import Settings, leaves, load_settings, settings_tree
+from bld.training.config import load_settings
+from bld.training.settings import Settings, leaves, settings_tree
 
 # What a stage that has begun holds fast: another value makes another model, or measures on what it was trained on.
 FIXED_BY = {

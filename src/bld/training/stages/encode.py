@@ -16,8 +16,8 @@ from bld.seeding import keyed_generators
 from bld.serialization.models import tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
 from bld.tokenizer.bottlenecks.base import Bottleneck
+from bld.training.accelerator import precision_of, processes_of
 from bld.training.code_cache import CacheKey, CodeCache, open_cache, to_rows, write_cache
-from bld.training.loop import precision_of, processes_of
 
 AT_A_TIME = 128  # at 256×256 and below: a few GB
 

@@ -26,10 +26,10 @@ from bld.tokenizer import BinaryAutoencoder
 from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors
 from bld.training.init_from import Origin, begin_prior
-from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder, part_of
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
+from bld.training.stages.base import Stage, Update
 
 PREVIEWED = 36
 PREVIEW_STEPS = 16

@@ -18,10 +18,10 @@ from bld.tokenizer import BinaryAutoencoder, PatchDiscriminator, ReconstructionO
 from bld.tokenizer.discriminator import discriminator_hinge
 from bld.tokenizer.layers import RECOMPUTED
 from bld.training.init_from import Origin, begin_tokenizer
-from bld.training.loop import Stage, Update
 from bld.training.order import KeyedOrder, spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
+from bld.training.stages.base import Stage, Update
 
 MOST_MEASURED = 512
 AT_A_TIME = 32  # at 256×256, when nothing is trained

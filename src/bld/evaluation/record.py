@@ -1,0 +1,83 @@
+"""What `evaluation.json` holds, and what the terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bld.codes import learned_sentence
+from bld.data import ImageSet
+from bld.evaluation.features import PRECISION, FeatureExtractor
+from bld.evaluation.request import Request
+
+
+def record(
+    figures: dict[str, Any],
+    request: Request,
+    extractor: FeatureExtractor | None,
+    reference: ImageSet,
+    unseen: ImageSet | None,
+    made: dict[str, Any],
+) -> dict[str, Any]:
+    """What `evaluation.json` holds: the figures, and all that moves them."""
+    import importlib.metadata
+
+    from bld._version import __version__
+
+    def version(name: str) -> str:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return "not installed"
+
+    return {
+        "figures": figures,
+        "samples": made,
+        "request": asdict(request),
+        "reference": describe_images(reference),
+        "unseen": None if unseen is None else describe_images(unseen),
+        "extractor": None
+        if extractor is None
+        else {
+            "name": extractor.name,
+            "sha256": extractor.sha256,
+            "dim": extractor.dim,
+            "distance": extractor.distance_name(),
+            "precision": PRECISION,
+        },
+        "versions": {
+            "bld": __version__,
+            **{name: version(name) for name in ("torch", "torch-fidelity", "torchmetrics")},
+        },
+    }
+
+
+def describe_images(images: ImageSet) -> dict[str, Any]:
+    """Where from, how many, which, and how they became squares."""
+    return {
+        "location": images.location,
+        "images": len(images),
+        "fingerprint": images.fingerprint,
+        "preprocessing": images.preprocessing.key(),
+        "format": sorted({Path(name).suffix.lower() or "array" for name in images.names[:1000]}),
+    }
+
+
+def lines(figures: dict[str, Any], extractor: FeatureExtractor | None) -> Iterator[str]:
+    """The figures for the terminal; a distance is never named without its extractor."""
+    distance = "" if extractor is None else extractor.distance_name()
+    by = "" if extractor is None else f" [{extractor.name}]"
+    if "noise_bits" in figures:
+        bits = round(figures["bits_per_code"] / figures["bits_per_bit"])
+        yield learned_sentence(bits, figures["bits_per_code"], figures["noise_bits"], figures["independent_bits"])
+    named = {"fd": distance, "rfd": f"reconstruction {distance}", "kid_mean": f"KID{by}", "kid_std": f"KID spread{by}"}
+    featured = ("is_mean", "is_std", "precision", "recall", "diversity")
+    for name, value in figures.items():
+        if isinstance(value, list):
+            continue
+        if isinstance(value, str):
+            yield f"{name:<52}{value}"
+            continue
+        yield f"{named.get(name, name + (by if name in featured else '')):<52}{value:.5g}"

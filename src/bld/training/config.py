@@ -1,0 +1,161 @@
+"""Settings from presets, a run's `config.yaml` and `key=value` words, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bld.errors import SettingError, did_you_mean
+from bld.training.settings import Settings, leaves, settings_tree
+
+FAITHFUL = (
+    "tokenizer.decoder_res_blocks=3",
+    "tokenizer.bit_noise=1",
+    "objective.bit_flips=0",
+    "tokenizer_training.ema_decay=0",
+    "tokenizer_training.clip_norm=0",
+    "codes.fresh=true",
+    "prior.evidence=false",
+    "prior.null_condition=absent",
+    "prior.soft_targets=false",
+    "diffusion.target=flip",
+    "prior_training.ema_decay=0",
+    "prior_training.clip_norm=0",
+    "sampling.steps=0",
+)
+"""The paper's method to the letter, over any preset: three residual blocks a level in the decoder, codes drawn anew at
+each step, the network's output as it is, the condition's token left out for guidance, flip as the target, all T steps,
+and neither weight averages nor gradient clipping, of which the paper says nothing."""
+
+
+def preset_names() -> list[str]:
+    """The presets shipped with the package."""
+    folder = resources.files("bld.presets")
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_settings(
+    preset: str | None = None,
+    base: dict[str, Any] | None = None,
+    words: Sequence[str] = (),
+    over: dict[str, Any] | None = None,
+) -> Settings:
+    """Settings from a base tree, changed by a preset (its name, or a YAML file), changed by `key=value` words.
+
+    over: a tree that goes over the preset, and under the words.
+    Raises `SettingError` naming the nearest known preset or key, or the value that does not fit.
+    """
+    tree = dict(base or {})
+    if preset is not None:
+        tree = {**overlaid(tree, _read_preset(preset)), "preset": preset}
+    tree = overlaid(tree, over or {})
+    _refuse_unknown(tree, "")
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise SettingError(f"'{word}' is not a setting: write key=value, for example prior.dim=256.")
+        _check_key(key)
+        tree = _with_leaf(tree, key.split("."), _parse_value(key, value))
+    return _build(tree)
+
+
+@lru_cache
+def known_keys() -> list[str]:
+    """Every dotted key that can be set."""
+    return [key for key, _ in leaves(settings_tree(Settings()))]
+
+
+def _read_preset(name: str) -> dict[str, Any]:
+    if name.endswith((".yaml", ".yml")):
+        path: Any = Path(name)
+        if not path.is_file():
+            raise SettingError(f"There is no settings file {name}.")
+    else:
+        if name not in preset_names():
+            raise SettingError(f"Unknown preset '{name}'.{did_you_mean(name, preset_names())}")
+        path = resources.files("bld.presets") / f"{name}.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise SettingError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(tree, dict):
+        raise SettingError(f"{name} must hold settings as key: value lines, not a {type(tree).__name__}.")
+    return tree
+
+
+def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """The base with the leaves of `over` in their places."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = overlaid(merged[key], value) if both else value
+    return merged
+
+
+def _refuse_unknown(tree: dict[str, Any], prefix: str) -> None:
+    for key, _ in leaves(tree, prefix):
+        _check_key(key)
+
+
+def _check_key(key: str) -> None:
+    known = known_keys()
+    if key not in known:
+        candidates = known
+        if "." not in key:  # a bare name: look for it at the end of the dotted ones too
+            inner = [name for name in known if name.rsplit(".", 1)[-1] == key]
+            if inner:
+                raise SettingError(f"Unknown setting '{key}'. Did you mean '{inner[0]}'?")
+        raise SettingError(f"Unknown setting '{key}'.{did_you_mean(key, candidates)}")
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingError(f"The value of {key}, '{text}', is not valid YAML.") from error
+
+
+def _with_leaf(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
+    if len(path) == 1:
+        return {**tree, path[0]: value}
+    return {**tree, path[0]: _with_leaf(tree.get(path[0]) or {}, path[1:], value)}
+
+
+@lru_cache
+def _parser() -> Any:
+    """What checks and converts settings; made once, as making it takes longer than using it."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Settings)
+    return parser
+
+
+def _build(tree: dict[str, Any]) -> Settings:
+    """The typed tree; jsonargparse checks and converts each value."""
+    parser = _parser()
+    try:
+        return Settings(**vars(parser.instantiate(parser.parse_object(tree))))
+    except SettingError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:  # a refusal by one of our own configs says it best
+            if isinstance(cause, SettingError):
+                raise cause from None
+            cause = cause.__cause__ or cause.__context__
+        raise SettingError(_one_sentence(str(error))) from error
+
+
+def _one_sentence(message: str) -> str:
+    """jsonargparse's report of a wrong value, on one line and without Python's spelling of types."""
+    text = " ".join(message.split())
+    text = text.replace("Parser key", "The setting").replace("<class '", "").replace("'>", "")
+    text = text.replace('": Expected a typing.Literal', '" is one of ').replace('": Expected a', '" expects a')
+    text = text.replace("expects a int", "expects an int").replace("expects a tuple", "expects a list, [a, b, …]")
+    return text.rstrip(".") + "."

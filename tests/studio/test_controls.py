@@ -15,6 +15,7 @@ from bld.studio.model import Model
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
 page = pytest.importorskip("bld.studio.app")
+handlers = pytest.importorskip("bld.studio.handlers")
 
 
 def model_of(kind: str, classes: int, size: int = 16) -> Model:
@@ -61,8 +62,11 @@ def test_what_is_no_fault_of_the_visitor_is_a_general_sentence_and_its_traceback
     caplog: pytest.LogCaptureFixture,
 ):
     with caplog.at_level(logging.ERROR, logger="bld.studio"):
-        assert page._sentence(DataError("Upload a picture.")) == "Upload a picture."
+        assert handlers.sentence_of(DataError("Upload a picture.")) == "Upload a picture."
         assert not caplog.records
-        assert page._sentence(KeyError("/secret/path")) == page.UNEXPECTED and "secret" not in page.UNEXPECTED
+        assert (
+            handlers.sentence_of(KeyError("/secret/path")) == handlers.UNEXPECTED
+            and "secret" not in handlers.UNEXPECTED
+        )
         assert "KeyError: '/secret/path'" in caplog.text
-        assert page._sentence(MemoryError()) == page.NO_MEMORY
+        assert handlers.sentence_of(MemoryError()) == handlers.NO_MEMORY

@@ -8,15 +8,15 @@ import time
 import pytest
 
 from bld.errors import SettingError
-from bld.studio import tasks
 from bld.studio.jobs import Progress, Report, Stopped, Stops, watched
 from bld.studio.made import Made
 from bld.studio.model import Model
+from bld.studio.tabs.generate import generate
 from bld.studio.tasks import Sampling
 
 
 def test_the_result_comes_last_and_progress_before_it(model: Model):
-    items = list(watched(model, lambda report: tasks.generate(model, Sampling(steps=24), 2, report)))
+    items = list(watched(model, lambda report: generate(model, Sampling(steps=24), 2, report)))
     assert isinstance(items[-1], Made) and len(items) > 5
     assert all(isinstance(item, Progress) for item in items[:-1])
     assert [item.step for item in items[:-1]] == sorted({item.step for item in items[:-1]})
@@ -41,15 +41,13 @@ def test_closing_stops_the_work_at_its_next_step_and_frees_the_model(model: Mode
     running.close()
     assert ended.is_set() and len(steps) < 10_000
     taken = len(steps)
-    assert isinstance(
-        list(watched(model, lambda report: tasks.generate(model, Sampling(steps=1), 1, report)))[-1], Made
-    )
+    assert isinstance(list(watched(model, lambda report: generate(model, Sampling(steps=1), 1, report)))[-1], Made)
     assert len(steps) == taken
 
 
 def test_an_error_of_the_work_is_raised_where_it_is_watched(model: Model):
     with pytest.raises(SettingError, match="steps"):
-        list(watched(model, lambda report: tasks.generate(model, Sampling(steps=1000), 1, report)))
+        list(watched(model, lambda report: generate(model, Sampling(steps=1000), 1, report)))
 
 
 def test_one_piece_of_work_waits_for_the_other(model: Model):

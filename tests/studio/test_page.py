@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bld.studio import tasks
 from bld.studio.model import Model
+from bld.studio.tabs.reconstruct import reconstruct
+from bld.studio.tasks import square
 
 from .odd_files import png_claiming
 
@@ -123,6 +124,7 @@ def test_a_click_on_a_held_out_picture_uploads_it_and_another_takes_its_place(
         if panel.get_by_text(words).count():
             panel.get_by_text(words).click()
     files = sorted((trained_run / "examples").glob("held-out-*.png"))
+    panel.locator(".bld-examples").first.locator("[data-example]").last.wait_for()  # an accordion opens in its time
     assert len(files) == panel.locator(".bld-examples").first.locator("[data-example]").count() == 8
     for number_, file in ((2, files[2]), (5, files[5])):
         example = panel.locator(f"[data-example='held-out-{number_}.png']").first
@@ -181,7 +183,7 @@ def test_inpaint_fills_what_is_brushed_or_marked_with_the_keyboard(
     mask[2:4, 2:4] = 255
     assert np.array_equal(pixels(files["mask.png"]), mask)
     picture, hole = (Image.open(io.BytesIO(files[name])) for name in ("picture.png", "mask.png"))
-    assert np.array_equal(np.asarray(picture), np.asarray(tasks.square(model, photo)))
+    assert np.array_equal(np.asarray(picture), np.asarray(square(model, photo)))
     call = json.loads(files["settings.json"])["call"]
     for i, image in enumerate(model.pipe.inpaint(picture, hole, **call).images):
         assert np.array_equal(pixels(files[f"filled-seed0-{i:03d}.png"]), np.asarray(image))
@@ -223,12 +225,12 @@ def test_reconstruct_shows_psnr_bits_and_bytes(visit: Visit, model: Model, photo
     upload(panel, photo, tmp_path / "photo.jpg")
     output = run(panel)
     seen = Image.open(tmp_path / "photo.jpg")
-    expected = dict(tasks.reconstruct(model, seen, lambda _: None).facts)
+    expected = dict(reconstruct(model, seen, lambda _: None).facts)
     text = output.inner_text()
     assert all(value in text for value in expected.values()) and "Upload, 36×24" in text
     with page.expect_download() as download:
         output.get_by_role("link", name="code.bin").click()
-    assert Path(download.value.path()).read_bytes() == tasks.reconstruct(model, seen, lambda _: None).files["code.bin"]
+    assert Path(download.value.path()).read_bytes() == reconstruct(model, seen, lambda _: None).files["code.bin"]
 
 
 def test_interpolate_goes_from_a_seed_to_an_upload(visit: Visit, model: Model, photo: Image.Image, tmp_path: Path):

@@ -17,12 +17,17 @@ from bld.cli import main
 from bld.codes import unpack
 from bld.data import psnr
 from bld.errors import SettingError
-from bld.studio import tasks
 from bld.studio.export import archive, png
 from bld.studio.jobs import Progress
 from bld.studio.made import Made
 from bld.studio.model import Model
-from bld.studio.tasks import EACH, Sampling
+from bld.studio.tabs.compare import compare
+from bld.studio.tabs.flip import SHOWN_BITS, effect, flip
+from bld.studio.tabs.generate import generate
+from bld.studio.tabs.inpaint import inpaint
+from bld.studio.tabs.interpolate import interpolate, path_between
+from bld.studio.tabs.reconstruct import bit_planes, reconstruct
+from bld.studio.tasks import EACH, PREVIEWS, Sampling, square
 
 
 def quiet(_: Progress) -> None:
@@ -44,7 +49,7 @@ SAMPLINGS = [
 def test_the_settings_of_a_generation_make_it_again_in_python_and_on_the_command_line(
     model: Model, trained_run: Path, tmp_path: Path, sampling: Sampling
 ):
-    made = tasks.generate(model, sampling, 3, quiet)
+    made = generate(model, sampling, 3, quiet)
     settings = json.loads(json.dumps(made.settings))
     assert np.array_equal(arrays(model.pipe(**settings["call"]).images), arrays(made.pictures))
     verb, _, *words = settings["command"].removeprefix("bld ").split()
@@ -56,18 +61,18 @@ def test_the_settings_of_a_generation_make_it_again_in_python_and_on_the_command
 
 def test_every_step_is_reported_and_some_show_the_pictures(model: Model):
     seen: list[Progress] = []
-    made = tasks.generate(model, Sampling(steps=30), 2, seen.append)
+    made = generate(model, Sampling(steps=30), 2, seen.append)
     assert [progress.step for progress in seen] == list(range(1, 31))
     assert {progress.total for progress in seen} == {30}
     shown = [progress.pictures for progress in seen if progress.pictures is not None]
-    assert 5 <= len(shown) <= tasks.PREVIEWS and len(made.history) == len(shown)
+    assert 5 <= len(shown) <= PREVIEWS and len(made.history) == len(shown)
     assert np.array_equal(arrays(list(shown[-1])), arrays(made.pictures))  # the last state is the result
 
 
 def test_the_same_seeds_stand_under_each_setting(model: Model):
     seen: list[Progress] = []
     columns = [Sampling(seed=5, steps=4), Sampling(seed=5, steps=4, posterior="plugin"), Sampling(seed=5, steps=9)]
-    made = tasks.compare(model, columns, 2, seen.append)
+    made = compare(model, columns, 2, seen.append)
     assert [heading[:2] for heading, _ in made.groups] == ["A:", "B:", "C:"]
     for (_, pictures), column in zip(made.groups, made.settings["columns"], strict=True):
         expected = model.pipe.with_posterior(column["posterior"])(**column["call"]).images
@@ -80,7 +85,7 @@ def test_the_same_seeds_stand_under_each_setting(model: Model):
 def test_an_inpainting_can_be_repeated_from_its_files(model: Model, photo: Image.Image):
     mask = Image.new("L", (8, 8))
     mask.paste(255, (2, 2, 6, 8))
-    made = tasks.inpaint(model, photo, mask, Sampling(seed=3, steps=4), 2, 2, quiet)
+    made = inpaint(model, photo, mask, Sampling(seed=3, steps=4), 2, 2, quiet)
     files = zipfile.ZipFile(io.BytesIO(archive(made)))
     picture, hole = (Image.open(io.BytesIO(files.read(name))) for name in ("picture.png", "mask.png"))
     call = json.loads(files.read("settings.json"))["call"]
@@ -89,13 +94,13 @@ def test_an_inpainting_can_be_repeated_from_its_files(model: Model, photo: Image
     fillings = made.groups[1][1]
     assert np.array_equal(arrays(again), arrays(fillings))
     kept = np.asarray(mask) == 0
-    view = np.asarray(tasks.square(model, photo))
+    view = np.asarray(square(model, photo))
     assert all(np.array_equal(np.asarray(filling.image)[kept], view[kept]) for filling in fillings)
     assert not np.array_equal(arrays(fillings)[0], arrays(fillings)[1])
 
 
 def test_a_reconstruction_comes_with_its_psnr_its_bits_and_its_size(model: Model, photo: Image.Image):
-    made = tasks.reconstruct(model, photo, quiet)
+    made = reconstruct(model, photo, quiet)
     view, again = model.pipe.preprocess(photo), model.pipe.decode(model.pipe.encode(photo))
     assert np.array_equal(np.asarray(made.pictures[1].image), np.asarray(again[0]))
     said = dict(made.facts)
@@ -109,7 +114,7 @@ def test_a_reconstruction_comes_with_its_psnr_its_bits_and_its_size(model: Model
 def test_bit_planes_show_every_bit_once():
     rng = np.random.default_rng(0)
     code = torch.from_numpy(rng.integers(0, 2, (3, 5, 6), dtype=np.uint8))
-    sheet = np.asarray(tasks.bit_planes(code, scale=1, gap=1))
+    sheet = np.asarray(bit_planes(code, scale=1, gap=1))
     rows = (sheet.shape[0] - 1) // 4
     found = [sheet[1 + 4 * r : 4 + 4 * r, 1 + 6 * q : 6 + 6 * q] for r in range(rows) for q in range(6 // rows)]
     assert np.array_equal(np.stack(found, -1), 255 * code.numpy())
@@ -120,31 +125,31 @@ def test_bit_planes_show_every_bit_once():
 def test_a_path_takes_the_differing_bits_over_one_after_another(frames: int):
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randint(0, 2, (4, 4, 32), generator=generator, dtype=torch.uint8) for _ in range(2))
-    path = tasks.path_between(a, b, frames, seed=1)
+    path = path_between(a, b, frames, seed=1)
     assert torch.equal(path[0], a) and torch.equal(path[-1], b)
     differing = int((a != b).sum())
     moved = [int((frame != a).sum()) for frame in path]
     assert moved == [round(differing * i / (frames - 1)) for i in range(frames)]
     for before, after in itertools.pairwise(path):
         assert not bool(((before == b) & (after != b)).any())  # what has been taken over stays so
-    assert frames == 2 or not torch.equal(path[1], tasks.path_between(a, b, frames, seed=2)[1])
+    assert frames == 2 or not torch.equal(path[1], path_between(a, b, frames, seed=2)[1])
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.6])
 def test_an_interpolation_goes_from_one_picture_to_the_other(model: Model, photo: Image.Image, strength: float):
     first = Sampling(seed=4, steps=4, which=1)
-    made = tasks.interpolate(model, [first, photo], 5, strength, quiet)
+    made = interpolate(model, [first, photo], 5, strength, quiet)
     assert np.array_equal(arrays(made.pictures[:1])[0], arrays(model.pipe(**first.call(model, 1)).images)[0])
     assert np.array_equal(arrays(made.pictures[-1:])[0], arrays(model.pipe.reconstruct(photo))[0])
-    again = tasks.interpolate(model, [first, photo], 5, strength, quiet)
+    again = interpolate(model, [first, photo], 5, strength, quiet)
     assert np.array_equal(arrays(made.pictures), arrays(again.pictures))
     codes = [model.pipe(**first.call(model, 1)).codes[0], model.pipe.encode(photo)[0]]
-    bare = model.pipe.decode(tasks.path_between(*codes, 5, 0))
+    bare = model.pipe.decode(path_between(*codes, 5, 0))
     assert np.array_equal(arrays(bare), arrays(made.pictures)) == (strength == 0)
 
 
 def test_a_flip_changes_one_bit_and_finds_the_strongest(model: Model, photo: Image.Image):
-    made = tasks.flip(model, photo, 2, 3, 5, quiet)
+    made = flip(model, photo, 2, 3, 5, quiet)
     code = model.pipe.encode(photo)
     before = model.pipe.decode(code)[0]
     code[0, 1, 2, 4] ^= 1
@@ -154,13 +159,13 @@ def test_a_flip_changes_one_bit_and_finds_the_strongest(model: Model, photo: Ima
     every[:, 1, 2, 4] ^= 1
     for bit in range(32):
         every[bit, 1, 2, bit] ^= 1
-    effects = [tasks.effect(before, image) for image in model.pipe.decode(every)]
-    strongest = sorted(range(32), key=lambda bit: -effects[bit])[: tasks.SHOWN_BITS]
+    effects = [effect(before, image) for image in model.pipe.decode(every)]
+    strongest = sorted(range(32), key=lambda bit: -effects[bit])[:SHOWN_BITS]
     assert [picture.name for picture in made.groups[1][1]] == [f"bit{bit + 1:03d}" for bit in strongest]
 
 
 def test_a_saved_picture_carries_its_settings(model: Model):
-    made = tasks.generate(model, Sampling(steps=2, which=EACH), 2, quiet)
+    made = generate(model, Sampling(steps=2, which=EACH), 2, quiet)
     files = zipfile.ZipFile(io.BytesIO(archive(made)))
     assert len(files.namelist()) == 3 and archive(made) == archive(made)
     image = Image.open(io.BytesIO(files.read("seed0-001.png")))
@@ -189,22 +194,22 @@ def test_settings_out_of_range_are_refused_before_anything_is_computed(model: Mo
         raise AssertionError("a step was taken")
 
     with pytest.raises(SettingError, match=word):
-        tasks.generate(model, Sampling(**settings), 1, never)
+        generate(model, Sampling(**settings), 1, never)
 
 
 @pytest.mark.parametrize("count", [0, 65, 1.5, float("nan")])
 def test_only_so_many_pictures_are_made_at_a_time(model: Model, count: float):
     with pytest.raises(SettingError, match="number of pictures"):
-        tasks.generate(model, Sampling(), count, quiet)  # type: ignore[arg-type]
+        generate(model, Sampling(), count, quiet)  # type: ignore[arg-type]
 
 
 def test_a_mask_without_anything_marked_or_of_another_size_is_refused(model: Model, photo: Image.Image):
     for mask, word in ((Image.new("L", (8, 8)), "Nothing is marked"), (Image.new("L", (9, 8), 255), "paint it again")):
         with pytest.raises(SettingError, match=word):
-            tasks.inpaint(model, photo, mask, Sampling(), 1, 1, quiet)
+            inpaint(model, photo, mask, Sampling(), 1, 1, quiet)
 
 
 def test_made_lists_the_pictures_of_all_groups(model: Model):
-    pictures = tasks.generate(model, Sampling(steps=1), 3, quiet).pictures
+    pictures = generate(model, Sampling(steps=1), 3, quiet).pictures
     made = Made([("one", pictures[:1]), ("two", pictures[1:])], {})
     assert made.pictures == pictures

@@ -1,0 +1,99 @@
+"""A part of a picture made anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from bld.errors import SettingError
+from bld.studio import results
+from bld.studio.controls import Controls, buttons, count_slider, explain, output_area, picture_upload
+from bld.studio.export import described, png
+from bld.studio.handlers import guarded, light, opened_upload, run_on_click
+from bld.studio.jobs import Report, Work
+from bld.studio.made import Made, Picture
+from bld.studio.model import Model
+from bld.studio.tabs.base import Tab
+from bld.studio.tasks import Sampling, Watch, numbered_pictures, square, steps_of, whole
+from bld.studio.uploads import mask_from
+
+MOST_WALKS = 8
+
+
+def inpaint(
+    model: Model, picture: Image.Image, mask: Image.Image, sampling: Sampling, count: int, walks: int, report: Report
+) -> Made:
+    """Fill the white part of the mask `count` times.  picture: any size, seen as `square` shows it; mask: as large."""
+    view = square(model, picture)
+    walks = whole(walks, "number of walks", 1, MOST_WALKS)
+    call, pipe = sampling.call(model, count), sampling.pipe(model)
+    if walks > 1:
+        call["resample"] = walks
+    if mask.size != view.size:
+        raise SettingError(f"The mask is {mask.size} pixels and the picture {view.size}: paint it again.")
+    mask = mask.convert("L").point(lambda value: 255 if value > 127 else 0)
+    if mask.getbbox() is None:
+        raise SettingError("Nothing is marked: brush over the part of the picture that is to be filled.")
+    watch = Watch(report, steps_of(model, call), over=(view, mask))
+    images = pipe.inpaint(view, mask, **call, callback_on_step_end=watch, batch_size=count).images
+    record = described(
+        model, "inpaint", 'pipe.inpaint(Image.open("picture.png"), Image.open("mask.png"), **call).images', call,
+        posterior=sampling.posterior,
+    )  # fmt: skip
+    own = Picture(view, "picture", "the picture", "The picture as the model sees it")
+    hole = Picture(hatched(view, mask), "marked", "what is filled", "The picture with the part to be filled hatched")
+    fillings = numbered_pictures(images, f"filled-seed{sampling.seed}", [f"no. {i}" for i in range(count)])
+    files = {"picture.png": png(view), "mask.png": png(mask)}
+    return Made([("", [own, hole]), ("Fillings", fillings)], record, history=watch.history, files=files)
+
+
+def hatched(view: Image.Image, mask: Image.Image) -> Image.Image:
+    """The picture with what is white in the mask hatched in grey, enlarged where it is too small for stripes."""
+    scale = max(1, 128 // view.width)
+    size = (view.width * scale, view.height * scale)
+    pixels = np.array(view.resize(size, Image.Resampling.NEAREST))
+    inside = np.array(mask.resize(size, Image.Resampling.NEAREST)) > 127
+    period = max(8, len(pixels) // 12)
+    stripes = np.add.outer(np.arange(size[1]), np.arange(size[0])) % period < period // 2
+    pixels[inside] = np.where(stripes[..., None], 118, 168)[inside]
+    return Image.fromarray(pixels)
+
+
+def build(model: Model) -> None:
+    """The tab that fills a hole."""
+    shape = model.pipe.prior.code_shape
+    with gr.Row(elem_classes="bld-tab"):
+        with gr.Column(scale=1, min_width=300):
+            explain("Brush over a part of a picture; it is filled to suit the rest, which stays as it is.")
+            upload = picture_upload(model, "A picture", "Its central square is taken, at the model's size.")
+            board = gr.HTML(results.waiting("Choose a picture above; then brush here."), elem_id="bld-mask")
+            mask = gr.Textbox(visible=False)
+            count = count_slider(model, "Fillings", default=min(4, model.default_images))
+            walks = gr.Slider(
+                1, MOST_WALKS, 1, step=1, label="Resample walks", visible=model.is_bernoulli,
+                info="Repeats each step; 2 to 4 make the border match better, and take as many times longer.",
+            )  # fmt: skip
+            controls = Controls(model)
+            run, stop = buttons("Fill", "inpaint")
+        output = output_area("The fillings will stand here.")
+
+    def show(path: str | None) -> str:
+        if path is None:
+            return results.waiting("Choose a picture above; then brush here.")
+        return results.painter(square(model, opened_upload(path)), shape.h, shape.w)
+
+    def work(path: str | None, count: float, walks: float, *values: Any) -> Work[Made]:
+        picture = square(model, opened_upload(path))
+        hole = mask_from(values[-1], picture.size)
+        sampling = controls.sampling(values[:-1])
+        return lambda report: inpaint(model, picture, hole, sampling, int(count), int(walks), report)
+
+    upload.change(guarded(show), upload, board, **light())
+    inputs = [upload, count, walks, *controls.inputs, mask]
+    run_on_click(model, run, stop, inputs, output, work, "inpainted", brushed=True)
+
+
+TAB = Tab("Inpaint", 2, build)

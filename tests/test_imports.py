@@ -145,6 +145,18 @@ def test_a_circle_would_be_found(tmp_path: Path):
     assert circles(files_imported(files)) == []
 
 
+LONG = {"experiments/tables.py", "pipeline/pipeline.py"}  # declarations, and arguments with their meaning
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_files_and_functions_can_be_read_at_once(file: Path):
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 400 or file.relative_to(SOURCE).as_posix() in LONG
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, f"{file.name}: {node.name}"
+
+
 def test_nothing_is_called_utils():
     names = {part.removesuffix(".py") for file in FILES for part in file.relative_to(SOURCE).parts}
     assert not {name for name in names if name in ("util", "utils", "helpers", "misc")}

@@ -18,7 +18,8 @@ from bld.diffusion import sample_codes
 from bld.errors import CheckpointError, SettingError
 from bld.seeding import keyed_generators, uniform
 from bld.serialization.models import load_prior, load_process, load_tokenizer
-from bld.serialization.official import OfficialOptions, convert, read_state
+from bld.serialization.official import convert, read_state
+from bld.serialization.official_layout import OfficialOptions
 from public_code import Layout, decode, denoise, encode, make_autoencoder, make_prior, sample, write
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "official-checkpoint"

@@ -60,15 +60,8 @@ def sample_codes(
     check_sampling(shape, temperature, known, mask)
     _validate(known_bits, resample, corrector_steps, final)
     clamp = _Clamp.of(known, mask, shape, known_bits, diffusion, generators, device)
-    if start is None:
-        visited = diffusion.schedule.timesteps(steps)
-        z = (uniform(shape, generators, device) < 0.5).to(torch.uint8)
-    else:
-        z, t_start = start[0].to(device=device, dtype=torch.uint8), start[1]
-        _validate_start(z, t_start, shape, diffusion.steps)
-        visited = spaced_steps(t_start, steps)
-    if final == "z1":
-        visited = _to_z1(visited)
+    z, visited = _beginning(start, shape, diffusion, steps, generators, device)
+    visited = _to_z1(visited) if final == "z1" else visited
     times = torch.tensor(visited, device=device).unsqueeze(1).expand(-1, shape[0])
 
     def logits_at(z_t: Tensor, index: int) -> Tensor:
@@ -91,6 +84,22 @@ def sample_codes(
         if callback is not None:
             callback(SamplingStep(index, total, t, s, z, probs))
     return z
+
+
+def _beginning(
+    start: tuple[Tensor, int] | None,
+    shape: tuple[int, int, int],
+    diffusion: BernoulliSteps,
+    steps: int | None,
+    generators: Sequence[torch.Generator] | None,
+    device: torch.device | str,
+) -> tuple[Tensor, list[int]]:
+    """(bits that are begun with, the steps visited from there down to 0)."""
+    if start is None:
+        return (uniform(shape, generators, device) < 0.5).to(torch.uint8), diffusion.schedule.timesteps(steps)
+    z, t_start = start[0].to(device=device, dtype=torch.uint8), start[1]
+    _validate_start(z, t_start, shape, diffusion.steps)
+    return z, spaced_steps(t_start, steps)
 
 
 def _to_z1(visited: list[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
@@ -68,24 +68,9 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
             Table(headings, rows),
         )
     )
-    for side in ("", "-small"):
-        binary, vq, real = (values[f"{kind}{side}"] for kind in ("binary", "vq", "real"))
-        where = "half the latent side" if side else "the usual latent side"
-        findings.comparisons.append(_over_seeds(f"bits above vq at {where}", vq["psnr"], binary["psnr"]))
-        words = f"bits above vq at {where} (SSIM)"
-        findings.comparisons.append(Comparison(words, vq["ssim"], binary["ssim"], paired=True))
-        allowed = [x + 0.5 for x in binary["psnr"]]
-        findings.comparisons.append(
-            _over_seeds(f"bits within 0.5 dB of real numbers at {where}", real["psnr"], allowed)
-        )
+    findings.comparisons += _between_formats(values)
     kept = ("psnr", "ssim", "psnr_likely")
     findings.values = {name: {figure: one[figure] for figure in kept} for name, one in values.items()}
-    gaps = {
-        side: [b - v for b, v in zip(values[f"binary{side}"]["psnr"], values[f"vq{side}"]["psnr"], strict=True)]
-        for side in ("", "-small")
-    }
-    words = "what bits gain over vq grows on the smaller grid"
-    findings.comparisons.append(_over_seeds(words, gaps[""], gaps["-small"]))
     findings.pictures.append(_reconstruction_picture(workshop))
     findings.notes += [
         "Same encoder and decoder, data, steps, batch and learning rate in every row; MSE alone (no "
@@ -96,6 +81,20 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
         f"Steps of training: {_steps(workshop)}. The paper trains its tokenizers until they converge.",
     ]
     return findings
+
+
+def _between_formats(values: dict[str, dict[str, list[float]]]) -> Iterator[Comparison]:
+    """Bits above vq, near real numbers, and the more so on a smaller grid."""
+    gaps = {}
+    for side in ("", "-small"):
+        binary, vq, real = (values[f"{kind}{side}"] for kind in ("binary", "vq", "real"))
+        where = "half the latent side" if side else "the usual latent side"
+        yield _over_seeds(f"bits above vq at {where}", vq["psnr"], binary["psnr"])
+        yield Comparison(f"bits above vq at {where} (SSIM)", vq["ssim"], binary["ssim"], paired=True)
+        allowed = [x + 0.5 for x in binary["psnr"]]
+        yield _over_seeds(f"bits within 0.5 dB of real numbers at {where}", real["psnr"], allowed)
+        gaps[side] = [b - v for b, v in zip(binary["psnr"], vq["psnr"], strict=True)]
+    yield _over_seeds("what bits gain over vq grows on the smaller grid", gaps[""], gaps["-small"])
 
 
 def _format_row(name: str, found: list[dict[str, Any]]) -> list[str]:

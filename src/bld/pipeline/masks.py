@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from bld.data.inputs import mask_view, opened_masks, size_of
+from bld.data import Preprocessing
+from bld.data.inputs import has_size, mask_view, opened_masks, size_of
 from bld.errors import SettingError
 
 
@@ -28,6 +29,18 @@ def holes_in(pictures: Sequence[Image.Image | Tensor], mask: Any, size: int) -> 
             raise SettingError("The mask is white only outside the central square, which is all that is made.")
         holes.append(hole)
     return holes
+
+
+def positions_of(hole: Tensor, factor: int) -> Tensor:
+    """Latent positions (N,) that have a pixel in the hole (S, S), which are made; factor: pixels of a side of one."""
+    return F.max_pool2d(hole.float()[None, None], factor).flatten() > 0
+
+
+def kept_pixels(picture: Image.Image | Tensor, view: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """What stands outside a hole: the network's view, or of a tensor that needs no resizing its own digits."""
+    if isinstance(picture, Tensor) and has_size(picture, preprocessing):
+        return picture[None] * 2 - 1
+    return view
 
 
 def fill_from_surroundings(images: Tensor, hole: Tensor) -> Tensor:

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bld.codes import to_tokens
 from bld.data import Preprocessing
 from bld.data.inputs import (
     Pictures,
-    has_size,
     network_view,
     network_views,
     opened_pictures,
@@ -41,7 +39,7 @@ from bld.pipeline.arguments import (
     whole_number,
 )
 from bld.pipeline.conditioning import Conditioning, load_text_encoder
-from bld.pipeline.masks import fill_from_surroundings, holes_in
+from bld.pipeline.masks import fill_from_surroundings, holes_in, kept_pixels, positions_of
 from bld.pipeline.sampling import draw_codes, observer
 from bld.pipeline.sharing import PushToHubMixin
 from bld.priors import Transformer
@@ -365,8 +363,7 @@ class BinaryLatentDiffusionPipeline(PushToHubMixin):
             mask: of the image's size, one for all or one per image, as an image, file, array or tensor; white (True,
                 above half) is filled, black or transparent is kept.
             num_images: fillings of each image.
-            known_bits: whether known bits are noised to each step's level ("noised") or clamped ("clean", the public
-                code).
+            known_bits: noised to each step's level ("noised"), or clamped ("clean", the public code).
             resample: times that each step is walked; more than one harmonises the border.
 
         Raises:
@@ -384,17 +381,14 @@ class BinaryLatentDiffusionPipeline(PushToHubMixin):
         for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
             view, own = network_view(picture, self.preprocessing)[None], slice(number * each, (number + 1) * each)
             bits = to_tokens(self.tokenizer.encode(fill_from_surroundings(view, hole).to(self.device)))
-            # (N,), True where bits are made
-            positions = F.max_pool2d(hole.float()[None, None], self.tokenizer.config.factor).flatten() > 0
+            positions = positions_of(hole, self.tokenizer.config.factor)
             codes = self._sample(
                 asked[own], generators[own], num_inference_steps, temperature, guidance_scale,
                 callback_on_step_end, batch_size, prior, known=bits, mask=positions, **options,
             )  # fmt: skip
             made.append(codes)
-            own_pixels = view  # or, of a tensor that needs no resizing, its own digits
-            if isinstance(picture, Tensor) and has_size(picture, self.preprocessing):
-                own_pixels = picture[None] * 2 - 1
-            fillings.append(torch.where(hole, self._decoded(codes, batch_size), own_pixels))
+            kept = kept_pixels(picture, view, self.preprocessing)
+            fillings.append(torch.where(hole, self._decoded(codes, batch_size), kept))
         codes, filled = torch.cat(made), torch.cat(fillings)
         return _result(codes if output_type == "latent" else to_output(filled, output_type), codes, return_dict)
 

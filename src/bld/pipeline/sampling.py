@@ -40,9 +40,7 @@ def draw_codes(
         asked: what each of the n images is conditioned on, as `Conditioning.rows` gives it.
         generators: one per image.
         defaults: for what is None.
-        num_inference_steps: 1 … T.
-        temperature: τ, above 0.
-        guidance_scale: 1 + ω.
+        num_inference_steps, temperature, guidance_scale: 1 … T; τ above 0; 1 + ω.
         callback: sees each step.
         batch_size: codes drawn at a time.
         network: a copy of the prior for inference that several calls share; by default one of it as it is now.

@@ -92,15 +92,15 @@ def anchor_of(name: str) -> str:
 
 
 def command_line() -> str:
-    """`--help` of every verb."""
-    from bld.cli import VERBS, build_parser
+    """`--help` of every command."""
+    from bld.cli import COMMANDS, build_parser
 
     with mock.patch.dict(os.environ, COLUMNS="96", NO_COLOR="1"):
         parser = build_parser()
-        verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+        commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
         text = [_fenced(parser.format_help())]
-        for name in VERBS:
-            text += [f"## bld {name}\n", _fenced(verbs[name].format_help())]
+        for name in COMMANDS:
+            text += [f"## bld {name}\n", _fenced(commands[name].format_help())]
     return "\n".join(text)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from bld.cli import VERBS, main
+from bld.cli import COMMANDS, main
 from bld.training.config import known_keys, preset_names
 
 
@@ -34,8 +34,8 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_verbs_options_presets_and_settings_are_completed(script):
-    assert completed(script, "bld", "tr") == {verb for verb in VERBS if verb.startswith("tr")}
+def test_commands_options_presets_and_settings_are_completed(script):
+    assert completed(script, "bld", "tr") == {command for command in COMMANDS if command.startswith("tr")}
     assert completed(script, "bld", "train", "--bud") == {"--budget"}
     assert completed(script, "bld", "train", "--preset", "ce") == {"celebahq256", "celebahq1024"}
     assert set(preset_names()) <= completed(script, "bld", "train", "--preset", "")
@@ -44,10 +44,10 @@ def test_verbs_options_presets_and_settings_are_completed(script):
 
 
 @pytest.mark.parametrize("shell", ["zsh", "tcsh"])
-def test_other_shells_get_every_verb_and_setting(shell, capsys):
+def test_other_shells_get_every_command_and_setting(shell, capsys):
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    assert all(verb in script for verb in VERBS) and all(f"{key}=" in script for key in known_keys())
+    assert all(command in script for command in COMMANDS) and all(f"{key}=" in script for key in known_keys())
 
 
 def test_without_shtab_the_extra_is_named(monkeypatch, capsys):

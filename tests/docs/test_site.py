@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import bld
-from bld.cli import VERBS
+from bld.cli import COMMANDS
 from bld.training.config import known_keys, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -49,14 +49,14 @@ def test_formulas_are_mathml_with_their_numbers_and_none_is_left_as_text(site):
         assert "arithmatex" not in text and "\\tag" not in text and "<merror" not in text, path
 
 
-def test_every_public_name_setting_and_verb_has_its_entry(site):
-    python, settings, verbs = (page(site, f"reference/{name}") for name in ("python", "settings", "command-line"))
+def test_every_public_name_setting_and_command_has_its_entry(site):
+    python, settings, commands = (page(site, f"reference/{name}") for name in ("python", "settings", "command-line"))
     for name in set(bld.__all__) - {"__version__"}:
         assert f'id="bld.{name}"' in python, name
     for key in known_keys():
         assert f"<code>{key}</code>" in settings, key
-    for verb in VERBS:
-        assert f"usage: bld {verb}" in verbs, verb
+    for command in COMMANDS:
+        assert f"usage: bld {command}" in commands, command
 
 
 def test_formulas_stand_beside_the_functions_that_compute_them(site):

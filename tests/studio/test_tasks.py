@@ -52,8 +52,8 @@ def test_the_settings_of_a_generation_make_it_again_in_python_and_on_the_command
     made = generate(model, sampling, 3, quiet)
     settings = json.loads(json.dumps(made.settings))
     assert np.array_equal(arrays(model.pipe(**settings["call"]).images), arrays(made.pictures))
-    verb, _, *words = settings["command"].removeprefix("bld ").split()
-    assert main([verb, str(trained_run), *words, "--out", str(tmp_path / "out")]) == 0
+    command, _, *words = settings["command"].removeprefix("bld ").split()
+    assert main([command, str(trained_run), *words, "--out", str(tmp_path / "out")]) == 0
     again = [Image.open(tmp_path / "out" / f"{i:06d}.png") for i in range(3)]
     assert np.array_equal(arrays(again), arrays(made.pictures))
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["model"] == settings["model"]

@@ -111,8 +111,8 @@ def test_a_run_without_a_record_keeps_its_division_by_number_and_says_when_it_no
 def test_other_images_are_refused_and_nothing_of_the_run_changes(begun, tmp_path, capsys):
     run, other = begun(), coloured(tmp_path / "other", ["apple", "bread", "corn"], seed=7)
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file() and path.name != "lock"}
-    for verb in ("train", "train-tokenizer", "encode", "train-prior"):
-        assert main([verb, "--data", str(other), "--out", str(run.path)]) == 2
+    for command in ("train", "train-tokenizer", "encode", "train-prior"):
+        assert main([command, "--data", str(other), "--out", str(run.path)]) == 2
         assert "does not hold the images" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in before} == before
 
@@ -165,8 +165,8 @@ def test_the_folder_of_the_run_must_not_lie_among_the_images(tmp_path, capsys):
 def test_a_class_that_the_prior_does_not_know_is_refused_by_name(begun, tmp_path, capsys):
     run = begun()
     (tmp_path / "data" / "apple").rename(tmp_path / "data" / "zebra")
-    for verb in ("train", "train-prior", "encode"):
-        assert main([verb, "--out", str(run.path), "prior_training.steps=7"]) == 2
+    for command in ("train", "train-prior", "encode"):
+        assert main([command, "--out", str(run.path), "prior_training.steps=7"]) == 2
         assert "zebra" in capsys.readouterr().err
 
 

@@ -1,6 +1,6 @@
-"""The command line: one verb per file; the only place that parses arguments and prints.
+"""The command line: one command per file; the only place that parses arguments and prints.
 
-Each verb module has HELP, `add_arguments(parser)` and `run(args)`, and loads torch only when it runs.
+Each command module has HELP, `add_arguments(parser)` and `run(args)`, and loads torch only when it runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from bld._version import __version__
 from bld.errors import UserError, did_you_mean
 
-VERBS = {
+COMMANDS = {
     "train": "bld.cli.train",
     "train-tokenizer": "bld.cli.train_tokenizer",
     "encode": "bld.cli.encode",
@@ -73,18 +73,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a sign prints another, and goes on
             stream.reconfigure(errors="replace")
     argv = list(sys.argv[1:] if argv is None else argv)
-    verb = next((word for word in argv if not word.startswith("-")), None)
-    if verb is not None and verb not in VERBS:
-        print(f"bld: There is no verb '{verb}'.{did_you_mean(verb, VERBS)} See bld --help.", file=sys.stderr)
+    command = next((word for word in argv if not word.startswith("-")), None)
+    if command is not None and command not in COMMANDS:
+        meant = did_you_mean(command, COMMANDS)
+        print(f"bld: There is no command '{command}'.{meant} See bld --help.", file=sys.stderr)
         return 2
-    parser = build_parser(only=verb)
+    parser = build_parser(only=command)
     lost = next((word for word in argv if word.startswith("--") and word.endswith("=--")), None)
     if lost is not None:  # argparse would take the two dashes for no value at all
         parser.error(f"'{lost}' gives no value")
     args, rest = parser.parse_known_args(argv)
     settings = [word for word in rest if "=" in word and not word.startswith("-")]
     if rest and (len(settings) < len(rest) or not hasattr(args, "settings")):
-        parser.error(f"'{next((w for w in rest if w not in settings), rest[0])}' is not an option of this verb")
+        parser.error(f"'{next((w for w in rest if w not in settings), rest[0])}' is not an option of this command")
     if settings:  # argparse takes key=value words only in one place; ours may stand anywhere
         args.settings = [*args.settings, *settings]
     who = f"bld (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else "bld"
@@ -121,20 +122,20 @@ def _about(error: OSError) -> str:
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser; with a verb named, the other verbs are left out, as they will not be asked."""
+    """The parser; with a command named, the other commands are left out, as they will not be asked."""
     parser = _Parser(
         prog="bld",
         description="Binary Latent Diffusion: train on a folder of images, generate, inpaint, reconstruct.",
         epilog="Start with: bld demo, or bld train --data FOLDER --out RUN --budget 30m",
     )
     parser.add_argument("--version", action=_Versions)
-    verbs: Any = parser.add_subparsers(title="verbs", metavar="VERB", required=True, parser_class=_Parser)
-    for name, module_name in VERBS.items():
+    commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, module_name in COMMANDS.items():
         if only not in (None, name):
             continue
         module = importlib.import_module(module_name)
-        verb = verbs.add_parser(name, help=module.HELP, description=module.__doc__)
-        verb.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        module.add_arguments(verb)
-        verb.set_defaults(run=module.run)
+        command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return parser

@@ -1,4 +1,4 @@
-"""What several verbs share: their options, and how they load a pipeline."""
+"""What several commands share: their options, and how they load a pipeline."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def add_training_arguments(
 ) -> None:
     """--data, --out, --condition, --preset, --budget, what to begin with, and key=value words.
 
-    stages: those that the verb trains.
+    stages: those that the command trains.
     """
     parser.add_argument(
         "--data",

@@ -1,4 +1,4 @@
-"""Print a script that completes verbs, options, presets and settings in your shell."""
+"""Print a script that completes commands, options, presets and settings in your shell."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Every option and argument of every verb."""
+    """Every option and argument of every command."""
     for action in parser._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
-            for verb in action.choices.values():
-                yield from _actions(verb)
+            for command in action.choices.values():
+                yield from _actions(command)

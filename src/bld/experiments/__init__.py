@@ -1,4 +1,4 @@
-"""The paper's tables and figures as experiments that anyone can run, at a scale he can afford.
+"""The paper's tables and figures as experiments that anyone can run, at a scale they can afford.
 
 scales      what is trained at which scale: data, settings, budgets, numbers of samples
 workshop    trains, samples and measures, once: whatever two experiments share is made for the first and reused

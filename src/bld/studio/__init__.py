@@ -1,8 +1,8 @@
 """The web studio: a page to generate, inpaint, reconstruct, interpolate and flip bits with a trained model.
 
-    model ─▶ tasks ─▶ watching ─▶ page ─▶ server
-             what is made         what is shown; markup, record: as HTML, as files
-                                  gate: what of the server a visitor can reach, and what he may upload
+    model ─▶ tabs ─▶ app ─▶ server
 
-Everything up to `watching`, with `markup`, `record` and `uploads`, knows nothing of Gradio and is tested without it.
+A tab (`tabs/`) is a file with its task (`tasks`, `made`), its `controls` and its `handlers`.  `jobs` lets work be
+watched and stopped, `results` shows it as HTML, `export` keeps it as files; `security` and `uploads` say what a visitor
+can reach and send.  Only `app`, `controls`, `handlers` and the tabs know Gradio.
 """

@@ -118,7 +118,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sentence_of(error: Exception) -> str:
-    """What a visitor is told; what is no fault of his goes to the log."""
+    """What a visitor is told; what is not the visitor's fault goes to the log."""
     if isinstance(error, UserError):
         return str(error)
     LOG.error("A request failed.", exc_info=error)

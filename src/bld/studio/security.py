@@ -1,4 +1,4 @@
-"""What of the server a visitor can reach: the page, its queue, and pictures he uploaded himself; nothing else.
+"""What of the server a visitor can reach: the page, its queue, and pictures that this visitor uploaded; no more.
 
 Gradio offers far more than the studio uses (files by their path, a proxy to other servers, an interface for programs,
 recordings, editors).  The gate stands before it and lets through what the page needs.  Uploads are answered here, so

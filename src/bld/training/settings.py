@@ -192,7 +192,7 @@ class PriorSettings:
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the run's own samples are made; every verb that samples can override them.
+    """How the run's own samples are made; every command that samples can override them.
 
     Args:
         steps: denoising steps, at most diffusion.steps; 0 is all of them

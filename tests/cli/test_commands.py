@@ -1,4 +1,4 @@
-"""The verbs as a user types them; what loads no model runs in a process of its own, the rest in this one."""
+"""The commands as a user types them; what loads no model runs in a process of its own, the rest in this one."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bld import __version__
-from bld.cli import VERBS, main
+from bld.cli import COMMANDS, main
 from bld.cli.common import duration
 from bld.errors import SettingError
 
@@ -41,18 +41,18 @@ def fails(capsys):
     return run
 
 
-def test_help_lists_every_verb_without_loading_torch():
+def test_help_lists_every_command_without_loading_torch():
     code = "import sys; from bld.cli import main\n"
     code += "try: main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
-    assert all(verb in result.stdout for verb in VERBS)
+    assert all(command in result.stdout for command in COMMANDS)
 
 
-@pytest.mark.parametrize("verb", sorted(VERBS))
-def test_every_verb_has_help(verb, capsys):
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main([verb, "--help"])
+        main([command, "--help"])
     assert stop.value.code == 0 and "usage: bld" in capsys.readouterr().out
 
 
@@ -172,7 +172,7 @@ def test_a_preset_is_chosen_by_the_size_of_the_images(tmp_path, image_folder, ca
 # -- bad input ------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_verb_option_setting_or_preset_names_the_nearest(fails, tmp_path):
+def test_an_unknown_command_option_setting_or_preset_names_the_nearest(fails, tmp_path):
     assert "Did you mean 'train'" in fails("trian")
     assert "--ouut" in fails("train", "--data", "digits", "--out", tmp_path, "--ouut", "x")
     train = ("train", "--data", "digits", "--out", tmp_path / "r")

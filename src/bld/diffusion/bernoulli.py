@@ -17,10 +17,15 @@ from bld.diffusion.steps import BernoulliSteps
 class BernoulliDiffusion(BernoulliSteps):
     """Diffusion of bits `z ∈ {0, 1}`, shape (B, N, c), for one schedule (Section 4).
 
-    target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
-        "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
-    posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of
-        z_t twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
+    Args:
+        schedule: the retentions k_t.
+        target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
+            "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
+        posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of z_t
+            twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
+
+    Raises:
+        SettingError: for an unknown target or posterior.
     """
 
     kind = "bernoulli"
@@ -62,8 +67,17 @@ class BernoulliDiffusion(BernoulliSteps):
     ) -> DiffusionLoss:
         """Algorithm 1: noise the codes to step t, predict, compare (eq. 13).
 
-        probs: y (B, N, c) that z_0 was drawn from; then what is compared with is the mean over all z_0 that y and z_t
-        allow, in the place of the one drawn: the same expected gradient, with less variance.
+        Args:
+            denoise: (z_t, t) → logits (B, N, c).
+            z0: (B, N, c) bits.
+            t: (B,) in 1 … T.
+            generators: one per sample.
+            vlb_weight: λ.
+            probs: y (B, N, c) that z_0 was drawn from; then what is compared with is the mean over all z_0 that y
+                and z_t allow, in the place of the one drawn: the same expected gradient, with less variance.
+
+        Returns:
+            total (to minimise), residual and vlb: scalars, nats per bit.
         """
         z_t = self.diffuse(z0, t, generators)
         flips = None if probs is None else self.flip_posterior(probs, z_t, t)

@@ -15,10 +15,16 @@ ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 def with_guidance(
     denoise: ConditionalDenoise, condition: Tensor, null: Tensor, guidance_scale: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """`denoise(z_t, t)` with logits u + g·(v - u), v conditional, u unconditional, g = guidance_scale = 1 + ω.
+    """The network with classifier-free guidance: logits u + g·(v - u), v conditional, u unconditional.
 
-    condition, null: what the network takes as its third argument, one row per sample; `null` stands for "none".
-    At g = 1 the unconditional half is not computed.
+    Args:
+        denoise: (z_t, t, condition) → logits.
+        condition: what the network takes as its third argument, one row per sample.
+        null: the same, standing for "none".
+        guidance_scale: g = 1 + ω; at 1 the unconditional half is not computed.
+
+    Returns:
+        (z_t, t) → logits, float32.
     """
     if guidance_scale == 1:
         return lambda z, t: denoise(z, t, condition)

@@ -25,11 +25,24 @@ def likelihood_bits(
     draws: int = 1,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Tensor:
-    """Upper bound on -log₂ p(z_0) in bits per code, float64 (B,): L_0 + Σ L_t + L_T of eq. (7).
+    """Upper bound on -log₂ p(z_0) in bits per code: L_0 + Σ L_t + L_T of eq. (7).
 
-    Each KL is exact; z_t is drawn `draws` times per step, so the answer is an unbiased estimate of the bound.
-    steps: bound of the chain that visits only that many of the T steps.  generators: one per code.
-    Divide by N·c for bits per dimension.  The target "previous" visits all steps or raises `SettingError`.
+    Each KL is exact; z_t is drawn `draws` times per step, so the answer is an unbiased estimate of the bound. Divide
+    by N·c for bits per dimension.
+
+    Args:
+        diffusion: schedule and target; "previous" visits all steps or raises.
+        denoise: (z_t, t) → logits (B, N, c).
+        z0: (B, N, c) bits.
+        steps: bound of the chain that visits only that many of the T steps; None visits all.
+        draws: of z_t at each step.
+        generators: one per code.
+
+    Returns:
+        float64 (B,).
+
+    Raises:
+        SettingError: for less than one draw, or steps that cannot be taken.
     """
     if draws < 1:
         raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")

@@ -31,9 +31,20 @@ def diffusion_loss(
 ) -> DiffusionLoss:
     """Eq. (13) as means over samples and bits.
 
-    logits, z0, z_t: (B, N, c).  t: (B,) in 1 … T.  The residual is BCE(f, z_t ⊕ z_0) of eq. (12); predicting z_0
-    instead is the same number, so only the meaning of the logits differs.
-    flips: probabilities (B, N, c) in the place of z_t ⊕ z_0, for the mean over all z_0 that they allow.
+    The residual is BCE(f, z_t ⊕ z_0) of eq. (12); predicting z_0 instead is the same number, so only the meaning of the
+    logits differs.
+
+    Args:
+        diffusion: schedule and target.
+        logits: (B, N, c).
+        z0: (B, N, c) bits.
+        z_t: (B, N, c) bits.
+        t: (B,) in 1 … T.
+        vlb_weight: λ.
+        flips: probabilities (B, N, c) in the place of z_t ⊕ z_0, for the mean over all z_0 that they allow.
+
+    Returns:
+        total (to minimise), residual and vlb: scalars, nats per bit.
     """
     flips = z_t ^ z0 if flips is None else flips
     vlb = variational_terms(diffusion, logits, z0, z_t, t, t - 1, flips).mean()

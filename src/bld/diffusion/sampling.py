@@ -42,20 +42,31 @@ def sample_codes(
     start: tuple[Tensor, int] | None = None,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Draw codes, (n, N, c) uint8.
+    """Draw codes, (n, N, c) uint8 (Algorithm 2).
 
-    denoise: (z_t, t) → logits.  shape: (n, N, c).  steps: how many of the T to visit, all by default.
-    temperature: τ > 0 in σ(logits/τ).  generators: one per sample; a sample depends on its own only.
-    known, mask: inpainting. `known` (n or 1, N, c) holds bits, `mask` (N,), (n, N) or (n, N, c) is True where bits
-        are to be *made*; elsewhere the result equals `known`. With known_bits = "noised" the network sees, at each
-        step, a fresh draw of q(z_t | z_0) there (what it saw in training); "clean" clamps the bits themselves.
-        Either way what is made harmonises with the known bits, but is no exact draw given them, at any number of steps.
-    resample: how often each step of an inpainting is walked (jump back, repeat), to harmonise borders; 1 is once.
-    corrector_steps: Gibbs redraws at each visited step (an extra network call each).
-    final: how it ends: the predicted z_0 thresholded at ½ ("threshold") or drawn ("draw"), or z_1 itself ("z1"), as
-        Algorithm 2 prints it, with one step less to go.
-    start: (z_t, t) to begin from, bits (n, N, c) at step t, in place of uniform bits at T; then `steps` of the t are
-        visited.
+    Args:
+        denoise: (z_t, t) → logits.
+        shape: (n, N, c).
+        diffusion: schedule, target and posterior.
+        steps: how many of the T to visit; all by default.
+        temperature: τ > 0 in σ(logits/τ).
+        generators: one per sample; a sample depends on its own only.
+        known: (n or 1, N, c) bits of an inpainting, with `mask`.
+        mask: (N,), (n, N) or (n, N, c), True where bits are to be *made*; elsewhere the result equals `known`.
+        callback: called with a `SamplingStep` after each step; what it writes into the codes is gone on with.
+        known_bits: "noised" shows the network, at each step, a fresh draw of q(z_t | z_0) at the known bits (what it
+            saw in training); "clean" clamps the bits themselves. Either way what is made harmonises with the known
+            bits, but is no exact draw given them, at any number of steps.
+        resample: how often each step of an inpainting is walked (jump back, repeat), to harmonise borders; 1 is once.
+        corrector_steps: Gibbs redraws at each visited step (an extra network call each).
+        final: how it ends: the predicted z_0 thresholded at ½ ("threshold") or drawn ("draw"), or z_1 itself ("z1"), as
+            Algorithm 2 prints it, with one step less to go.
+        start: (z_t, t) to begin from, bits (n, N, c) at step t, in place of uniform bits at T; then `steps` of the t
+            are visited.
+        device: where the codes are drawn.
+
+    Raises:
+        SettingError: naming the value that is not possible.
     """
     check_sampling(shape, temperature, known, mask)
     _validate(known_bits, resample, corrector_steps, final)

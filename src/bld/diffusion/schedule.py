@@ -42,11 +42,13 @@ KINDS: dict[str, Callable[[float], float]] = {"linear": _linear, "cosine": _cosi
 class NoiseSchedule:
     """The retentions k_0 = 1, …, k_T ≈ 0 of a Bernoulli diffusion.
 
-    kind: "linear" (k_t = 1 - t/T, the paper's), "cosine", "sigmoid", or "table" with your own `table`.
-    steps: T ≥ 1; with a table it follows from the table's length.
-    table: T + 1 retentions: 1 first, never rising, below 1 from the second on, at most 0.05 last.
+    Args:
+        kind: "linear" (k_t = 1 - t/T, the paper's), "cosine", "sigmoid", or "table" with your own `table`.
+        steps: T ≥ 1; with a table it follows from the table's length.
+        table: T + 1 retentions: 1 first, never rising, below 1 from the second on, at most 0.05 last.
 
-    Raises `SettingError` for anything else.
+    Raises:
+        SettingError: for anything else.
     """
 
     k: Tensor

@@ -32,10 +32,15 @@ Posterior = Literal["exact", "plugin"]
 class BernoulliSteps:
     """Noising and denoising of bits `z ∈ {0, 1}`, shape (B, N, c), for one schedule.
 
-    target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
-        "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
-    posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of
-        z_t twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
+    Args:
+        schedule: the retentions k_t.
+        target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
+            "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
+        posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of z_t
+            twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
+
+    Raises:
+        SettingError: for an unknown target or posterior.
     """
 
     def __init__(self, schedule: NoiseSchedule, target: Target = "flip", posterior: Posterior = "exact"):
@@ -72,8 +77,13 @@ class BernoulliSteps:
     ) -> Tensor:
         """Draw z_t ~ q(z_t | z_0): each bit flips with probability (1 - k_t)/2 (eq. 5).
 
-        z0: (B, N, c) bits.  t: one step for all, or (B,), each in 0 … T.  generator: one for the batch, or
-        one per sample.  Returns bits of z0's shape and dtype.
+        Args:
+            z0: (B, N, c) bits.
+            t: one step for all, or (B,), each in 0 … T.
+            generator: one for the batch, or one per sample.
+
+        Returns:
+            Bits of z0's shape and dtype.
         """
         return self.renoise(z0, 0, t, generator)
 
@@ -84,7 +94,17 @@ class BernoulliSteps:
         t: int | Tensor,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> Tensor:
-        """Draw z_t ~ q(z_t | z_s) for s < t: each bit flips with probability (1 - k_t/k_s)/2 (eq. 4, chained)."""
+        """Draw z_t ~ q(z_t | z_s) for s < t: each bit flips with probability (1 - k_t/k_s)/2 (eq. 4, chained).
+
+        Args:
+            z_s: (B, N, c) bits at step s.
+            s: the step they are at, for all or (B,).
+            t: the later step, for all or (B,).
+            generator: one for the batch, or one per sample.
+
+        Returns:
+            Bits of the same shape and dtype.
+        """
         kappa = self._retention(s, t, z_s.device)
         flips = uniform(z_s.shape, generator, z_s.device) < (1 - kappa) / 2
         return z_s ^ flips.to(z_s.dtype)
@@ -99,10 +119,19 @@ class BernoulliSteps:
         return logits if self.target == "flip" else logits * (1 - 2 * z_t.to(logits.dtype))
 
     def reverse_probs(self, logits: Tensor, z_t: Tensor, t: int | Tensor, s: int | Tensor) -> Tensor:
-        """P(z_s = 1 | z_t), (B, N, c) in float32 or better, with the network's logits at step t.
+        """P(z_s = 1 | z_t) with the network's logits at step t (eq. 8, or 10 with the posterior "plugin").
 
-        t, s: ints or (B,) tensors, 0 ≤ s < t ≤ T.  Raises `SettingError` for other steps, and when the target
-        "previous" is asked to skip.
+        Args:
+            logits: (B, N, c), what `target` says.
+            z_t: (B, N, c) bits.
+            t: the step come from, for all or (B,).
+            s: the step to go to, 0 ≤ s < t ≤ T.
+
+        Returns:
+            Probabilities (B, N, c), in float32 or better.
+
+        Raises:
+            SettingError: for other steps, and when the target "previous" is asked to skip.
         """
         self.check_steps(t, s)
         if self.target == "previous":
@@ -151,7 +180,16 @@ class BernoulliSteps:
         return (torch.log1p(-kept.clamp(max=1 - 1e-6)) - torch.log1p(kept)).float()
 
     def flip_posterior(self, probs: Tensor, z_t: Tensor, t: int | Tensor) -> Tensor:
-        """P(z_0 ≠ z_t | z_t, y) for bits z_0 that were drawn with P(z_0 = 1) = y, `probs`: Bayes' rule over eq. (5)."""
+        """P(z_0 ≠ z_t | z_t, y): Bayes' rule over eq. (5) for bits z_0 that were drawn with P(z_0 = 1) = y.
+
+        Args:
+            probs: y, (B, N, c).
+            z_t: (B, N, c) bits.
+            t: one step for all, or (B,).
+
+        Returns:
+            Probabilities (B, N, c) of the dtype of `probs`.
+        """
         differs = torch.where(z_t.bool(), 1 - probs, probs)
         k = self._k_at(t, z_t.device)
         flipped, kept = differs * (1 - k), (1 - differs) * (1 + k)

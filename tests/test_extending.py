@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -93,3 +94,36 @@ assert type(pipe.prior).__name__ == "Marginals" and type(pipe.tokenizer.bottlene
     )
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "run-samples").glob("0*.png"))) == 3
+
+
+METRICS = '''
+from bld.evaluation.metrics.base import of_reconstructions, of_samples
+
+@of_samples("worst", least=3)
+def worst(sets):
+    return {"worst": float((sets.samples.features - sets.reference.features.mean(0)).norm(dim=1).max())}
+
+@of_reconstructions("mae")
+def mae(device):
+    return lambda images, others: (images - others).abs().flatten(1).mean(1)
+'''
+
+
+def test_a_metric_is_a_function_that_the_evaluation_asks(run_copy: Path, tmp_path: Path):
+    (tmp_path / "added.py").write_text(METRICS)
+    features = tmp_path / "features"
+    code = f"""
+import added
+from bld.cli import main
+run = {str(run_copy)!r}
+words = ["--data", "digits", "--steps", "2"]
+assert main(["train-features", "--data", "digits", "--out", {str(features)!r}, *words[2:]]) == 0
+assert main(["evaluate", run, "--features", {str(features)!r}, "--metrics", "worst,mae,psnr", "--num", "20"]) == 0
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((run_copy / "evaluation.json").read_text())["figures"]
+    assert figures["worst"] > 0 and 0 < figures["mae"] < 2 and figures["mae_std"] > 0 and "psnr" in figures

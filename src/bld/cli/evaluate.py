@@ -73,6 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.evaluation import evaluate
     from bld.evaluation import record as recording
     from bld.evaluation.features import load_extractor
+    from bld.evaluation.metrics import SAMPLE_METRICS
     from bld.io.files import write_json
     from bld.runtime.distributed import launched
 
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     refuse_foreign([out])
     processes = launched()  # which gives each process its device
     device = device_from(args)
-    featured = {*evaluate.METRICS, "rfd"} & set(request.metrics)
+    featured = {*SAMPLE_METRICS, "rfd"} & set(request.metrics)
     extractor = load_extractor(args.features, device) if featured else None
     with precision(args, device):
         given = args.samples is not None

@@ -19,10 +19,10 @@ from bld.codes import to_grid
 from bld.data import ImageSet, psnr, to_uint8
 from bld.errors import DataError, SettingError
 from bld.evaluation.features import PRECISION, FeatureExtractor
+from bld.evaluation.metrics import RECONSTRUCTION_METRICS, SAMPLE_METRICS
+from bld.evaluation.metrics.base import FeatureTable
 from bld.evaluation.metrics.cas import classification_accuracy_score, steps_of
 from bld.evaluation.metrics.distances import (
-    METRICS,
-    FeatureTable,
     extract,
     frechet_distance,
     read_table,
@@ -30,8 +30,6 @@ from bld.evaluation.metrics.distances import (
     score,
     write_table,
 )
-from bld.evaluation.metrics.lpips import PerceptualDistance
-from bld.evaluation.metrics.reconstruction import structural_similarity
 from bld.evaluation.request import RECONSTRUCTION, Request
 from bld.evaluation.requested import Asked, asked_for
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
@@ -162,10 +160,10 @@ def evaluate_samples(
     given: ImageSet, reference: ImageSet, request: Request, extractor: FeatureExtractor, folder: Path
 ) -> dict[str, Any]:
     """Figures of images that another program made."""
-    beyond = [name for name in request.metrics if name not in METRICS]
+    beyond = [name for name in request.metrics if name not in SAMPLE_METRICS]
     if beyond:
         raise SettingError(
-            f"{beyond[0]} needs a run, and --samples gives images alone: choose from {', '.join(METRICS)}."
+            f"{beyond[0]} needs a run, and --samples gives images alone: choose from {', '.join(SAMPLE_METRICS)}."
         )
     table = extract(image_batches(given), extractor)
     return score(table, reference_features(reference, extractor, folder), request.of_samples)
@@ -187,7 +185,7 @@ def reconstruction_figures(
     """
     asked = [name for name in RECONSTRUCTION if name in request.metrics]
     device, tokenizer = pipeline.device, pipeline.tokenizer
-    lpips = PerceptualDistance(device) if "lpips" in asked else None
+    pairwise = {name: make(device) for name, make in RECONSTRUCTION_METRICS.items() if name in asked}
     draws = "psnr" in asked and tokenizer.bottleneck.is_random
     names = [*asked, *(["drawn_psnr"] if draws else [])]
     values: dict[str, list[Tensor]] = {name: [] for name in names if name != "rfd"}
@@ -195,17 +193,13 @@ def reconstruction_figures(
     for batch in image_batches(images, request.reconstructed, request.batch_size):
         x = batch.float() / 127.5 - 1
         again = pipeline.reconstruct(batch, "pt", batch_size=request.batch_size) * 2 - 1
-        if "psnr" in values:
-            values["psnr"].append(psnr(x, again))
+        for name, distance in pairwise.items():
+            values[name].append(distance(x, again).cpu())
         if draws:
             numbers = list(range(seen, seen + len(x)))
             codes = tokenizer.encode(x.to(device), keyed_generators(request.seed, "reconstruct", numbers))
             values["drawn_psnr"].append(psnr(x, tokenizer.decode(codes).clamp(-1, 1).cpu()))
         seen += len(x)
-        if "ssim" in values:
-            values["ssim"].append(structural_similarity(x, again))
-        if lpips is not None:
-            values["lpips"].append(lpips(x, again).cpu())
         if "rfd" in asked:
             real.append(extract([batch], _needed(extractor)).features)
             rebuilt.append(extract([to_uint8(again)], _needed(extractor)).features)

@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bld.errors import SettingError, did_you_mean
-from bld.evaluation.metrics.distances import (
-    METRICS,
-)
+from bld.evaluation.metrics import RECONSTRUCTION_METRICS, SAMPLE_METRICS
 from bld.training.held_out_codes import CODE_DRAWS
 
-RECONSTRUCTION = ("psnr", "ssim", "lpips", "rfd")
-
-
-ALL_METRICS = (*METRICS, "cas", *RECONSTRUCTION, "bits")
+RECONSTRUCTION = (*RECONSTRUCTION_METRICS, "rfd")
+ALL_METRICS = (*SAMPLE_METRICS, "cas", *RECONSTRUCTION, "bits")
 
 
 @dataclass(frozen=True)
@@ -57,4 +53,4 @@ class Request:
     @property
     def of_samples(self) -> list[str]:
         """Those of the metrics that look at samples' features."""
-        return [name for name in self.metrics if name in METRICS]
+        return [name for name in self.metrics if name in SAMPLE_METRICS]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +22,16 @@ from torch import Tensor
 from bld.data import ImageSet
 from bld.errors import DataError, MissingPackageError, SettingError, did_you_mean
 from bld.evaluation.features import PRECISION, FeatureExtractor
+from bld.evaluation.metrics.base import SAMPLE_METRICS, FeatureTable, Sets, of_samples
 from bld.runtime.precision import in_float32
 from bld.seeding import keyed_permutation
 
-METRICS = ("fd", "kid", "is", "precision", "recall", "diversity")
 NEIGHBOURHOOD = 3
 INCEPTION_SPLITS = 10
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 PAIRS = 20_000
 ROWS_AT_A_TIME = 1000  # of a distance matrix
-LEAST = {"fd": 2, "kid": 10, "is": INCEPTION_SPLITS, "precision": NEIGHBOURHOOD + 1, "recall": NEIGHBOURHOOD + 1}
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """features (n, D) float32; logits (n, K) float32, or None."""
-
-    features: Tensor
-    logits: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.features)
 
 
 def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, keep_logits: bool = True) -> FeatureTable:
@@ -109,16 +96,17 @@ def read_table(path: Path) -> FeatureTable:
 
 @in_float32()
 def score(
-    samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str] = METRICS, seed: int = 0
+    samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """The metrics by name, as in the list above; those that need logits are left out where there are none.
+    """The metrics by name, all if none is asked for; those that need logits are left out where there are none.
 
     Raises SettingError for an unknown metric, DataError for too few images, MissingPackageError without torch-fidelity.
     """
-    for name in metrics:
-        if name not in METRICS:
-            raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, METRICS)}")
-        least = LEAST.get(name, 2)
+    asked = list(SAMPLE_METRICS if metrics is None else metrics)
+    for name in asked:
+        if name not in SAMPLE_METRICS:
+            raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, SAMPLE_METRICS)}")
+        least = SAMPLE_METRICS[name].least
         if min(len(samples), len(reference)) < least:
             raise DataError(
                 f"{name} needs at least {least} images on both sides; there are {len(samples)} samples and "
@@ -126,20 +114,46 @@ def score(
             )
     if samples.features.shape[1] != reference.features.shape[1]:
         raise SettingError("Samples and reference have features of different extractors.")
+    sets = Sets(samples, reference, seed)
     found: dict[str, float] = {}
-    if "fd" in metrics:
-        found["fd"] = frechet_distance(samples.features, reference.features)
-    if "kid" in metrics:
-        found["kid_mean"], found["kid_std"] = kernel_distance(samples.features, reference.features, seed)
-    if "is" in metrics and samples.logits is not None:
-        found["is_mean"], found["is_std"] = inception_score(samples.logits, seed)
-    if "precision" in metrics or "recall" in metrics:
-        both = precision_recall(samples.features, reference.features)
-        found |= {name: value for name, value in zip(("precision", "recall"), both, strict=True) if name in metrics}
-    if "diversity" in metrics:
-        spread = [mean_distance(table.features, seed) for table in (samples, reference)]
-        found["diversity"] = spread[0] / max(spread[1], 1e-12)
+    for name in asked:
+        found |= SAMPLE_METRICS[name].measure(sets)
     return found
+
+
+@of_samples("fd")
+def _fd(sets: Sets) -> dict[str, float]:
+    return {"fd": sets.once(frechet_distance)}
+
+
+@of_samples("kid", least=10)
+def _kid(sets: Sets) -> dict[str, float]:
+    mean, std = kernel_distance(sets.samples.features, sets.reference.features, sets.seed)
+    return {"kid_mean": mean, "kid_std": std}
+
+
+@of_samples("is", least=INCEPTION_SPLITS)
+def _is(sets: Sets) -> dict[str, float]:
+    if sets.samples.logits is None:
+        return {}
+    mean, std = inception_score(sets.samples.logits, sets.seed)
+    return {"is_mean": mean, "is_std": std}
+
+
+@of_samples("precision", least=NEIGHBOURHOOD + 1)
+def _precision(sets: Sets) -> dict[str, float]:
+    return {"precision": sets.once(precision_recall)[0]}
+
+
+@of_samples("recall", least=NEIGHBOURHOOD + 1)
+def _recall(sets: Sets) -> dict[str, float]:
+    return {"recall": sets.once(precision_recall)[1]}
+
+
+@of_samples("diversity")
+def _diversity(sets: Sets) -> dict[str, float]:
+    spread = [mean_distance(table.features, sets.seed) for table in (sets.samples, sets.reference)]
+    return {"diversity": spread[0] / max(spread[1], 1e-12)}
 
 
 def frechet_distance(samples: Tensor, reference: Tensor) -> float:

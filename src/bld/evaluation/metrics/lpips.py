@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from bld.errors import SettingError
+from bld.evaluation.metrics.base import of_reconstructions
 from bld.runtime.precision import in_float32
 
 
+@of_reconstructions("lpips")
 class PerceptualDistance:
     """LPIPS with VGG-16 on a device, taken apart into features of an image and the distance of two images' features."""
 

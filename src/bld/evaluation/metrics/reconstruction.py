@@ -10,6 +10,7 @@ import torch
 
 from bld.data import SMALLEST_MSE, ImageSet, mean_squared_error, psnr
 from bld.errors import MissingPackageError, SettingError
+from bld.evaluation.metrics.base import Pairwise, of_reconstructions
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.runtime.precision import in_float32
 from bld.seeding import keyed_generators
@@ -69,6 +70,16 @@ def score_reconstructions(
         psnr_of_mean_mse=-10 * math.log10(float(mse.mean())),
         drawn_psnr_mean=float(torch.cat(drawn).mean()) if drawn else None,
     )
+
+
+@of_reconstructions("psnr")
+def _psnr(device: torch.device) -> Pairwise:
+    return psnr
+
+
+@of_reconstructions("ssim")
+def _ssim(device: torch.device) -> Pairwise:
+    return structural_similarity
 
 
 @in_float32()

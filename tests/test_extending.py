@@ -96,7 +96,7 @@ assert type(pipe.prior).__name__ == "Marginals" and type(pipe.tokenizer.bottlene
     assert len(list((tmp_path / "run-samples").glob("0*.png"))) == 3
 
 
-METRICS = '''
+METRICS = """
 from bld.evaluation.metrics.base import of_reconstructions, of_samples
 
 @of_samples("worst", least=3)
@@ -106,7 +106,7 @@ def worst(sets):
 @of_reconstructions("mae")
 def mae(device):
     return lambda images, others: (images - others).abs().flatten(1).mean(1)
-'''
+"""
 
 
 def test_a_metric_is_a_function_that_the_evaluation_asks(run_copy: Path, tmp_path: Path):

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from bld.data.decoding import FILE_LIMIT_BYTES, check_file_size, decode
-from bld.data.sources.base import ImageSource, fingerprint_of
+from bld.data.sources.base import ImageSource, fingerprint_of, opens
 from bld.data.sources.members import (
     SHEET_NAMES,
     TEXT_LIMIT_BYTES,
@@ -245,3 +245,11 @@ def _tar_fingerprint(path: Path, members: dict[str, tarfile.TarInfo]) -> str:
 
 def _broken(location: str, kind: str, error: Exception) -> DataError:
     return DataError(f"{location} is broken or no {kind} archive ({error}); download or pack it again.")
+
+
+@opens(4)
+def _archive(text: str, path: Path, index_to: Path | None) -> ImageSource | None:
+    name = path.name.lower()
+    if name.endswith(".zip") and path.exists():
+        return ZipSource(text, path)
+    return open_tar(text, path) if name.endswith((".tar", ".tar.gz", ".tgz")) and path.exists() else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import overload
 
 import numpy as np
@@ -176,3 +177,19 @@ def fingerprint_of(records: Iterable[tuple[object, ...]]) -> str:
     for record in records:
         digest.update(repr(record).encode())  # repr quotes and escapes, so no two records look alike
     return digest.hexdigest()
+
+
+Opener = Callable[[str, Path, Path | None], ImageSource | None]
+"""(what a user names, the same as a path, where an index is kept) → its images, or None if it is of another kind."""
+
+OPENERS: list[tuple[float, Opener]] = []
+
+
+def opens(place: float) -> Callable[[Opener], Opener]:
+    """Make an opener known.  place: those with smaller numbers are asked first."""
+
+    def known(opener: Opener) -> Opener:
+        OPENERS.append((place, opener))
+        return opener
+
+    return known

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bld.data.sources.base import ImageSource, fingerprint_of
+from bld.data.sources.base import ImageSource, fingerprint_of, opens
 from bld.errors import MissingPackageError
 
 
@@ -48,3 +48,8 @@ def _table() -> np.ndarray:
 
     digits = load_digits()
     return np.column_stack([digits.data, digits.target])
+
+
+@opens(0)
+def _digits(text: str, path: Path, index_to: Path | None) -> ImageSource | None:
+    return DigitsSource() if text == "digits" else None

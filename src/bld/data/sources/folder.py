@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from bld.data.decoding import FILE_LIMIT_BYTES, check_file_size, decode
-from bld.data.sources.base import ImageSource, fingerprint_of, passed_over_note
+from bld.data.sources.base import ImageSource, fingerprint_of, opens, passed_over_note
 from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
 from bld.data.sources.members import (
     SHEET_NAMES,
@@ -164,3 +164,8 @@ def _regular_file(path: str) -> tuple[int, int] | None:
     except OSError:  # a dangling link: listed, so that reading it reports it
         return -1, -1
     return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+@opens(3)
+def _folder(text: str, path: Path, index_to: Path | None) -> ImageSource | None:
+    return FolderSource(text, path, index_to) if path.is_dir() else None

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bld.data.decoding import check_file_size, decode
-from bld.data.sources.base import ImageSource, Names, fingerprint_of
+from bld.data.sources.base import ImageSource, Names, fingerprint_of, opens
 from bld.data.sources.members import CAPTION_KEYS, numbered
 from bld.errors import DataError, MissingPackageError
 
@@ -132,3 +132,9 @@ def _own_fingerprint(data: Any, name: str) -> str:
             if file.suffix in (".parquet", ".arrow")
         )
     return str(data._fingerprint)
+
+
+@opens(2)
+def _hub(text: str, path: Path, index_to: Path | None) -> ImageSource | None:
+    ours = is_saved_dataset(path) if path.is_dir() else not path.exists() and is_hub_name(text)
+    return HubSource(text) if ours else None

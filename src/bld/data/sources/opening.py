@@ -6,12 +6,7 @@ from pathlib import Path
 
 from bld.data.decoding import MAX_PIXELS
 from bld.data.labels import relabel
-from bld.data.sources.archives import ZipSource, open_tar
-from bld.data.sources.base import ImageSource
-from bld.data.sources.digits import DigitsSource
-from bld.data.sources.folder import FolderSource
-from bld.data.sources.hub import HubSource, is_hub_name, is_saved_dataset
-from bld.data.sources.shards import ShardsSource, shard_paths
+from bld.data.sources.base import OPENERS, ImageSource
 from bld.errors import DataError
 
 
@@ -46,26 +41,16 @@ def open_images(
 
 
 def _open(text: str, index_to: Path | None) -> ImageSource:
-    if text == "digits":
-        return DigitsSource()
     path = Path(text).expanduser()
     try:
-        shards = shard_paths(text)
-        if shards is not None:
-            return ShardsSource(text, shards, index_to)
-        if path.is_dir():
-            return HubSource(text) if is_saved_dataset(path) else FolderSource(text, path, index_to)
+        for _, opener in sorted(OPENERS, key=lambda known: known[0]):
+            source = opener(text, path, index_to)
+            if source is not None:
+                return source
         if not path.exists():
-            if is_hub_name(text):
-                return HubSource(text)
             raise DataError(
                 f"There is nothing at {text}: give a folder, a .zip or .tar archive, a hub data set, or 'digits'."
             )
-        name = path.name.lower()
-        if name.endswith(".zip"):
-            return ZipSource(text, path)
-        if name.endswith((".tar", ".tar.gz", ".tgz")):
-            return open_tar(text, path)
     except OSError as error:
         raise DataError(f"Cannot read {text}: {error.strerror}.") from error
     raise DataError(f"{text} is neither a folder nor a .zip, .tar, .tar.gz or .tgz archive of images.")

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bld.data.decoding import check_file_size, decode
 from bld.data.sources.archives import plain_members
-from bld.data.sources.base import ImageSource, fingerprint_of
+from bld.data.sources.base import ImageSource, fingerprint_of, opens
 from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
 from bld.data.sources.members import CAPTION_KEYS, LABEL_KEYS, is_image_path, member_path, natural_key, numbered
 from bld.errors import DataError
@@ -173,3 +173,9 @@ def _entry(text: str, keys: Sequence[str]) -> str:
     found = next((entries[key] for key in keys if key in entries), "") if isinstance(entries, dict) else ""
     found = found[0] if isinstance(found, list) and found else found
     return str(found) if isinstance(found, str | int) else ""
+
+
+@opens(1)
+def _shards(text: str, path: Path, index_to: Path | None) -> ImageSource | None:
+    shards = shard_paths(text)
+    return None if shards is None else ShardsSource(text, shards, index_to)

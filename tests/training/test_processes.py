@@ -64,18 +64,18 @@ WORDS += [
 
 # What goes wrong in silence when gradients are not joined as they should be; each process runs it first.
 FAULTS = {
-    "nothing is averaged": "loop._prepared = lambda accelerator, network, parallel: network",
+    "nothing is averaged": "loop.prepared = lambda accelerator, network, parallel: network",
     "one network is not averaged": (
-        "real, seen = loop._prepared, []\n"
-        "loop._prepared = lambda *a: seen.append(a) or (a[1] if len(seen) == 2 else real(*a))"
+        "real, seen = loop.prepared, []\n"
+        "loop.prepared = lambda *a: seen.append(a) or (a[1] if len(seen) == 2 else real(*a))"
     ),
     "one bias is not averaged": (
         "from torch.nn.parallel import DistributedDataParallel as DDP\n"
-        "real = loop._prepared\n"
+        "real = loop.prepared\n"
         "def prepared(accelerator, network, parallel):\n"
         "    DDP._set_params_and_buffers_to_ignore_for_model(network, [list(dict(network.named_parameters()))[-1]])\n"
         "    return real(accelerator, network, parallel)\n"
-        "loop._prepared = prepared"
+        "loop.prepared = prepared"
     ),
 }
 
@@ -304,10 +304,10 @@ def test_who_waits_for_another_is_patient(tmp_path, joined):
     script = tmp_path / "wait.py"
     script.write_text(
         "import datetime, sys, time\n"
-        "import bld.runtime.distributed as processes, bld.training.loop as loop\n"
-        "from bld.training.loop import make_accelerator\n"
+        "import bld.runtime.distributed as processes, bld.training.accelerator as accelerator\n"
+        "from bld.training.accelerator import make_accelerator\n"
         "assert processes.PATIENCE >= datetime.timedelta(hours=12)\n"
-        "processes.PATIENCE = loop.PATIENCE = datetime.timedelta(seconds=2)\n"
+        "processes.PATIENCE = accelerator.PATIENCE = datetime.timedelta(seconds=2)\n"
         f"{joined}\n"
         "alone = processes.launched()\n"
         "alone.wait()\n"

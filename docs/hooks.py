@@ -136,7 +136,8 @@ def _groups(owner: type, prefix: str = "") -> Iterator[tuple[str, type]]:
 
 
 def _rows(owner: Any, prefix: str) -> Iterator[str]:
-    sections = Docstring(owner.__doc__ or "").parse("google", warnings=False)
+    told = [kind.__doc__ or "" for kind in owner.__mro__ if dataclasses.is_dataclass(kind)]
+    sections = [section for doc in told for section in Docstring(doc).parse("google", warnings=False)]
     said = {
         argument.name: " ".join(argument.description.split())
         for section in sections

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
@@ -19,9 +19,37 @@ MOST = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """What of a transformer is a choice, and so a setting of the section `prior`; the defaults are the paper's.
+
+    Args:
+        dim: D, the width
+        depth: number of transformer blocks
+        heads: attention heads per block
+        mlp_ratio: width of a block's MLP over D
+        step_embedding: a table with one trained row per step, or sinusoids through a small MLP
+        layer_scale: initial value of a trained scale on each residual branch; 0 leaves the scales out
+        null_condition: what stands for "no condition": a learned token, or no token at all (absent), as in the paper's
+            public code
+    """
+
+    dim: int = 512
+    depth: int = 24
+    heads: int = 8
+    mlp_ratio: float = 4.0
+    step_embedding: Literal["table", "sinusoidal"] = "table"
+    layer_scale: float = 0.0
+    null_condition: Literal["learned", "absent"] = "learned"
+
+    def network(self) -> dict[str, Any]:
+        """These choices by name, for a `DenoiserConfig`."""
+        return {field.name: getattr(self, field.name) for field in fields(NetworkSettings)}
+
+
 @dataclass(frozen=True)
-class DenoiserConfig:
-    """What a prior's transformer looks like; the defaults are the paper's unconditional model, 24 × 512 × 8.
+class DenoiserConfig(NetworkSettings):
+    """A prior's transformer: the choices of `NetworkSettings`, and what follows from codes, data and process.
 
     Args:
         code_height: h, latent positions in a column
@@ -31,14 +59,6 @@ class DenoiserConfig:
         num_classes: classes to condition on; 0 is none
         condition_dim: V, width of a real vector (a text's, say) to condition on; 0 is none.  With neither, the prior is
             unconditional
-        null_condition: what stands for "no condition": a learned token, or no token at all (absent), as in the paper's
-            public code
-        dim: D, the width
-        depth: number of transformer blocks
-        heads: attention heads per block
-        mlp_ratio: width of a block's MLP over D
-        step_embedding: a table with one trained row per step, or sinusoids through a small MLP
-        layer_scale: initial value of a trained scale on each residual branch; 0 leaves the scales out
         evidence: how the evidence that a noised bit carries about itself enters the logits: not at all, as the
             logit of a flip (target "flip"), or as the logit of the bit's own value (targets "z0", "previous")
     """
@@ -48,15 +68,8 @@ class DenoiserConfig:
     code_bits: int = 32
     steps: int = 64
     num_classes: int = 0
-    dim: int = 512
-    depth: int = 24
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    step_embedding: Literal["table", "sinusoidal"] = "table"
-    layer_scale: float = 0.0
     evidence: Literal["none", "flip", "value"] = "none"
     condition_dim: int = 0
-    null_condition: Literal["learned", "absent"] = "learned"
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():

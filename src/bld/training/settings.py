@@ -16,6 +16,7 @@ from bld.data import Preprocessing
 from bld.diffusion.process import Process
 from bld.errors import SettingError, did_you_mean
 from bld.priors import KINDS, DenoiserConfig, DiffusionSettings
+from bld.priors.config import NetworkSettings
 from bld.tokenizer import AutoencoderConfig, ObjectiveConfig
 
 
@@ -141,23 +142,16 @@ class CodeSettings:
 
 
 @dataclass(frozen=True)
-class PriorSettings:
+class PriorSettings(NetworkSettings):
     """The transformer; the shape of a code and the number of classes follow from tokenizer and data.
 
     Args:
         kind: bernoulli (diffusion, the paper's), or what it is compared with: autoregressive or absorbing over the same
             bits, gaussian over a real-valued latent
-        dim: width
-        depth: number of transformer blocks
-        heads: attention heads per block
-        mlp_ratio: width of a block's MLP over dim
-        step_embedding: a table with one trained row per step, or sinusoids through a small MLP
-        layer_scale: initial value of a trained scale on residual branches; 0 leaves them out
         evidence: whether what a noised bit says about itself is added to the logits rather than learned
         class_conditional: whether labels are used where the data has them and neither text nor vectors are
         text_encoder: text model of a CLIP (folder, or name on the hub) through which captions condition; empty is off
         label_dropout: probability with which a condition (label, caption or vector) is left out, for guidance
-        null_condition: what stands for no condition: a learned token, or none at all (absent), as in the public code
         vlb_weight: λ of eq. (13)
         soft_targets: whether the network is compared with the mean over all codes that the encoder's probabilities and
             the noised bits allow, in the place of the one drawn: the same goal with less variance (bernoulli, with
@@ -165,17 +159,10 @@ class PriorSettings:
     """
 
     kind: str = "bernoulli"
-    dim: int = 512
-    depth: int = 24
-    heads: int = 8
-    mlp_ratio: float = 4.0
-    step_embedding: Literal["table", "sinusoidal"] = "table"
-    layer_scale: float = 0.0
     evidence: bool = True
     class_conditional: bool = True
     text_encoder: str = ""
     label_dropout: float = 0.1
-    null_condition: Literal["learned", "absent"] = "learned"
     vlb_weight: float = 0.1
     soft_targets: bool = False
 
@@ -305,15 +292,9 @@ class Settings:
             *shape,
             steps=kind.steps(self.diffusion, shape),
             num_classes=num_classes if prior.class_conditional and not condition_dim else 0,
-            dim=prior.dim,
-            depth=prior.depth,
-            heads=prior.heads,
-            mlp_ratio=prior.mlp_ratio,
-            step_embedding=prior.step_embedding,
-            layer_scale=prior.layer_scale,
             evidence=evidence,
             condition_dim=condition_dim,
-            null_condition=prior.null_condition,
+            **prior.network(),
         )
 
 

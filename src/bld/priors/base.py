@@ -82,7 +82,7 @@ class PriorKind:
 
 
 KINDS: dict[str, PriorKind] = {}
-"""Every kind by its name, the paper's first."""
+"""Every kind by its name."""
 
 
 def register(kind: PriorKind) -> None:

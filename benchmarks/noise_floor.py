@@ -19,7 +19,7 @@ from bld.evaluation.evaluate import image_batches, samples
 from bld.evaluation.features import load_extractor
 from bld.evaluation.metrics.distances import extract, score
 from bld.evaluation.request import Request
-from bld.evaluation.requested import Asked
+from bld.evaluation.sample_conditions import Asked
 from bld.experiments.page import Table, machine
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import keyed_permutation

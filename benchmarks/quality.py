@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from measuring import machine, processor
+from measuring import instructions, machine, processor
 
 from bld.data import ImageSet, Preprocessing, make_grid, psnr, save_png
 from bld.data.values import to_uint8
@@ -118,6 +118,10 @@ def train_judge(work: Path, data: str, test: str, epochs: int, size: int = 32, w
 # -- how many steps the minutes hold -----------------------------------------------------------------------
 
 
+def here() -> str:
+    return f"{processor()}, {instructions()}"
+
+
 def measure(work: Path, names: list[str], rounds: int = 5) -> None:
     """Seconds of each stage's step, the recipes in turn: the median of the rounds, written to WORK/paces.json."""
     builders = {"tokenizer": tokenizer_step, "prior": prior_step}
@@ -137,7 +141,7 @@ def measure(work: Path, names: list[str], rounds: int = 5) -> None:
     path = work / "paces.json"
     paces = json.loads(path.read_text()) if path.is_file() else {}
     for (name, stage), seconds in taken.items():
-        paces.setdefault(name, {"machine": processor()})[stage] = statistics.median(seconds)
+        paces.setdefault(name, {"machine": here()})[stage] = statistics.median(seconds)
         each = f"{1000 * statistics.median(seconds):7.0f} ms ({min(seconds):.3f} … {max(seconds):.3f} s)"
         print(f"{name:26} {stage:10} {each}")
     path.write_text(json.dumps(paces, indent=2))
@@ -148,6 +152,7 @@ def measure(work: Path, names: list[str], rounds: int = 5) -> None:
 
 def train(args: argparse.Namespace, name: str) -> None:
     pace = json.loads((args.work / "paces.json").read_text())[name]
+    assert pace["machine"] == here(), f"{name} was timed on {pace['machine']}, and this is {here()}: measure again."
     steps = {stage: round(60 * m / pace[stage]) for stage, m in zip(("tokenizer", "prior"), args.minutes, strict=True)}
     label = f"{name}-{args.minutes[0]:g}-{args.minutes[1]:g}-seed{args.seed}"
     run = args.work / "runs" / label
@@ -262,7 +267,7 @@ def commit() -> str:
 
 def keep(row: dict[str, Any]) -> None:
     rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    same = ("recipe", "minutes", "seed", "device")
+    same = ("recipe", "minutes", "seed", "device", "instructions")
     rows = [other for other in rows if any(other[key] != row[key] for key in same)]
     RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+import bld
 
 BOTTLENECK = '''
 import torch
@@ -127,3 +132,55 @@ assert main(["evaluate", run, "--features", {str(features)!r}, "--metrics", "wor
     assert done.returncode == 0, done.stderr
     figures = json.loads((run_copy / "evaluation.json").read_text())["figures"]
     assert figures["worst"] > 0 and 0 < figures["mae"] < 2 and figures["mae_std"] > 0 and "psnr" in figures
+
+
+SOURCE = '''
+from PIL import Image
+from bld.data.sources.base import ImageSource, opens
+
+class Greys(ImageSource):
+    """A few flat pictures."""
+    def __init__(self, count):
+        self._describe(f"greys:{count}", [f"{i:02d}.png" for i in range(count)])
+        self.fingerprint = self.location
+    def _read(self, index):
+        return Image.new("RGB", (8, 8), (10 * index,) * 3)
+
+@opens(0.5)
+def greys(text, path, index_to):
+    return Greys(int(text.partition(":")[2])) if text.startswith("greys:") else None
+'''
+
+
+def test_a_source_of_images_is_a_file_with_its_opener(tmp_path: Path):
+    (tmp_path / "added.py").write_text(SOURCE)
+    code = """
+import added
+from bld.data import open_images
+source = open_images("greys:3")
+assert type(source).__name__ == "Greys" and len(source) == 3 and source.read(2).getpixel((0, 0)) == (20, 20, 20)
+assert len(open_images("digits")) == 1797
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+TAB = """
+import gradio as gr
+from bld.studio.tabs import Tab
+TAB = Tab("About", 2.5, lambda model: gr.HTML(f"<p>{model.name} knows {len(model.classes)} classes.</p>"))
+"""
+
+
+def test_a_tab_of_the_studio_is_a_file_that_the_page_finds(trained_run: Path, tmp_path: Path, monkeypatch):
+    app, tabs = pytest.importorskip("bld.studio.app"), importlib.import_module("bld.studio.tabs")
+    (tmp_path / "about.py").write_text(TAB)
+    monkeypatch.setattr(tabs, "__path__", [*tabs.__path__, str(tmp_path)])
+    assert [tab.title for tab in tabs.tabs()][:4] == ["Generate", "Inpaint", "About", "Reconstruct"]
+    pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
+    model = importlib.import_module("bld.studio.model").Model(pipe, "a run")
+    shown = [block.value for block in app.build(model).blocks.values() if isinstance(getattr(block, "value", 0), str)]
+    assert any("knows 10 classes" in text for text in shown)

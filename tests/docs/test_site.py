@@ -59,6 +59,18 @@ def test_every_public_name_setting_and_command_has_its_entry(site):
         assert f"usage: bld {command}" in commands, command
 
 
+def test_every_method_of_a_public_class_has_its_entry(site):
+    """Wherever it is defined: of ours, not of torch."""
+    python = page(site, "reference/python")
+    for name in ("BinaryLatentDiffusionPipeline", "BernoulliDiffusion", "NoiseSchedule", "BinaryAutoencoder"):
+        owners = [owner for owner in getattr(bld, name).__mro__ if owner.__module__.startswith("bld.")]
+        methods = {method for owner in owners for method in vars(owner) if not method.startswith("_")}
+        methods = {method for method in methods if callable(getattr(getattr(bld, name), method))}
+        assert methods
+        missing = {method for method in methods if f'id="bld.{name}.{method}"' not in python}
+        assert not missing, (name, missing)
+
+
 def test_formulas_stand_beside_the_functions_that_compute_them(site):
     how = page(site, "how-it-works")
     for name in ("diffuse", "reverse_probs", "flip_coefficients", "diffusion_loss", "likelihood_bits", "sample_codes"):

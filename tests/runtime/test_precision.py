@@ -23,7 +23,7 @@ from bld.evaluation.metrics import distances
 from bld.evaluation.metrics.cas import accuracy, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features
 from bld.evaluation.metrics.reconstruction import structural_similarity
-from bld.evaluation.requested import Asked
+from bld.evaluation.sample_conditions import Asked
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.runtime.precision import Autocast, allow_tf32, in_float32
 from bld.training import accelerator as making

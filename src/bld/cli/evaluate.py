@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Processes) -> dict[str, Any]:
     from bld.evaluation import evaluate
     from bld.evaluation import record as recording
-    from bld.evaluation.requested import asked_for
+    from bld.evaluation.sample_conditions import asked_for
     from bld.pipeline import class_names
 
     folder = Path(args.run_folder)

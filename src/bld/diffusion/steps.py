@@ -30,17 +30,9 @@ Posterior = Literal["exact", "plugin"]
 
 
 class BernoulliSteps:
-    """Noising and denoising of bits `z ∈ {0, 1}`, shape (B, N, c), for one schedule.
+    """Noising and denoising of bits `z ∈ {0, 1}`, shape (B, N, c): the steps of a `BernoulliDiffusion`.
 
-    Args:
-        schedule: the retentions k_t.
-        target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
-            "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
-        posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of z_t
-            twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
-
-    Raises:
-        SettingError: for an unknown target or posterior.
+    Its arguments are those of `bld.BernoulliDiffusion`, which adds loss, sampler and likelihood.
     """
 
     def __init__(self, schedule: NoiseSchedule, target: Target = "flip", posterior: Posterior = "exact"):

@@ -31,7 +31,7 @@ from bld.evaluation.metrics.distances import (
     write_table,
 )
 from bld.evaluation.request import RECONSTRUCTION, Request
-from bld.evaluation.requested import Asked, asked_for
+from bld.evaluation.sample_conditions import Asked, asked_for
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
 from bld.runtime.distributed import Processes
 from bld.runtime.precision import Autocast
@@ -39,7 +39,6 @@ from bld.seeding import keyed_generators
 from bld.training.held_out_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
 
 SHARD = 1000
-LIBRARIES = ("torch", "torch-fidelity", "torchmetrics")
 Say = Callable[[str], None]
 
 
@@ -281,7 +280,7 @@ def _given_to_codes(
     return rows, None, None
 
 
-# -- the record -------------------------------------------------------------------------------------------
+# -- what is refused or warned of -------------------------------------------------------------------------
 
 
 def need_enough(reference: ImageSet, metrics: Sequence[str], extractor: FeatureExtractor | None, num: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -17,8 +16,6 @@ from bld.experiments.verdict import Comparison
 FILLINGS = 4
 
 # -- Figure N ---------------------------------------------------------------------------------------------
-
-Mask = Callable[[int], Tensor]
 
 
 def _masks(size: int) -> dict[str, Tensor]:

@@ -208,8 +208,6 @@ PAPER = Scale(
 )
 
 SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, PAPER)}
-
-
 PAPER_PRESETS = {"table2": "imagenet256", "figureM": "imagenet256", "table3": "ffhq1024", "table4": "bedrooms256"}
 """The data set of the paper's experiment where it is not LSUN Churches."""
 

@@ -28,8 +28,6 @@ WEIGHTS = "model.safetensors"
 INDEX = "model_index.json"
 Config = TypeVar("Config", AutoencoderConfig, DenoiserConfig)
 
-# -- models -----------------------------------------------------------------------------------------------
-
 
 def save_model(folder: Path, model: BinaryAutoencoder | Transformer) -> None:
     """Write `config.json` and `model.safetensors` into the folder."""

@@ -15,8 +15,6 @@ from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
 # The kinds of blocks by letter: (C)onvolution, (N)orm, (R)esidual, (A)ttention, re(S)ampling.
 ENCODER = re.compile(r"C(?P<levels>[RAS]*)RARNC")
-
-
 DECODER = re.compile(r"(?P<norm_first>N?)CRAR(?P<levels>[RAS]*)NC")
 
 

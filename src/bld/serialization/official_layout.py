@@ -12,11 +12,7 @@ from torch import Tensor, nn
 from bld.errors import CheckpointError, SettingError
 
 PUBLIC_IMAGE_SIZE = 256
-
-
 PUBLIC_HEADS = 12
-
-
 PUBLIC_STEPS = 64
 ENDS = (".weight", ".bias")  # of the parameters of a layer
 

@@ -169,11 +169,6 @@ class BinaryAutoencoder(nn.Module):
 
         Raises `SettingError` if the bottleneck is not Bernoulli.
         """
-        if not self.bottleneck.has_probs:
-            raise SettingError(
-                f"A tokenizer with tokenizer.bottleneck={self.config.bottleneck} has no bit probabilities: "
-                "use encode, or a tokenizer with tokenizer.bottleneck=bernoulli."
-            )
         return self.bottleneck.probs(self.features(images))
 
     def draw_noise(self, images: int, generator: Generators) -> Tensor | None:

@@ -29,8 +29,6 @@ FIXED_BY = {
     "prior": ("prior.", "diffusion.", "data.captions", "data.condition"),
 }
 FREE_KEYS = ("prior.label_dropout", "prior.vlb_weight")
-
-
 PATH_KEYS = ("data.location", "data.labels", "data.captions", "data.condition", "prior.text_encoder")
 """Settings that may name a file or folder."""
 

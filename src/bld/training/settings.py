@@ -298,9 +298,6 @@ class Settings:
         )
 
 
-# -- reading ----------------------------------------------------------------------------------------------
-
-
 def settings_tree(settings: Settings) -> dict[str, Any]:
     """The settings as nested dicts of plain values, as `config.yaml` holds them."""
     return _plain(dataclasses.asdict(settings))

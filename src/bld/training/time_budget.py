@@ -5,14 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 TOKENIZER_SHARE = 0.4  # of a time budget
-
-
 RESERVED_SHARE = 0.06  # kept for samples and report
-
-
 MOST_RESERVED_SECONDS = 240.0
-
-
 STAGES = ("tokenizer", "prior")
 
 

@@ -12,6 +12,8 @@ from typing import ClassVar, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor, nn
 
+from bld.errors import SettingError
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -76,8 +78,14 @@ class Bottleneck(nn.Module, ABC):
         """Codes drawn with this noise, or without it the most probable ones."""
 
     def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
-        """P(bit = 1), where there are such probabilities."""
-        raise NotImplementedError(f"{type(self).__name__} has none.")
+        """P(bit = 1); `SettingError` where bits have no probabilities (`has_probs`).
+
+        bit_noise: another η than the trained tokenizer's.
+        """
+        raise SettingError(
+            f"A tokenizer with tokenizer.bottleneck={self.kind} has no bit probabilities: "
+            "use encode, or a tokenizer with tokenizer.bottleneck=bernoulli."
+        )
 
     @abstractmethod
     def latent(self, codes: Tensor) -> Tensor:

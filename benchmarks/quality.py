@@ -38,6 +38,7 @@ from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.planning.budget import prior_step, tokenizer_step
 from bld.seeding import derive_seed, keyed_generators, keyed_permutation
 from bld.serialization.models import load_tokenizer
+from bld.training.accelerator import autocast_dtype
 from bld.training.config import load_settings
 from bld.training.settings import Settings
 from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
@@ -123,25 +124,24 @@ def here() -> str:
 
 
 def measure(work: Path, names: list[str], rounds: int = 5) -> None:
-    """Seconds of each stage's step, the recipes in turn: the median of the rounds, written to WORK/paces.json."""
+    """Seconds of each stage's step in the run's precision, the recipes in turn: medians of rounds, to paces.json."""
+    cpu = torch.device("cpu")
+    half = {"bf16": torch.bfloat16}.get(autocast_dtype("auto", cpu))
     builders = {"tokenizer": tokenizer_step, "prior": prior_step}
-    calls = {
-        (name, stage): build(settings_of(name), torch.device("cpu"))
-        for name in names
-        for stage, build in builders.items()
-    }
+    calls = {(name, stage): build(settings_of(name), cpu) for name in names for stage, build in builders.items()}
     taken: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
     for turn in range(rounds + 1):
         for key, call in calls.items():
             begun = time.perf_counter()
-            call()
-            call()
+            with torch.autocast("cpu", half, enabled=half is not None):
+                call()
+                call()
             if turn:
                 taken[key].append((time.perf_counter() - begun) / 2)
     path = work / "paces.json"
     paces = json.loads(path.read_text()) if path.is_file() else {}
     for (name, stage), seconds in taken.items():
-        paces.setdefault(name, {"machine": here()})[stage] = statistics.median(seconds)
+        paces[name] = {**paces.get(name, {}), "machine": here(), stage: statistics.median(seconds)}
         each = f"{1000 * statistics.median(seconds):7.0f} ms ({min(seconds):.3f} … {max(seconds):.3f} s)"
         print(f"{name:26} {stage:10} {each}")
     path.write_text(json.dumps(paces, indent=2))

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-# Tiny tensors gain nothing from threads, and threads that wait for a busy core cost seconds; children inherit this.
+# Tiny tensors gain nothing from threads, and threads that spin while they wait for a busy core cost minutes where more
+# of them are asked for than there are cores; children inherit this.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 LONGEST = ("test_processes.py", "test_reproduce.py", "test_page.py", "test_training.py", "test_outputs.py")
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from bld.cli import main
+from bld.errors import SettingError
 from bld.experiments import scales
+from bld.experiments.prior_rows import figures_of
 from bld.experiments.reproduce import titles
 from bld.experiments.runner import Sampling, Workshop
 from bld.experiments.scales import DIGITS, PRIORS
 from bld.experiments.tables import ITEMS
 from bld.experiments.verdict import Comparison
-from bld.training.config import load_settings
+from bld.training.config import FAITHFUL, load_settings
 
 pytest.importorskip("torch_fidelity")
 
@@ -37,6 +40,7 @@ TINY = replace(
     ),
     samples=24,
     classifier_steps=3,
+    cas=("small", 5),
 )
 
 
@@ -135,10 +139,13 @@ def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
         assert item.claims(values), item.name
 
 
-@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
-def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, tmp_path):
+PAPER_ROWS = [(item, preset) for item in ITEMS for preset in scales.PAPER_PRESETS.get(item.name, ("",))]
+
+
+@pytest.mark.parametrize(("item", "preset"), PAPER_ROWS, ids=lambda part: getattr(part, "name", part) or "usual")
+def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, preset, tmp_path):
     """Each row's settings hold together with the preset of its experiment, and its steps with its diffusion."""
-    scale = scales.scale_for("paper", item.name)
+    scale = scales.scale_for("paper", item.name, preset=preset)
     shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
     for row in item.rows(scale, 256):
         if not row.prior:
@@ -152,19 +159,104 @@ def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, tmp_path):
         assert row.sampling.reveal == "random" or settings.prior.kind == "absorbing", row.label
 
 
-def test_the_steps_of_rows_at_paper_scale_are_the_papers():
-    """Against the steps that the paper's tables print: Tables 1, 3 and 5; ours everywhere else."""
-    printed = {
-        "table1": {"LDM (Gaussian)": 200, "absorbing": 256, "ours, 16 steps": 16, "ours, 64 steps": 64},
-        "table2": {"ours, ω = 2": 64},
-        "table3": {f"1024×1024, 32×32 latent, {n} steps": n for n in (64, 256)},
-        "table5": {"absorbing, 256 steps": 256, "binary diffusion, 64 steps": 64},
-        "figureM": {f"ω = {w}": 64 for w in (0, 1, 2, 4)},
-    }
-    for item in ITEMS:
-        rows = {row.label: row for row in item.rows(scales.scale_for("paper", item.name), 256)}
-        for label, steps in printed.get(item.name, {}).items():
-            assert rows[label].sampling.steps == steps, label
+# What the paper prints: (experiment, preset) → row → (steps sampled, T in training, the printed figures).
+PRINTED = {
+    ("table1", "bedrooms256"): {
+        "LDM (Gaussian)": (200, 1000, ("2.95", "0.66", "0.48")),
+        "absorbing": (256, 256, ("3.64", "0.67", "0.38")),
+        "ours, 16 steps": (16, 16, ("4.32", "0.62", "0.44")),
+        "ours, 64 steps": (64, 64, ("3.85", "0.65", "0.44")),
+    },
+    ("table1", "churches256"): {
+        "LDM (Gaussian)": (200, 1000, ("4.02", "0.64", "0.52")),
+        "absorbing": (256, 256, ("4.07", "0.71", "0.45")),
+        "ours, 16 steps": (16, 16, ("4.96", "0.66", "0.48")),
+        "ours, 64 steps": (64, 64, ("4.36", "0.68", "0.50")),
+    },
+    ("table1", "ffhq256"): {
+        "LDM (Gaussian)": (200, 1000, ("4.98", "0.73", "0.50")),
+        "absorbing": (256, 256, ("6.11", "0.73", "0.48")),
+        "ours, 16 steps": (16, 16, ("6.48", "0.71", "0.45")),
+        "ours, 64 steps": (64, 64, ("5.85", "0.73", "0.50")),
+    },
+    ("table1", "celebahq256"): {
+        "LDM (Gaussian)": (200, 1000, ("5.11", "0.72", "0.49")),
+        "absorbing": (256, 256, ("–", "–", "–")),
+        "ours, 16 steps": (16, 16, ("7.80", "0.67", "0.44")),
+        "ours, 64 steps": (64, 64, ("6.24", "0.71", "0.48")),
+    },
+    ("table2", "imagenet256"): {
+        "real training images": (None, None, ("76.6%", "93.1%")),
+        "ours, ω = 2": (64, 64, ("8.21", "162.32", "0.72", "0.64", "65.07%", "85.60%")),
+    },
+    ("table3", "ffhq1024"): {
+        "1024×1024, 32×32 latent, 64 steps": (64, 64, ("6.75", "6.12")),
+        "1024×1024, 32×32 latent, 256 steps": (256, 256, ("6.35", "6.03")),
+    },
+    ("table5", "churches256"): {
+        "autoregressive, 256 steps": (None, 256, ("7.25", "8.23")),
+        "absorbing, 256 steps": (256, 256, ("5.44", "7.64")),
+        "binary diffusion, 64 steps": (64, 64, ("4.36", "5.85")),
+    },
+    ("table7", ""): {
+        "λ = 0": (64, 64, ("5.07 / 0.42",)),
+        "λ = 0.01": (64, 64, ("4.68 / 0.46",)),
+        "λ = 0.1, target z_t ⊕ z_0": (64, 64, ("4.36 / 0.50",)),
+        "λ = 1": (64, 64, ("5.12 / 0.48",)),
+        "target z_{t-1}": (64, 64, ("5.09 / 0.48",)),
+        "target z_0": (64, 64, ("4.72 / 0.50",)),
+    },
+}
+PRINTED[("table3", "celebahq1024")] = PRINTED[("table3", "ffhq1024")]
+PRINTED[("table5", "ffhq256")] = PRINTED[("table5", "churches256")]
+
+
+@pytest.mark.parametrize(("name", "preset"), PRINTED)
+def test_rows_at_paper_scale_have_the_papers_steps_and_stand_beside_its_figures(name, preset, tmp_path):
+    scale = scales.scale_for("paper", name, preset=preset)
+    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    rows = {row.label: row for item in ITEMS if item.name == name for row in item.rows(scale, 256)}
+    for label, (sampled, trained, printed) in PRINTED[(name, preset)].items():
+        row = rows.pop(label)
+        figures = tuple(value for heading, value in row.paper.items() if heading != "steps")
+        assert (row.sampling.steps, figures) == (sampled, printed), label
+        if row.prior:
+            settings = load_settings(scale.preset, words=shop.words(shop.tokenizer_of(row.prior), row.prior, 0))
+            assert settings.process(settings.tokenizer.code_shape, 1.0).steps == trained, label
+    assert not any(row.paper for row in rows.values())  # what the paper does not print stands beside nothing of it
+
+
+@pytest.mark.parametrize("name", ["binary", "vq", "real", "binary-small", "vq-small", "real-small"])
+def test_the_formats_at_paper_scale_are_the_presets_of_table_4(name, tmp_path):
+    scale = scales.scale_for("paper", "table4")
+    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    grid = "-8x8" if name.endswith("-small") else ""
+    suffix = {"binary": "", "vq": "-vq", "real": "-real"}[name.removesuffix("-small")]
+    theirs = load_settings(f"bedrooms256{grid}{suffix}", words=FAITHFUL)
+    ours = load_settings(scale.preset, words=shop.words(name, "bernoulli", 0))
+    assert (ours.tokenizer, ours.objective) == (theirs.tokenizer, theirs.objective)
+
+
+def test_at_paper_scale_classes_are_judged_by_cas_of_a_resnet_50():
+    scale = scales.scale_for("paper", "table2")
+    assert scale.cas == ("resnet50", 90) and scale.classifier_steps == 0
+    judge = SimpleNamespace(judge_knows_classes=False)
+    figures = {item.name: figures_of(judge, item.figures) for item in ITEMS}
+    assert "accuracy" not in {name for names in figures.values() for name in names}
+    for name in ("table2", "figureM", "guided-steps"):
+        assert figures[name][-2:] == ("cas_top1", "cas_top5"), name
+    item = next(item for item in ITEMS if item.name == "figureM")
+    values = {row.label: {figure: [0.5, 0.5] for figure in figures["figureM"]} for row in item.rows(scale, 256)}
+    assert len(item.claims(values)) == 3
+
+
+@pytest.mark.parametrize("scale", [scales.DIGITS, scales.CIFAR10], ids=lambda scale: scale.name)
+def test_nothing_is_trained_on_the_images_that_samples_are_held_against(scale, tmp_path, image_folder):
+    shop = Workshop(scale, tmp_path, lambda _: None, data=str(image_folder(120, classes=2, size=8)))
+    against = set(shop.reference.names)
+    for seed in range(3):
+        trained_on, held_out = (set(part.names) for part in shop.split(seed))
+        assert against == held_out and not against & trained_on
 
 
 def test_a_code_length_stands_only_beside_the_sampling_it_is_of():
@@ -228,6 +320,11 @@ def test_runs_of_other_settings_or_images_are_never_taken(root, monkeypatch, cap
     assert "choose another --out, or delete it" in capsys.readouterr().err
 
 
-def test_at_paper_scale_each_experiment_has_its_own_data_set():
+def test_at_paper_scale_each_experiment_has_its_own_data_sets():
     presets = {name: scales.scale_for("paper", name).preset for name in ("table2", "table3", "table4", "table5")}
     assert presets == {"table2": "imagenet256", "table3": "ffhq1024", "table4": "bedrooms256", "table5": "churches256"}
+    others = [scales.scale_for("paper", "table1", preset=preset) for preset in scales.PAPER_PRESETS["table1"]]
+    assert len({scale.label for scale in others}) == 4  # each in a folder of its own
+    for asked in (("paper", "table2", False, "ffhq256"), ("digits", "table1", False, "ffhq256")):
+        with pytest.raises(SettingError, match=r"ffhq256|digits"):
+            scales.scale_for(*asked)

@@ -20,9 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--faithful", action="store_true", help="the paper's method to the letter, which the scale paper always takes"
     )
+    parser.add_argument(
+        "--preset",
+        default="",
+        metavar="NAME",
+        help="at the scale paper, another data set of the experiment: ffhq256, …",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="trained networks per row (default 3)")
     parser.add_argument("--data", default="", metavar="WHERE", help="the images, for scales other than digits")
-    parser.add_argument("--test-data", default="", metavar="WHERE", help="images nobody is trained on, for table 4")
+    parser.add_argument("--test-data", default="", metavar="WHERE", help="images nobody is trained on, to measure with")
     parser.add_argument(
         "--features", default="", metavar="WHICH", help="another judge: inception, dinov2, a file or folder"
     )
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f"There is no experiment '{args.name}'.{did_you_mean(args.name, reproduce.titles())}")
     if args.seeds < 1:
         raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
-    scale = scale_for(args.scale, args.name, args.faithful)
+    scale = scale_for(args.scale, args.name, args.faithful, args.preset)
     workshop = Workshop(scale, args.out, say, args.data, args.test_data, args.features)
     if scale.name == "paper":
         for line in reproduce.cost(workshop, args.name, args.seeds):
@@ -60,6 +66,7 @@ def _command(args: argparse.Namespace) -> str:
     """The command as the page shows it, without the folders of this machine."""
     words = ["bld", "reproduce", args.name, "--scale", args.scale, "--seeds", str(args.seeds)]
     words += ["--faithful"] if args.faithful else []
+    words += ["--preset", args.preset] if args.preset else []
     for option, value in (("--data", args.data), ("--test-data", args.test_data), ("--features", args.features)):
         words += [option, Path(value).name] if value else []
     return " ".join(words)

@@ -74,14 +74,15 @@ class Item:
     def run(self, workshop: Workshop, seeds: int) -> Findings:
         """Train what is missing, measure every row, and judge."""
         rows = self.rows(workshop.scale, workshop.pipeline("bernoulli", 0).prior.code_shape.positions)
-        values = {row.label: measure(workshop, row, seeds, self.figures) for row in rows}
+        shown_figures = figures_of(workshop, self.figures)
+        values = {row.label: measure(workshop, row, seeds, shown_figures) for row in rows}
         untrained = measure_untrained(workshop, rows, seeds)
         findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(seeds))
-        findings.gate = gate_of(rows, values, untrained["fd"], self.figures)
+        findings.gate = gate_of(rows, values, untrained["fd"], shown_figures)
         everything = {**values, UNTRAINED: untrained}
         findings.values = everything
         shown = [*rows, Row(UNTRAINED, "", Sampling())]
-        findings.tables.append((_caption(workshop, seeds), _table(workshop, shown, everything, self.figures)))
+        findings.tables.append((_caption(workshop, seeds), _table(workshop, shown, everything, shown_figures)))
         findings.pictures += self.pictures(workshop, rows, values)
         findings.notes += [_what_differs(workshop), EVIDENCE, *self.notes]
         return findings
@@ -92,6 +93,14 @@ def over(seeds: int) -> str:
     if seeds > 1:
         return f"over {seeds} training seeds"
     return f"over {SAMPLING_SEEDS} sampling seeds of one training of each row: other trainings may differ by more"
+
+
+def figures_of(workshop: Workshop, figures: tuple[str, ...]) -> tuple[str, ...]:
+    """Where the judge does not know the classes, what samples teach a classifier stands for what it recognises."""
+    if "accuracy" not in figures or workshop.judge_knows_classes:
+        return figures
+    others = tuple(name for name in figures if name != "accuracy" and name not in LESSON)
+    return (*others, *LESSON)
 
 
 def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:
@@ -142,9 +151,10 @@ def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], fig
 
 def _caption(workshop: Workshop, seeds: int) -> str:
     spread = f"{seeds} training seeds" if seeds > 1 else f"{SAMPLING_SEEDS} sampling seeds of one training"
+    seen = "of those trained on, as in the paper" if workshop.scale.knows_reference else "that nothing was trained on"
     return (
         f"Mean ± standard deviation over {spread}; {workshop.scale.samples} samples a figure, against "
-        f"{len(workshop.reference):,} real images, features of {workshop.extractor.name} "
+        f"{len(workshop.reference):,} real images {seen}, features of {workshop.extractor.name} "
         f"({workshop.extractor.sha256}); k = 3 for precision and recall."
     )
 

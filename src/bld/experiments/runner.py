@@ -30,7 +30,7 @@ from bld.errors import SettingError
 from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.evaluate import likelihood_figures
 from bld.evaluation.features import FeatureExtractor, load_extractor
-from bld.evaluation.metrics.cas import accuracy, train_classifier_on
+from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
 from bld.experiments.scales import PRIORS, Scale
 from bld.io.files import read_json, write_json
@@ -141,8 +141,12 @@ class Workshop:
 
     def pipeline(self, prior: str, seed: int) -> BinaryLatentDiffusionPipeline:
         """A trained prior with its tokenizer, on a GPU if there is one."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return BinaryLatentDiffusionPipeline.from_pretrained(self.prior(prior, seed).path).to(device)
+        return BinaryLatentDiffusionPipeline.from_pretrained(self.prior(prior, seed).path).to(self.device)
+
+    @property
+    def device(self) -> str:
+        """Where everything is sampled and judged."""
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     # -- images and their judge ---------------------------------------------------------------------------
 
@@ -157,14 +161,19 @@ class Workshop:
         return load_settings(self.scale.preset, words=self.words(self.scale.base, "bernoulli", 0))
 
     def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
-        """(train, held out), as the runs of this seed have it."""
+        """(train, held out), as the runs of this seed have it; every scale holds out the same for all seeds."""
         return split_images(self.images, dataclasses.replace(self._settings, seed=seed))
 
     @cached_property
     def reference(self) -> ImageSet:
-        """The real images that samples are held against, the same for every row and seed: of very many, some."""
-        n, most = len(self.images), self.scale.reference
-        return self.images if n <= most else self.images.subset(keyed_permutation(0, "reference", 0, n)[:most])
+        """The real images that samples are held against, the same for every row and seed: of very many, some.
+
+        Nothing was trained on them, judge included, or a prior that repeats its training images would come nearest; at
+        the scale "paper" they are the training images, as in the paper.
+        """
+        images, most = self.images if self.scale.knows_reference else self.unseen(0), self.scale.reference
+        n = len(images)
+        return images if n <= most else images.subset(keyed_permutation(0, "reference", 0, n)[:most])
 
     def unseen(self, seed: int) -> ImageSet:
         """Images that no network of this seed was trained on: the test images, else the held-out part."""
@@ -187,6 +196,11 @@ class Workshop:
         everything = ImageSet.open(self.data, Preprocessing(size, flip=flips))
         train, rest = split_images(everything, self._settings)
         return train_classifier(train, rest, folder, steps=self.scale.classifier_steps, say=self.say)
+
+    @property
+    def judge_knows_classes(self) -> bool:
+        """Whether the judge can say if a sample is of the class that it was asked to be."""
+        return bool(self.images.classes) and list(self.extractor.classes) == self.images.classes
 
     # -- figures ------------------------------------------------------------------------------------------
 
@@ -245,7 +259,7 @@ class Workshop:
             table = extract(images(), self.extractor)
             reference = reference_features(self.reference, self.extractor, self.root / "results")
             figures = score(table, reference)
-            if labels and table.logits is not None and list(self.extractor.classes) == self.images.classes:
+            if labels and table.logits is not None and self.judge_knows_classes:
                 figures["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
             return figures
 
@@ -287,22 +301,31 @@ class Workshop:
             "samples": self.scale.samples,
             "sampling": dataclasses.asdict(sampling),
             "test": self.test != "",
+            "cas": self.scale.cas,
         }
 
         def compute() -> dict[str, float]:
             self.say(f"Teaching a classifier by {prior or 'real images'}, seed {seed}.")
-            train, count = self.split(seed)[0], self.scale.samples
-            if prior is None:
-                rows = torch.from_numpy(keyed_permutation(seed, "lesson", 0, len(train))[:count].copy())
+            train, (network, epochs) = self.split(seed)[0], self.scale.cas
+            labels: list[int] = []
+
+            def images() -> Iterator[Tensor]:
+                if prior:
+                    for batch, asked in self.batches(self.pipeline(prior, seed), sampling, self.scale.samples):
+                        labels.extend(asked or [])
+                        yield batch
+                    return
                 assert train.labels is not None
-                images, labels = train.uint8_centre(rows), train.labels[rows]
-            else:
-                made = list(self.batches(self.pipeline(prior, seed), sampling, count))
-                images = torch.cat([batch for batch, _ in made])
-                labels = torch.tensor([label for _, asked in made for label in asked or []])
+                rows = torch.from_numpy(keyed_permutation(seed, "lesson", 0, len(train))[: self.scale.samples].copy())
+                for part in rows.split(BATCH):
+                    labels.extend(train.labels[part].tolist())
+                    yield train.uint8_centre(part)
+
+            count = self.scale.samples if prior else min(self.scale.samples, len(train))
+            pixels = on_disk(images(), count, self.root / "results")
             model = train_classifier_on(
-                images, labels, len(train.classes), steps=self.scale.classifier_steps, network="small", seed=seed,
-                say=lambda _: None,
+                pixels, torch.tensor(labels), len(train.classes), steps=steps_of(epochs, count), network=network,
+                seed=seed, say=self.say, device=self.device,
             )  # fmt: skip
             return accuracy(model, self.unseen(seed))
 

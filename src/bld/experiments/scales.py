@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 from bld.errors import SettingError, did_you_mean
-from bld.training.config import FAITHFUL
+from bld.training.config import FAITHFUL, load_settings
+from bld.training.settings import leaves, settings_tree
 
 Words = tuple[str, ...]
 
@@ -17,7 +19,9 @@ class Scale:
     preset: the settings to start from.  words: settings on top of it, for every run.  data: where the images are; empty
     means that the user says it.  base: the tokenizer whose codes the priors share.  tokenizers: settings of each format
     of Table 4, by name.  samples: images per measured row.  reference: real images they are held against, at most.
-    classifier_steps: training of the judge.  enlarged: pixels per pixel in pictures.
+    knows_reference: whether those are what the networks are trained on, as in the paper, rather than unseen ones, which
+    no copy of a training image comes near.  classifier_steps: training of the judge; 0 is Inception.  cas: network of
+    the classification accuracy score, and how often it sees each sample.  enlarged: pixels per pixel in pictures.
     faithful: whether the paper's method is taken to the letter.
     """
 
@@ -30,13 +34,17 @@ class Scale:
     samples: int
     reference: int
     classifier_steps: int
+    cas: tuple[str, int]
     enlarged: int
+    knows_reference: bool = False
     formats: tuple[str, ...] = ("vq", "real", "binary", "vq-small", "real-small", "binary-small")
     faithful: bool = False
 
     @property
     def label(self) -> str:
         """What its folders and pages are called."""
+        if self.name == "paper":
+            return f"paper-{self.preset}"
         return f"{self.name}-faithful" if self.faithful else self.name
 
 
@@ -65,7 +73,7 @@ PRIORS: dict[str, Words] = {
     "draws-1": ("codes.draws=1", "codes.fresh=false"),
     "draws-4": ("codes.draws=4", "codes.fresh=false"),
     "draws-fresh": ("codes.draws=1", "codes.fresh=true"),
-    **{f"steps-{T}": (f"diffusion.steps={T}", "sampling.steps=0") for T in (4, 8, 16)},
+    **{f"steps-{T}": (f"diffusion.steps={T}", "sampling.steps=0") for T in (4, 8, 16, 64)},
     **{f"gaussian-{T}": (*GAUSSIAN, f"diffusion.steps={T}", "sampling.steps=0") for T in (16, 100)},
     "gaussian-16-noise": (*GAUSSIAN, "diffusion.steps=16", "sampling.steps=0", "diffusion.prediction=epsilon"),
     "evidence-off": ("prior.evidence=false",),
@@ -107,6 +115,8 @@ DIGITS = Scale(
     preset="digits",
     words=(
         *AS_IN_THE_PAPER,
+        "data.held_out=0.3",
+        "data.held_out_seed=0",
         "codes.draws=2",
         "tokenizer.base_channels=32",
         "tokenizer.code_bits=16",
@@ -130,6 +140,7 @@ DIGITS = Scale(
     samples=500,
     reference=5000,
     classifier_steps=300,
+    cas=("small", 40),
     enlarged=5,
 )
 
@@ -138,6 +149,8 @@ CIFAR10 = Scale(
     preset="cifar10",
     words=(
         *AS_IN_THE_PAPER,
+        "data.held_out=5000",
+        "data.held_out_seed=0",
         "data.flip=false",
         "codes.draws=1",
         "tokenizer.base_channels=32",
@@ -175,51 +188,67 @@ CIFAR10 = Scale(
     samples=400,
     reference=5000,
     classifier_steps=1500,
+    cas=("small", 100),
     enlarged=2,
 )
+
+
+def _as_in(preset: str) -> Words:
+    """What that preset sets otherwise than `bedrooms256`, the data set of Table 4."""
+    theirs, usual = (leaves(settings_tree(load_settings(name))) for name in (preset, "bedrooms256"))
+    differ = (leaf for leaf, before in zip(theirs, usual, strict=True) if leaf != before and leaf[0] != "preset")
+    return tuple(f"{name}={json.dumps(value)}" for name, value in differ)
+
 
 PAPER = Scale(
     name="paper",
     preset="churches256",
-    words=FAITHFUL,
+    words=(*FAITHFUL, "data.held_out_seed=0"),
     data="",
     base="binary",
     tokenizers={
         "binary": (),
-        "vq": ("tokenizer.bottleneck=vq", "tokenizer.code_bits=10"),
-        "real": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=16", *GAUSSIAN),
-        **{
-            f"{name}-small": (
-                "tokenizer.channel_multipliers=[1,1,2,2,4,4]",
-                "tokenizer.attention_resolutions=[8]",
-                *words,
-            )
-            for name, words in {
-                "binary": ("tokenizer.code_bits=128",),
-                "vq": ("tokenizer.bottleneck=vq", "tokenizer.code_bits=11"),
-                "real": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=64", *GAUSSIAN),
-            }.items()
-        },
+        "vq": _as_in("bedrooms256-vq"),
+        "real": (*_as_in("bedrooms256-real"), *GAUSSIAN),
+        "binary-small": _as_in("bedrooms256-8x8"),
+        "vq-small": _as_in("bedrooms256-8x8-vq"),
+        "real-small": (*_as_in("bedrooms256-8x8-real"), *GAUSSIAN),
     },
     samples=50_000,
     reference=50_000,
-    classifier_steps=0,  # the paper's judge is Inception
+    classifier_steps=0,  # the paper's judge is Inception, which has seen none of its images
+    cas=("resnet50", 90),
     enlarged=1,
+    knows_reference=True,
 )
 
 SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, PAPER)}
-PAPER_PRESETS = {"table2": "imagenet256", "figureM": "imagenet256", "table3": "ffhq1024", "table4": "bedrooms256"}
-"""The data set of the paper's experiment where it is not LSUN Churches."""
+PAPER_PRESETS = {
+    "table1": ("churches256", "bedrooms256", "ffhq256", "celebahq256"),
+    "table2": ("imagenet256",),
+    "table3": ("ffhq1024", "celebahq1024"),
+    "table4": ("bedrooms256",),
+    "table5": ("churches256", "ffhq256"),
+    "figureM": ("imagenet256",),
+    "guided-steps": ("imagenet256",),
+}
+"""The data sets of the paper's experiment, as presets, the usual one first; LSUN Churches for the rest."""
 
 
-def scale_for(name: str, experiment: str, faithful: bool = False) -> Scale:
-    """The scale of that name, at paper scale with the experiment's own preset; SettingError for another name.
+def scale_for(name: str, experiment: str, faithful: bool = False, preset: str = "") -> Scale:
+    """The scale of that name, at paper scale with a preset of the experiment; SettingError for another name.
 
-    faithful: the paper's method to the letter, as the scale "paper" always has it.
+    faithful: the paper's method to the letter, as the scale "paper" always has it.  preset: at paper scale, another of
+    the experiment's data sets than its first.
     """
     if name not in SCALES:
         raise SettingError(f"Unknown scale '{name}'.{did_you_mean(name, SCALES)}")
     scale = SCALES[name]
     if name == "paper":
-        return replace(scale, preset=PAPER_PRESETS.get(experiment, scale.preset))
+        presets = PAPER_PRESETS.get(experiment, (scale.preset,))
+        if preset and preset not in presets:
+            raise SettingError(f"The paper has {experiment} of {', '.join(presets)}, not of '{preset}'.")
+        return replace(scale, preset=preset or presets[0])
+    if preset:
+        raise SettingError(f"--preset chooses a data set of the scale paper, and the scale {name} has its own.")
     return replace(scale, faithful=True, words=(*scale.words, *FAITHFUL)) if faithful else scale

@@ -125,15 +125,21 @@ def split_images(
     below: the line that a run drew when it began; without one, that of these images.  by_number: as runs did before
     they drew one.
     """
+    seed = held_out_seed(settings)
     if by_number:
-        return images.split_by_number(settings.data.held_out_of(len(images)), settings.seed)
+        return images.split_by_number(settings.data.held_out_of(len(images)), seed)
     below = held_out_below(images, settings) if below is None else below
-    return images.split_below(below, settings.seed)
+    return images.split_below(below, seed)
+
+
+def held_out_seed(settings: Settings) -> int:
+    """What decides, with an image's name, whether it is held out."""
+    return settings.seed if settings.data.held_out_seed is None else settings.data.held_out_seed
 
 
 def held_out_below(images: ImageSet, settings: Settings) -> float:
     """Where the line lies that holds out as many images as the settings say."""
-    return images.line_for(settings.data.held_out_of(len(images)), settings.seed)
+    return images.line_for(settings.data.held_out_of(len(images)), held_out_seed(settings))
 
 
 def _older_classes(run: RunFolder) -> list[str]:

@@ -38,6 +38,8 @@ class DataSettings:
         background: red, green, blue (0-255) behind transparent pixels
         held_out: part of the images (below 1) or number of them kept from training, to measure on; of a small set at
             most a fifth
+        held_out_seed: which are kept from training; by default the run's seed.  Runs of several seeds that are to be
+            held against the same images have one in common
         workers: processes that decode images; only used when they do not fit into memory
         memory_limit_gb: below this size all decoded images are held in memory
         max_megapixels: of one image, in millions; a larger one counts as unreadable
@@ -53,6 +55,7 @@ class DataSettings:
     resample: Literal["lanczos", "bicubic", "bilinear", "box"] = "lanczos"
     background: tuple[int, int, int] = (255, 255, 255)
     held_out: float = 0.05
+    held_out_seed: int | None = None
     workers: int = 2
     memory_limit_gb: float = 2.0
     max_megapixels: float = 300.0

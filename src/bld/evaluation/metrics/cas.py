@@ -53,7 +53,7 @@ def classification_accuracy_score(
             f"cas tests on real images with the prior's classes, and {real.location} has "
             f"{'none' if real.labels is None else 'others'}: put its images into one folder per class."
         )
-    images = _on_disk(samples(0, num), num, folder)
+    images = on_disk(samples(0, num), num, folder)
     classes = torch.tensor(list(labels))
     model = train_classifier_on(
         images,
@@ -68,7 +68,7 @@ def classification_accuracy_score(
     return accuracy(model, real)
 
 
-def _on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:
+def on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:
     """The batches as one tensor that lives in a file."""
     folder.mkdir(parents=True, exist_ok=True)
     first = next(batches)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from bld.studio.tabs.generate import generate
 from bld.studio.tabs.inpaint import inpaint
 from bld.studio.tabs.interpolate import interpolate, path_between
 from bld.studio.tabs.reconstruct import bit_planes, reconstruct
-from bld.studio.tasks import EACH, PREVIEWS, Sampling, square
+from bld.studio.tasks import ANY, EACH, PREVIEWS, Sampling, square
 
 
 def quiet(_: Progress) -> None:
@@ -42,17 +43,18 @@ SAMPLINGS = [
     Sampling(),
     Sampling(seed=7, steps=4, temperature=0.5, guidance=2.0, which=3),
     Sampling(seed=2**53 - 1, steps=3, which=EACH),
+    Sampling(steps=2, which=ANY),
 ]
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["defaults", "one class", "each class"])
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=["defaults", "one class", "each class", "any class"])
 def test_the_settings_of_a_generation_make_it_again_in_python_and_on_the_command_line(
     model: Model, trained_run: Path, tmp_path: Path, sampling: Sampling
 ):
     made = generate(model, sampling, 3, quiet)
     settings = json.loads(json.dumps(made.settings))
     assert np.array_equal(arrays(model.pipe(**settings["call"]).images), arrays(made.pictures))
-    command, _, *words = settings["command"].removeprefix("bld ").split()
+    _, command, _, *words = shlex.split(settings["command"])
     assert main([command, str(trained_run), *words, "--out", str(tmp_path / "out")]) == 0
     again = [Image.open(tmp_path / "out" / f"{i:06d}.png") for i in range(3)]
     assert np.array_equal(arrays(again), arrays(made.pictures))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from bld.data import to_rgb
 from bld.errors import DataError
 from bld.studio.uploads import MOST_PIXELS, Uploads, mask_from, safe_picture
 
@@ -95,3 +98,32 @@ def test_a_mask_arrives_as_a_small_png_of_the_right_size():
     for value in wrong:
         with pytest.raises(DataError):
             mask_from(value, (8, 8))
+
+
+def test_what_is_transparent_in_a_mask_was_not_painted():
+    painted = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    painted.paste((255, 255, 255, 255), (1, 1, 3, 3))
+    buffer = io.BytesIO()
+    painted.save(buffer, "PNG")
+    hole = np.asarray(mask_from(uri(buffer.getvalue()), (4, 4)))
+    wanted = np.zeros((4, 4), np.uint8)
+    wanted[1:3, 1:3] = 255
+    assert np.array_equal(hole, wanted)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "L", "P", "RGBA", "LA"])
+def test_transparency_of_every_kind_is_left_to_the_models_background(mode: str):
+    grey = Image.new("L", (2, 2))
+    grey.putpixel((0, 0), 200)
+    buffer = io.BytesIO()
+    if mode == "I;16":
+        Image.fromarray(np.array([[51400, 0], [0, 0]], np.uint16)).save(buffer, "PNG", transparency=0)
+    elif mode in ("L", "P"):
+        grey.convert(mode).save(buffer, "PNG", transparency=0)
+    else:
+        grey.putalpha(grey.point(lambda value: 255 if value else 0))
+        grey.convert(mode).save(buffer, "PNG")
+    picture = safe_picture(buffer.getvalue())
+    assert np.asarray(picture.convert("RGBA"))[..., 3].tolist() == [[255, 0], [0, 0]]
+    prepared = np.asarray(to_rgb(picture, (10, 20, 30)))
+    assert prepared[0, 0].tolist() == [200] * 3 and prepared[1, 1].tolist() == [10, 20, 30]

@@ -172,3 +172,18 @@ def class_names(text: str, known: Sequence[str]) -> list[str]:
         names.append(",".join(parts[:length]))
         del parts[:length]
     return names
+
+
+def class_words(labels: Sequence[int] | None, known: Sequence[str]) -> str | None:
+    """What `--classes` is to be for these classes in turn, None for no class; None where no words say it.
+
+    The names, or the numbers where names would be taken for others: as when a comma in one makes two of another.
+    """
+    if labels is None:
+        return "none" if "none" not in known else None
+    if list(labels) == list(range(len(known))) and "all" not in known:
+        return "all"
+    names = ",".join(known[label] for label in labels)
+    if class_names(names, known) == [known[label] for label in labels] and (len(labels) > 1 or names):
+        return names
+    return None if any(name.isdecimal() for name in known) else ",".join(map(str, labels))

@@ -18,7 +18,7 @@ from bld.evaluation.held_out_conditions import Conditions, held_out_conditions
 from bld.evaluation.load_run import OpenedRun
 from bld.evaluation.neighbours import nearest
 from bld.io.files import written_aside
-from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.pipeline import BinaryLatentDiffusionPipeline, class_words
 from bld.report.contents import MOST_CLASSES_SHOWN, Contents, default_steps
 from bld.report.pictures import Picture, picture
 
@@ -139,8 +139,8 @@ def sample_section(opened: OpenedRun, generated: Generated, contents: Contents, 
     }
 
 
-def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> str:
-    """The command that gives these images, in this order."""
+def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> str | None:
+    """The command that gives these images, in this order; None where no words name their classes."""
     assert opened.pipeline is not None
     labels, count = generated.labels, len(generated.images)
     sampling = opened.pipeline.index.sampling
@@ -168,16 +168,11 @@ def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> 
             captions if generated.conditions.are_captions else ["--condition", str(_saved_vectors(opened, generated))]
         )
     elif labels is not None:
-        words += ["--classes", _class_words(opened.pipeline.classes, list(dict.fromkeys(labels)))]
+        classes = class_words(list(dict.fromkeys(labels)), opened.pipeline.classes)
+        if classes is None:
+            return None
+        words += ["--classes", classes]
     return shlex.join([*words, "--precision", "float32"])
-
-
-def _class_words(classes: list[str], shown: list[int]) -> str:
-    """The classes as `--classes` takes them: all, or names, or numbers where a name holds a comma."""
-    if len(shown) == len(classes) and "all" not in classes:
-        return "all"
-    names = [classes[label] for label in shown]
-    return ",".join(map(str, shown) if any("," in name for name in names) else names)
 
 
 def _saved_vectors(opened: OpenedRun, generated: Generated) -> Path:

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bld._version import __version__
+from bld.pipeline import class_words
 
 if TYPE_CHECKING:
     from bld.studio.made import Made
@@ -41,8 +42,9 @@ def described(
         "python": f"with {_autocast(model)}: {python}" if model.precision == "bf16" else python,
         "call": dict(call),
     }
-    if task == "generate" and settings["posterior"] == model.posterior:
-        settings["command"] = _command(model, call)
+    command = _command(model, call) if task == "generate" and settings["posterior"] == model.posterior else None
+    if command is not None:
+        settings["command"] = command
     return settings
 
 
@@ -50,22 +52,22 @@ def _autocast(model: Model) -> str:
     return f'torch.autocast("{model.pipe.device.type}", torch.bfloat16)'
 
 
-def _command(model: Model, call: Mapping[str, Any]) -> str:
-    """The `bld sample` that makes the same pictures."""
-    words = [f"bld sample {model.name} --num {call['num_images']} --seed {call['generator']}"]
+def _command(model: Model, call: Mapping[str, Any]) -> str | None:
+    """The `bld sample` that makes the same pictures; None where no words name their classes."""
+    words = ["bld", "sample", model.name, "--num", str(call["num_images"]), "--seed", str(call["generator"])]
     if call["num_inference_steps"] is not None:
-        words.append(f"--steps {call['num_inference_steps']}")
-    words.append(f"--temperature {call['temperature']:g} --guidance-scale {call['guidance_scale']:g}")
-    labels = call["class_labels"]
-    if isinstance(labels, list):
-        words.append("--classes all")
-    elif labels is not None:
-        name = model.classes[labels]
-        plain = "," not in name and " " not in name and model.classes.index(name) == labels
-        words.append(f"--classes {name if plain else labels}")
+        words += ["--steps", str(call["num_inference_steps"])]
+    words += ["--temperature", f"{call['temperature']:g}", "--guidance-scale", f"{call['guidance_scale']:g}"]
+    if model.classes:
+        labels = call["class_labels"]
+        labels = [labels] if isinstance(labels, int) else labels
+        classes = class_words(labels and list(dict.fromkeys(labels)), model.classes)
+        if classes is None:
+            return None
+        words += ["--classes", classes]
     if "prompt" in call:
-        words.append(f"--prompt {shlex.quote(call['prompt'])}")
-    return " ".join([*words, f"--precision {model.precision}"])
+        words += ["--prompt", call["prompt"]]
+    return shlex.join([*words, "--precision", model.precision])
 
 
 def png(image: Image.Image, settings: Mapping[str, Any] | None = None) -> bytes:

@@ -11,10 +11,13 @@ import threading
 from collections import deque
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from bld.data import to_rgb
 from bld.data.decoding import FORMATS, decode
+from bld.data.inputs import opened_masks
+from bld.data.rgb import deep_grey
 from bld.errors import DataError
 
 MOST_BYTES = 20 * 2**20
@@ -69,7 +72,9 @@ def safe_picture(data: bytes, most_bytes: int = MOST_BYTES) -> Image.Image:
         if size[0] * size[1] > MOST_PIXELS:
             raise DataError(TOO_MANY_PIXELS)
         picture = decode(data)
-        if picture.has_transparency_data and not picture.mode.startswith(("I", "F")):
+        if picture.mode.startswith(("I", "F")):
+            picture = deep_grey(ImageOps.exif_transpose(picture))
+        if picture.has_transparency_data:  # which the model's own background is to lie behind
             return _plain(ImageOps.exif_transpose(picture).convert("RGBA"))
         return _plain(to_rgb(picture))
     except DataError as error:
@@ -90,7 +95,7 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def mask_from(uri: object, size: tuple[int, int]) -> Image.Image:
-    """The mask that the page's brush sends, a PNG as data URI, mode L.  Raises DataError for anything else."""
+    """The mask of the page's brush, a PNG as data URI: mode L, 0 or 255.  Raises DataError for anything else."""
     most = 1024 + 8 * size[0] * size[1]
     if not isinstance(uri, str) or not uri.startswith(DATA_URI) or len(uri) > most:
         raise DataError("The mask did not arrive: brush over the picture again.")
@@ -100,4 +105,5 @@ def mask_from(uri: object, size: tuple[int, int]) -> Image.Image:
         raise DataError("The mask did not arrive whole: brush over the picture again.") from error
     if mask.size != size:
         raise DataError(f"The mask has {mask.size} pixels where the picture has {size}: brush over the picture again.")
-    return mask.convert("L")
+    hole = opened_masks(mask, 1)[0]  # what is transparent was not painted
+    return Image.fromarray(hole.astype(np.uint8) * 255)

@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
+from bld.data.inputs import opened_masks
 from bld.errors import SettingError
 from bld.studio import results
 from bld.studio.controls import Controls, buttons, count_slider, explain, output_area, picture_upload
@@ -34,7 +35,7 @@ def inpaint(
         call["resample"] = walks
     if mask.size != view.size:
         raise SettingError(f"The mask is {mask.size} pixels and the picture {view.size}: paint it again.")
-    mask = mask.convert("L").point(lambda value: 255 if value > 127 else 0)
+    mask = Image.fromarray(opened_masks(mask, 1)[0].astype(np.uint8) * 255)
     if mask.getbbox() is None:
         raise SettingError("Nothing is marked: brush over the part of the picture that is to be filled.")
     watch = Watch(report, steps_of(model, call), over=(view, mask))

@@ -185,3 +185,13 @@ def test_bits_are_of_several_draws_of_each_code_and_say_so(run_copy, features):
     probable = evaluate(run_copy, features, "--metrics", "bits", name="probable.json")
     assert probable["figures"]["code_draws"] == 0
     assert probable["figures"]["bits_per_code"] != drawn["figures"]["bits_per_code"]
+
+
+def test_images_of_several_sizes_are_taken_at_the_smallest_and_that_is_said(image_folder, tmp_path, capsys):
+    small, large = image_folder(20, size=16, classes=2, name="a"), image_folder(20, size=24, classes=2, name="a")
+    for path in sorted(small.glob("class0/*.png"))[:5]:
+        Image.new("RGB", (9, 40), "red").save(path)
+    assert small == large
+    assert main(["train-features", "--data", str(large), "--steps", "1", "--out", str(tmp_path / "features")]) == 0
+    assert "images of 9 to 24 pixels: all are taken at 9 (--image-size)" in capsys.readouterr().out
+    assert json.loads((tmp_path / "features" / "config.json").read_text())["image_size"] == 9

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bld.training.recipe import Recipe
     from bld.training.settings import Settings
 
+SIZES_LOOKED_AT = 16
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -256,6 +257,18 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     allow_tf32(device, choice == "bf16")
     with torch.autocast(device.type, torch.bfloat16, enabled=choice == "bf16"):
         yield
+
+
+def size_of_images(data: str) -> int:
+    """The shorter side of the images, of several the smallest of some that are looked at, which is then said."""
+    from bld.data import open_images
+
+    source = open_images(data)
+    rows = {len(source) * i // SIZES_LOOKED_AT for i in range(SIZES_LOOKED_AT)}
+    sides = sorted({min(source.read(row).size) for row in rows})
+    if len(sides) > 1:
+        say(f"{data} has images of {sides[0]} to {sides[-1]} pixels: all are taken at {sides[0]} (--image-size).")
+    return sides[0]
 
 
 def labels_from(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bld.cli.common import add_device_arguments, device_from, load_pipeline, precision, say
+from bld.cli.common import add_device_arguments, device_from, load_pipeline, precision, say, size_of_images
 from bld.cli.outputs import refuse_foreign
 from bld.errors import SettingError
 
@@ -171,7 +171,7 @@ def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, Im
             prep = Origin.find(args.run_folder).preprocessing()
             prep = replace(prep, image_size=args.image_size or prep.image_size, crop="center", flip=False)
         else:
-            prep = Preprocessing(args.image_size or _size_of(args.data))
+            prep = Preprocessing(args.image_size or size_of_images(args.data))
         images = ImageSet.open(args.data, prep)
         return images, images, None
     if not is_run or folder is None:
@@ -193,10 +193,3 @@ def _code_draws(run_folder: str | None) -> int:
 
     run = RunFolder(Path(run_folder)) if run_folder else None
     return 0 if run is not None and run.has_settings() and run.settings().codes.draws == 0 else CODE_DRAWS
-
-
-def _size_of(data: str) -> int:
-    """The shorter side of the first image."""
-    from bld.data import open_images
-
-    return min(open_images(data).read(0).size)

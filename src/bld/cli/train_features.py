@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bld.cli.common import say
+from bld.cli.common import say, size_of_images
 from bld.cli.outputs import refuse_foreign_folder
 
 HELP = "a classifier of the data's own labels, whose features judge samples offline"
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Images, folder, size and steps."""
     parser.add_argument("--data", required=True, metavar="WHERE", help="images in one folder per class, or digits")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where the classifier goes")
-    parser.add_argument("--image-size", type=int, metavar="S", help="pixels (default: the first image's shorter side)")
+    parser.add_argument("--image-size", type=int, metavar="S", help="pixels (default: the images' shorter side)")
     parser.add_argument("--steps", type=int, default=2000, help="training steps (default 2,000)")
     parser.add_argument("--batch-size", type=int, default=128, help="images per step (default 128)")
     parser.add_argument("--flip", action="store_true", help="show images mirrored too")
@@ -24,11 +24,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train, measure, save."""
-    from bld.data import ImageSet, Preprocessing, open_images
+    from bld.data import ImageSet, Preprocessing
     from bld.evaluation.classifier_training import train_classifier
 
     refuse_foreign_folder(args.out, ["config.json", "model.safetensors"])
-    size = args.image_size or min(open_images(args.data).read(0).size)
+    size = args.image_size or size_of_images(args.data)
     everything = ImageSet.open(args.data, Preprocessing(size, flip=args.flip), progress=True)
     train, held_out = everything.split(0.1, args.seed)
     made = train_classifier(

@@ -62,6 +62,24 @@ def to_grid(tokens: Tensor, shape: CodeShape) -> Tensor:
     return tokens.unflatten(1, (shape.h, shape.w))
 
 
+def to_patches(tokens: Tensor, shape: CodeShape, side: int) -> Tensor:
+    """(B, N, c) → (B, N/side², side²·c): the positions of each square of side×side in one, row by row."""
+    if side == 1:
+        return tokens
+    h, w, c = shape
+    squares = tokens.unflatten(1, (h // side, side, w // side, side)).transpose(2, 3)
+    return squares.reshape(len(tokens), h * w // side**2, side**2 * c)
+
+
+def from_patches(patches: Tensor, shape: CodeShape, side: int) -> Tensor:
+    """(B, N/side², side²·c) → (B, N, c): what `to_patches` made, taken apart."""
+    if side == 1:
+        return patches
+    h, w, c = shape
+    squares = patches.reshape(len(patches), h // side, w // side, side, side, c).transpose(2, 3)
+    return squares.reshape(len(patches), h * w, c)
+
+
 def pack(codes: Tensor | np.ndarray) -> np.ndarray:
     """Bits (B, …) of any layout, values 0 or 1 → packed bytes (B, ⌈bits/8⌉), uint8."""
     array = codes.numpy(force=True) if isinstance(codes, Tensor) else codes

@@ -77,6 +77,36 @@ def test_it_starts_out_knowing_nothing():
     assert (model(codes(2), torch.tensor([1, 8])) == 0).all()
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_a_token_of_a_patch_gives_each_of_its_positions_its_own_logits(side: int):
+    """A network that passes on what it is given: what comes out at a position is what went in there."""
+    shape = {"code_height": 4, "code_width": 6, "code_bits": 3}
+    model = build(**shape, depth=1, dim=16, patch_size=side)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.out.weight.zero_(), block.contract.weight.zero_()
+        model.positions.zero_()
+        model.norm = nn.Identity()
+        model.embed.weight.zero_(), model.head.weight.zero_()
+        width = 3 * side**2
+        model.embed.weight[:width], model.head.weight[:, :width] = torch.eye(width), torch.eye(width)
+    z = torch.randint(0, 2, (5, 24, 3), dtype=torch.uint8)
+    assert torch.equal(model(z, torch.tensor([1, 2, 3, 4, 5])), 2.0 * z - 1)
+    assert model.blocks[0](model.placed(z.float()), visible=None).shape == (5, 24 // side**2, 16)
+
+
+def test_patches_see_one_another_and_cost_less():
+    fine, coarse = (build(code_height=4, code_width=4, patch_size=side) for side in (1, 2))
+    z = torch.randint(0, 2, (1, 16, 5), dtype=torch.uint8)
+    other = z.clone()
+    other[0, 15, 4] ^= 1
+    t = torch.tensor([4])
+    assert not torch.equal(coarse(z, t)[0, 0], coarse(other, t)[0, 0])
+    for model, tokens in ((fine, 16), (coarse, 4)):
+        assert len(model.positions) == tokens
+    assert DenoiserConfig(**{**SMALL, "code_height": 4, "patch_size": 2}).code_shape == (4, 4, 5)
+
+
 def test_positions_start_as_the_two_dimensional_sine_embedding():
     model = Denoiser(DenoiserConfig(**{**SMALL, "dim": 16}))
     frequencies = [10000 ** (-i / 3) for i in range(4)]
@@ -156,6 +186,8 @@ def test_evidence_is_kept_with_the_weights():
         ({"num_classes": -1}, "prior.num_classes.*not -1"),
         ({"dim": 510}, r"prior.dim \(510\) must be divisible by prior.heads \(8\)"),
         ({"dim": 18, "heads": 2}, r"prior.dim \(18\) must be divisible by 4"),
+        ({"patch_size": 3}, r"prior.patch_size is 3.*16×16"),
+        ({"patch_size": 0}, r"prior.patch_size is 0"),
         ({"mlp_ratio": 0.0}, "prior.mlp_ratio is 0.0, but must be above 0"),
         ({"layer_scale": -1.0}, "prior.layer_scale is -1.0"),
         ({"step_embedding": "tabel"}, "prior.step_embedding.*'tabel'.*Did you mean 'table'"),

@@ -139,3 +139,10 @@ def test_a_cpu_keeps_its_float32_products_exact_beside_bf16():
     for precision in ("bf16", "float32"):
         make_accelerator(precision)
         assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+def test_patches_are_refused_before_any_work_where_tokens_are_single_positions(kind):
+    assert load_settings("digits", words=["prior.patch_size=2"]).prior.patch_size == 2
+    with pytest.raises(SettingError, match=r"prior\.patch_size.*2"):
+        load_settings("digits", words=["prior.patch_size=2", f"prior.kind={kind}"])

@@ -38,6 +38,8 @@ Reveal = Literal["random", "confidence"]
 class AbsorbingDenoiser(Transformer):
     """Codes z_t (B, N, c) of 0, 1 and MASKED → logits (B, N, c), float32; t is the number of masked positions."""
 
+    takes_patches = False
+
     def __init__(self, config: DenoiserConfig):
         super().__init__(config)
         self.mask_token = nn.Parameter(0.02 * torch.randn(config.dim))

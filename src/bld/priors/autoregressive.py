@@ -28,6 +28,7 @@ class AutoregressiveTransformer(Transformer):
     """
 
     is_walked = True
+    takes_patches = False
 
     def forward(self, z0: Tensor, t: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
         """All positions at once, as in training.  z0: bits of any dtype.  t: not used.  Returns float32."""

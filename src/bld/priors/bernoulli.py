@@ -43,7 +43,7 @@ class Denoiser(Transformer):
         """z_t (B, N, c) bits of any dtype; t (B,) int64 in 1 … T; condition: labels or vectors as
         `Transformer.condition` takes them, none for all if not given.  Returns logits (B, N, c), float32.
         """
-        logits = self.see_all(self.embed(2 * z_t.to(self.positions.dtype) - 1) + self.positions, t, condition)
+        logits = self.see_all(self.placed(2 * z_t.to(self.positions.dtype) - 1), t, condition)
         if self.config.evidence == "none":
             return logits
         known = self.evidence_logits[t - 1].float().view(-1, 1, 1)

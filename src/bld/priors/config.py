@@ -8,6 +8,7 @@ from typing import Any, Literal
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
 
+# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 MOST = {
     "code_height": 4096,
     "code_width": 4096,
@@ -28,6 +29,8 @@ class NetworkSettings:
         depth: number of transformer blocks
         heads: attention heads per block
         mlp_ratio: width of a block's MLP over D
+        patch_size: a token stands for patch_size × patch_size latent positions; 2 makes a quarter of the tokens, and a
+            pass so much cheaper.  Of priors that see all positions at once (bernoulli, gaussian)
         step_embedding: a table with one trained row per step, or sinusoids through a small MLP
         layer_scale: initial value of a trained scale on each residual branch; 0 leaves the scales out
         null_condition: what stands for "no condition": a learned token, or no token at all (absent), as in the paper's
@@ -38,6 +41,7 @@ class NetworkSettings:
     depth: int = 24
     heads: int = 8
     mlp_ratio: float = 4.0
+    patch_size: int = 1
     step_embedding: Literal["table", "sinusoidal"] = "table"
     layer_scale: float = 0.0
     null_condition: Literal["learned", "absent"] = "learned"
@@ -99,6 +103,11 @@ class DenoiserConfig(NetworkSettings):
                 raise SettingError(f"Unknown prior.{name} '{value}'.{did_you_mean(value, names)}")
         if self.dim % self.heads:
             raise SettingError(f"prior.dim ({self.dim}) must be divisible by prior.heads ({self.heads}).")
+        if self.patch_size < 1 or self.code_height % self.patch_size or self.code_width % self.patch_size:
+            raise SettingError(
+                f"prior.patch_size is {self.patch_size}, but must divide the code's {self.code_height}×"
+                f"{self.code_width} positions."
+            )
         if self.dim % 4:
             raise SettingError(f"prior.dim ({self.dim}) must be divisible by 4, for the 2-D sine embedding.")
 

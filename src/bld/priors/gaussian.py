@@ -36,7 +36,7 @@ class GaussianDenoiser(Transformer):
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """x_t: float; t (B,) int64 in 1 … T; condition: labels or vectors, or none."""
-        return self.see_all(self.embed(x_t.to(self.positions.dtype)) + self.positions, t, condition)
+        return self.see_all(self.placed(x_t), t, condition)
 
 
 class GaussianDiffusion:

@@ -1,6 +1,6 @@
 """The transformer that every prior shares (Appendix B.1): position tokens, a step token, a class token, plain blocks.
 
-Dimension letters: B batch, N positions, c bits per position, D width, M tokens.
+Dimension letters: B batch, N positions, c bits per position, D width, M tokens, of patches of positions and others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.codes import CodeShape
+from bld.codes import CodeShape, from_patches, to_patches
 from bld.diffusion.process import Process
 from bld.errors import SettingError
 from bld.nn.attention import KeyValues, attend
@@ -24,8 +24,6 @@ from bld.priors.embeddings import StepSinusoids, StepTable, VectorToken, marked,
 from bld.priors.packed import packed
 from bld.priors.replayed import Recordings, Replayed
 from bld.runtime.precision import Autocast
-
-# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
 
 
 class Attention(nn.Module):
@@ -75,6 +73,7 @@ class Transformer(nn.Module):
     """What the priors have in common; each says how its codes become tokens, and which of them may see which."""
 
     is_walked = False  # whether a sampler takes one position after another
+    takes_patches = True  # whether a token may stand for several positions
     frozen_in: Autocast | None = None  # of a copy for inference: the precision that it keeps
     _recordings: Recordings | None = None
     _compiled_with: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
@@ -82,9 +81,13 @@ class Transformer(nn.Module):
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         self.config = config
-        shape, dim = config.code_shape, config.dim
-        self.embed = nn.Linear(shape.c, dim)
-        self.positions = nn.Parameter(sine_positions(shape.h, shape.w, dim))
+        shape, dim, side = config.code_shape, config.dim, config.patch_size
+        if side > 1 and not self.takes_patches:
+            raise SettingError(
+                f"prior.patch_size is {side}, but this prior's tokens are single positions: set it to 1."
+            )
+        self.embed = nn.Linear(shape.c * side**2, dim)
+        self.positions = nn.Parameter(sine_positions(shape.h // side, shape.w // side, dim))
         table = config.step_embedding == "table"
         self.step = StepTable(config.steps, dim) if table else StepSinusoids(config.steps, dim)
         learned = config.null_condition == "learned"
@@ -96,8 +99,16 @@ class Transformer(nn.Module):
             Block(dim, config.heads, config.mlp_ratio, config.layer_scale) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, shape.c)
+        self.head = nn.Linear(dim, shape.c * side**2)
         self._initialise()
+
+    @classmethod
+    def check(cls, config: DenoiserConfig) -> None:
+        """Raises SettingError for a config that this kind of network cannot have."""
+        if config.patch_size > 1 and not cls.takes_patches:
+            raise SettingError(
+                f"prior.patch_size is {config.patch_size}, but this prior's tokens are single positions: set it to 1."
+            )
 
     @classmethod
     def of(cls, config: DenoiserConfig, process: Process) -> Self:
@@ -112,7 +123,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        nn.init.normal_(self.embed.weight, std=self.config.code_bits**-0.5)
+        nn.init.normal_(self.embed.weight, std=self.embed.in_features**-0.5)
         if self.vectors is not None:
             nn.init.normal_(self.vectors.project.weight, std=self.config.condition_dim**-0.5)
         for module in self.modules():
@@ -239,15 +250,20 @@ class Transformer(nn.Module):
             token = torch.where(marks.unsqueeze(1), token, self.no_vector.to(token.dtype))
         return token, marks
 
+    def placed(self, z: Tensor) -> Tensor:
+        """Numbers (B, N, c) that stand for a code → a token for each of its M patches, where it is, (B, M, D)."""
+        z = to_patches(z.to(self.positions.dtype), self.code_shape, self.config.patch_size)
+        return self.embed(z) + self.positions
+
     def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Position tokens (B, N, D), each seeing all → outputs (B, N, c), float32."""
-        N = x.shape[1]
+        """Tokens of the patches (B, M, D), each seeing all → outputs of the positions (B, N, c), float32."""
+        M = x.shape[1]
         tokens, given = self.condition(t, condition)
-        x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, N + 1 or 2, D)
+        x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, M + 1 or 2, D)
         visible = None if given is None else F.pad(given.unsqueeze(1), (x.shape[1] - 1, 0), value=True)
         for block in self.blocks:
             x = block(x, visible=visible)
-        return self.to_logits(x[:, :N])
+        return from_patches(self.to_logits(x[:, :M]), self.code_shape, self.config.patch_size)
 
     def to_logits(self, x: Tensor) -> Tensor:
         """What the blocks give (B, M, D) → outputs (B, M, c), float32."""

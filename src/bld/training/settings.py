@@ -236,7 +236,8 @@ class Settings:
         for key, value in leaves(settings_tree(self)):
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingError(f"{key} is a finite number, not {value}.")
-        self.denoiser(self.tokenizer.code_shape, num_classes=1)  # refuses a prior that cannot be built, before any work
+        # Refuses a prior that cannot be built, before any work.
+        KINDS[self.prior.kind].network.check(self.denoiser(self.tokenizer.code_shape, num_classes=1))
         self._refuse_prior_of_other_codes()
         if self.tokenizer.bottleneck_class.has_probs and self.codes.fresh and not self.codes.draws:
             raise SettingError(

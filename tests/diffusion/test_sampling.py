@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, SamplingStep, sample_codes
 from bld.errors import SettingError
 from bld.priors import Denoiser, DenoiserConfig
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_generators, uniform
 
 N, C, STEPS = 16, 8, 16
 DIFFUSION = BernoulliDiffusion(NoiseSchedule("linear", STEPS))
@@ -135,8 +135,8 @@ def test_a_chain_begun_where_another_stood_ends_where_the_other_ended(denoiser: 
     whole = draw(denoiser, range(3), callback=seen.append)
     half = seen[STEPS // 2 - 1]
     generators = keyed_generators(7, "sample", range(3))
-    for generator in generators:  # as far as the other chain had drawn: its first bits, and half of the steps
-        torch.rand((1 + STEPS // 2, N, C), generator=generator)
+    for _ in range(1 + STEPS // 2):  # as far as the other chain had drawn: its first bits, and half of the steps
+        uniform((3, N, C), generators)
     rest = sample_codes(denoiser, (3, N, C), DIFFUSION, generators=generators, start=(half.codes, half.s))
     assert half.s == STEPS // 2 and torch.equal(rest, whole)
 

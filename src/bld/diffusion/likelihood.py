@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -13,6 +12,7 @@ from bld.diffusion.loss import variational_terms
 from bld.diffusion.process import Denoise
 from bld.diffusion.steps import BernoulliSteps
 from bld.errors import SettingError
+from bld.seeding import Generators
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def likelihood_bits(
     *,
     steps: int | None = None,
     draws: int = 1,
-    generators: Sequence[torch.Generator] | None = None,
+    generators: Generators = None,
 ) -> Tensor:
     """Upper bound on -log₂ p(z_0) in bits per code: L_0 + Σ L_t + L_T of eq. (7).
 
@@ -63,7 +63,7 @@ def bound_at(
     denoise: Denoise,
     z0: Tensor,
     t: Tensor,
-    generators: Sequence[torch.Generator] | None = None,
+    generators: Generators = None,
 ) -> Tensor:
     """T·L_t + L_T of each code at its own step t (B,), in bits, float64 (B,): its mean over t = 1 … T is the bound."""
     z_t = diffusion.diffuse(z0, t, generators)

@@ -6,7 +6,7 @@ codes with it, and counts the bits that codes cost under it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 from bld.errors import SettingError
+from bld.seeding import Generators
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """A network as a process sees it: (z_t (B, N, c), t (B,) int64 in 1 … T) → logits (B, N, c)."""
-
-Generators = Sequence[torch.Generator] | None
-"""One generator per sample, so that a sample depends on its own only."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ The last step draws nothing: it returns the predicted z_0, thresholded at ½ (or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -17,7 +16,7 @@ from bld.diffusion.process import Callback, Denoise, SamplingStep, check_samplin
 from bld.diffusion.schedule import at_least_float32
 from bld.diffusion.steps import BernoulliSteps
 from bld.errors import SettingError
-from bld.seeding import uniform
+from bld.seeding import Generators, uniform
 
 KnownBits = Literal["noised", "clean"]
 Final = Literal["threshold", "draw", "z1"]
@@ -30,7 +29,7 @@ def sample_codes(
     diffusion: BernoulliSteps,
     steps: int | None = None,
     temperature: float = 0.9,
-    generators: Sequence[torch.Generator] | None = None,
+    generators: Generators = None,
     known: Tensor | None = None,
     mask: Tensor | None = None,
     callback: Callback | None = None,
@@ -102,7 +101,7 @@ def _beginning(
     shape: tuple[int, int, int],
     diffusion: BernoulliSteps,
     steps: int | None,
-    generators: Sequence[torch.Generator] | None,
+    generators: Generators,
     device: torch.device | str,
 ) -> tuple[Tensor, list[int]]:
     """(bits that are begun with, the steps visited from there down to 0)."""
@@ -127,7 +126,7 @@ def _step(
     z_t: Tensor,
     t: int,
     s: int,
-    generators: Sequence[torch.Generator] | None,
+    generators: Generators,
     final: str,
 ) -> tuple[Tensor, Tensor]:
     """One reverse step t → s: (P(z_s = 1), z_s)."""
@@ -147,7 +146,7 @@ class _Clamp:
         keep: Tensor,
         noised: bool,
         diffusion: BernoulliSteps,
-        generators: Sequence[torch.Generator] | None,
+        generators: Generators,
     ):
         self.known, self.keep, self.noised = known, keep, noised
         self.diffusion, self.generators = diffusion, generators
@@ -160,7 +159,7 @@ class _Clamp:
         shape: tuple[int, int, int],
         known_bits: KnownBits,
         diffusion: BernoulliSteps,
-        generators: Sequence[torch.Generator] | None,
+        generators: Generators,
         device: torch.device | str,
     ) -> _Clamp | None:
         if known is None or mask is None:

@@ -11,7 +11,6 @@ here, and this file knows none of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from bld.diffusion.process import OnDevices
 from bld.diffusion.schedule import NoiseSchedule, at_least_float32
 from bld.errors import SettingError, did_you_mean
-from bld.seeding import uniform
+from bld.seeding import Generators, uniform
 
 if TYPE_CHECKING:
     pass
@@ -65,7 +64,7 @@ class BernoulliSteps:
         self,
         z0: Tensor,
         t: int | Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Draw z_t ~ q(z_t | z_0): each bit flips with probability (1 - k_t)/2 (eq. 5).
 
@@ -84,7 +83,7 @@ class BernoulliSteps:
         z_s: Tensor,
         s: int | Tensor,
         t: int | Tensor,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: Generators = None,
     ) -> Tensor:
         """Draw z_t ~ q(z_t | z_s) for s < t: each bit flips with probability (1 - k_t/k_s)/2 (eq. 4, chained).
 

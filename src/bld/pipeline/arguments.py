@@ -12,10 +12,11 @@ from torch import Tensor
 
 from bld.data import to_pil
 from bld.errors import SettingError, did_you_mean
-from bld.seeding import keyed_generators
+from bld.seeding import KeyedDraws, keyed_generators
 
 OutputType = Literal["pil", "np", "pt", "latent"]
-Generators = int | torch.Generator | Sequence[torch.Generator | int] | None
+PerImage = KeyedDraws | list[torch.Generator | KeyedDraws]
+Generators = int | torch.Generator | KeyedDraws | Sequence[torch.Generator | KeyedDraws | int] | None
 Labels = int | str | Sequence[int | str] | None
 Vectors = np.ndarray | Tensor | Sequence[float] | None
 
@@ -33,15 +34,17 @@ def to_output(images: Tensor, output_type: OutputType) -> Any:
     raise SettingError(f"Unknown output_type '{output_type}'.{did_you_mean(str(output_type), known)}")
 
 
-def generators_of(
-    generator: Generators, count: int, first_index: int, purpose: str = "sample"
-) -> list[torch.Generator]:
-    """One generator per image, keyed by (seed, index), unless the caller brought some."""
-    if isinstance(generator, Sequence):
+def generators_of(generator: Generators, count: int, first_index: int, purpose: str = "sample") -> PerImage:
+    """Draws for each image, keyed by (seed, index), unless the caller brought generators."""
+    if isinstance(generator, Sequence | KeyedDraws):
         if len(generator) != count:
             raise SettingError(f"{len(generator)} generators were given for {count} images: give one per image.")
+        if isinstance(generator, KeyedDraws):
+            return generator
         return [
-            one if isinstance(one, torch.Generator) else keyed_generators(whole_number("A seed", one), purpose, [0])[0]
+            one
+            if isinstance(one, torch.Generator | KeyedDraws)
+            else keyed_generators(whole_number("A seed", one), purpose, [0])
             for one in generator
         ]
     if generator is None:

@@ -32,6 +32,7 @@ from bld.pipeline.arguments import (
     Generators,
     Labels,
     OutputType,
+    PerImage,
     Vectors,
     floating_dtype,
     generators_of,
@@ -524,7 +525,7 @@ class BinaryLatentDiffusionPipeline(PushToHubMixin):
     def _sample(
         self,
         asked: Tensor,
-        generators: list[torch.Generator],
+        generators: PerImage,
         num_inference_steps: int | None,
         temperature: float | None,
         guidance_scale: float | None,

@@ -13,7 +13,7 @@ from bld.codes import CodeShape, to_grid, to_tokens
 from bld.diffusion import with_guidance
 from bld.diffusion.process import Callback, Process, SamplingStep
 from bld.errors import SettingError
-from bld.pipeline.arguments import whole_number
+from bld.pipeline.arguments import PerImage, whole_number
 from bld.priors import Transformer
 from bld.serialization.models import SamplingDefaults
 
@@ -22,7 +22,7 @@ def draw_codes(
     prior: Transformer,
     diffusion: Process,
     asked: Tensor,
-    generators: list[torch.Generator],
+    generators: PerImage,
     defaults: SamplingDefaults,
     num_inference_steps: int | None = None,
     temperature: float | None = None,

@@ -14,7 +14,7 @@ A cache whose key is not the one asked for is stale and never used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from bld.errors import CheckpointError
 from bld.io.files import read_json, write_json
 from bld.io.resumable_rows import ALONE, write_blocks
 from bld.runtime.distributed import Processes
-from bld.seeding import keyed_generators, uniform
+from bld.seeding import Generators, keyed_generators, uniform
 
 BYTES_PER_NUMBER = {"bits": 1 / 8, "probabilities": 1, "float16": 2}
 HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
@@ -135,9 +135,7 @@ class CodeCache:
         """Rows per image."""
         return self.key.views
 
-    def read(
-        self, images: np.ndarray, views: np.ndarray | int = 0, generators: Sequence[torch.Generator] | None = None
-    ) -> Tensor:
+    def read(self, images: np.ndarray, views: np.ndarray | int = 0, generators: Generators = None) -> Tensor:
         """Tokens (B, N, c) of the given images and views: bits, uint8, or real numbers, float32.
 
         generators: one a code, to draw bits with where their probabilities are cached; without, always the same bits.
@@ -145,7 +143,7 @@ class CodeCache:
         return self.read_with_probs(images, views, generators)[0]
 
     def read_with_probs(
-        self, images: np.ndarray, views: np.ndarray | int = 0, generators: Sequence[torch.Generator] | None = None
+        self, images: np.ndarray, views: np.ndarray | int = 0, generators: Generators = None
     ) -> tuple[Tensor, Tensor | None]:
         """What `read` gives, and the probabilities (B, N, c) that it was drawn from; None where none are cached."""
         images = np.asarray(images)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bld.errors import SettingError
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
+from bld.seeding import Generators
 
 
 class Options(Protocol):

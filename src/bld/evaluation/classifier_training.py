@@ -36,10 +36,25 @@ def train_classifier(
     device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda _: None,
 ) -> ClassifierFeatures:
-    """Train, measure on held-out images, save into `out`; a folder with the same settings is loaded instead.
+    """Train a classifier, measure it on held-out images and save it into `out`.
 
-    Images are mirrored where the preprocessing says so.
-    Raises DataError for images without classes, SettingError for numbers below 1.
+    Where `out` holds a classifier of the same data and settings, that one is loaded instead.
+
+    Args:
+        train: images with classes. They are mirrored where their preprocessing says so.
+        held_out: images with the same classes; the accuracy is that on at most 2,000 of them.
+        out: folder of the classifier.
+        steps: training steps.
+        batch_size: images per step.
+        learning_rate: its highest value, see `fit`.
+        seed: of the weights, the order of the images and their views.
+        width: channels of the first layer of the `SmallResNet`.
+        device: where it is trained.
+        say: is handed lines about the progress.
+
+    Raises:
+        DataError: for images without classes, or of one class only.
+        SettingError: for steps, a batch size or a width below 1, or a learning rate that is not above 0.
     """
     if train.labels is None or held_out.labels is None or len(train.classes) < 2:
         raise DataError(f"{train.location} has no classes to learn: put its images into one folder per class.")
@@ -81,7 +96,7 @@ def train_classifier(
 def fit(
     network: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float, say: Callable[[str], None]
 ) -> None:
-    """Minimise `loss(step)` by AdamW; the rate rises over a tenth of the steps, and falls as a cosine."""
+    """Minimise `loss(step)` by AdamW; the rate rises over the first tenth of the steps, and falls as a cosine."""
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
     for step in range(steps):
         rate = learning_rate * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))

@@ -1,4 +1,4 @@
-"""The digits' own yardstick: does a classifier that knows real digits recognise the generated ones?"""
+"""The metric for digits: does a classifier that knows real digits recognise the generated ones?"""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ from bld.errors import MissingPackageError, SettingError
 def digit_accuracy(images: np.ndarray, labels: Sequence[int] | np.ndarray) -> float:
     """Share of images, 0 … 1, recognised as their class by an SVM trained on all 1,797 real digits.
 
-    images: float (n, 8, 8), grey values in [0, 1].  labels: n digits 0 … 9.  The classifier is
-    scikit-learn's SVC(gamma=0.001) on pixels 0 … 16.
-    Raises MissingPackageError without scikit-learn, SettingError for other shapes or values.
+    The classifier is scikit-learn's SVC(gamma=0.001) on pixels 0 … 16.
+
+    Args:
+        images: float (n, 8, 8), grey values in [0, 1].
+        labels: n digits 0 … 9, what the images are meant to show.
+
+    Raises:
+        MissingPackageError: without scikit-learn.
+        SettingError: for other shapes, no images, or grey values outside [0, 1].
     """
     images, labels = np.asarray(images, dtype=np.float64), np.asarray(labels)
     if images.shape != (len(labels), 8, 8) or not len(labels):

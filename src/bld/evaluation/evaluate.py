@@ -1,7 +1,7 @@
-"""`bld evaluate`: judge a run, streaming, resumable, with everything that moves a number written beside it.
+"""`bld evaluate`: judge a run, streaming, resumable, with everything that changes a number written beside it.
 
 Samples are made shard by shard and only their features are kept, each shard in a file of its own under a key of all
-that made it; a killed evaluation goes on with the next shard, and several processes take every n-th.
+that made it. A killed evaluation goes on with the next shard, and each of n processes takes every n-th.
 """
 
 from __future__ import annotations
@@ -123,10 +123,24 @@ def evaluate_run(
     processes: Processes | None = None,
     asked: Asked | None = None,
 ) -> dict[str, Any]:
-    """Every figure by name.
+    """The metrics of a run, by name.
 
-    reference: what samples are compared with.  unseen: real images for reconstruction, likelihood and cas's test.
-    extractor: may be None where no metric needs features.
+    Args:
+        pipeline: what is judged.
+        reference: real images that samples are compared with.
+        unseen: real images for reconstruction, likelihood and cas's test.
+        request: which metrics, and how samples are made.
+        extractor: may be None where no metric needs features.
+        folder: keeps features of samples and of the reference, and cas's samples while they are needed.
+        say: is handed lines about the progress.
+        processes: which share the sampling; by default this one alone.
+        asked: the samples' conditions; by default what `request.classes` and the reference say.
+
+    Returns:
+        The metrics; nothing in all processes but the first.
+
+    Raises:
+        SettingError: where a metric needs features and there is no extractor.
     """
     processes = processes or Processes()
     asked = asked or asked_for(pipeline, class_names(request.classes, pipeline.classes), reference)
@@ -158,7 +172,7 @@ def evaluate_run(
 def evaluate_samples(
     given: ImageSet, reference: ImageSet, request: Request, extractor: FeatureExtractor, folder: Path
 ) -> dict[str, Any]:
-    """Figures of images that another program made."""
+    """Metrics of images that another program made; `SettingError` for those that need a run."""
     beyond = [name for name in request.metrics if name not in SAMPLE_METRICS]
     if beyond:
         raise SettingError(
@@ -178,9 +192,17 @@ def _needed(extractor: FeatureExtractor | None) -> FeatureExtractor:
 def reconstruction_figures(
     pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, request: Request, extractor: FeatureExtractor | None
 ) -> dict[str, float]:
-    """psnr, ssim, lpips (mean and _std over images) and rfd, of most probable codes; drawn_psnr of one drawn code each.
+    """Metrics of reconstructions, as far as the request names them.
 
-    Drawn codes are what the prior learns, so that its samples can be no better than those.
+    All but rfd are means over images, with the standard deviation beside them, named with _std.
+
+    Returns:
+        psnr: from most probable codes, dB.
+        ssim: from most probable codes.
+        lpips: from most probable codes.
+        rfd: the Fréchet distance of reconstructions from most probable codes to their images.
+        drawn_psnr: beside psnr, where codes are drawn: from one drawn code of each image. Drawn codes are what the
+            prior learns, so that its samples can be no better than those.
     """
     asked = [name for name in RECONSTRUCTION if name in request.metrics]
     device, tokenizer = pipeline.device, pipeline.tokenizer
@@ -221,16 +243,31 @@ def likelihood_figures(
     draws: int = CODE_DRAWS,
     asked: Asked | None = None,
 ) -> dict[str, Any]:
-    """bits_per_code (and its standard error), bits_per_bit and bits_per_dimension of unseen images' codes.
+    """The bits that the prior needs for codes of unseen images.
 
-    Beside them, of drawn codes, what moves them (`bld.codes.code_entropy`): noise_bits, the encoder's coin flips, below
-    which no prior comes, and noise_of_bits, which bits carry them; independent_bits, what bits need one by one.
+    Args:
+        pipeline: what is judged.
+        images: the unseen images.
+        codes: how many of them, spread evenly over the set.
+        seed: of the draws, and of the estimate of the likelihood.
+        batch_size: codes at a time.
+        draws: codes of each image, drawn as in training (eq. 1), from (seed, draw, its index) alone. 0 takes the most
+            probable codes; so does a vq tokenizer, which draws nothing.
+        asked: whose vectors or captions the images' codes are counted under; images without one are left out.
 
-    codes: how many images, spread evenly over the set.  draws: of each, as in training (eq. 1), from (seed, draw, its
-    index) alone; 0 takes the most probable codes, and so does a vq tokenizer, which draws nothing: code_draws among the
-    figures says which.  The standard error is over images.  Per dimension is over the image's subpixels, and counts the
-    code alone.  asked: whose vectors or captions the images' codes are counted under; images without one are left out.
-    bits_given says under what they were: class, caption, vector or nothing.
+    Of drawn bits the entropies (`bld.codes.code_entropy`) stand beside these: noise_bits, noise_of_bits and
+    independent_bits.
+
+    Returns:
+        bits_per_code: the mean over images.
+        bits_per_code_standard_error: over images.
+        bits_per_bit: of the code.
+        bits_per_dimension: over the image's subpixels; it counts the code alone.
+        code_draws: the draws of each image that were taken.
+        bits_given: what the codes were counted under: class, caption, vector or nothing.
+        noise_bits: the encoder's coin flips, below which no prior comes.
+        noise_of_bits: which bits carry them.
+        independent_bits: what the bits need one by one.
     """
     rows, labels, vectors = _given_to_codes(pipeline, images, codes, asked)
     told = "class" if labels is not None else "caption" if pipeline.index.text_encoder else "vector"
@@ -284,7 +321,7 @@ def _given_to_codes(
 
 
 def need_enough(reference: ImageSet, metrics: Sequence[str], extractor: FeatureExtractor | None, num: int) -> str:
-    """A warning where the Fréchet distance has fewer images than features; empty otherwise."""
+    """A warning where the Fréchet distance has no more images than features; empty otherwise."""
     if extractor is None or "fd" not in metrics:
         return ""
     fewest = min(len(reference), num)

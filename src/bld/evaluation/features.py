@@ -1,4 +1,4 @@
-"""What a metric sees of an image: features of a network, which is always named beside the figure it made.
+"""What a metric sees of an image: features of a network, which is always named beside the metric it made.
 
 Every distance between sets of images is a distance between features, and changes with the network, its weights and the
 way images are resized for it.  So an extractor carries its name and the hash of its weights, and resizes by itself.
@@ -27,7 +27,12 @@ PRECISION = "float32"  # of all that judges, by `in_float32`
 
 
 class Features(NamedTuple):
-    """Of a batch: features (B, D) float32 on the CPU, and class logits (B, K) float32 where there are classes."""
+    """What an extractor sees of a batch.
+
+    Attributes:
+        features: (B, D) float32 on the CPU.
+        logits: of the classes, (B, K) float32; None where there are no classes.
+    """
 
     features: Tensor
     logits: Tensor | None
@@ -36,8 +41,11 @@ class Features(NamedTuple):
 class FeatureExtractor(ABC):
     """Images uint8 (B, 3, H, W) → features.
 
-    name: as figures are labelled.  sha256: 16 hexadecimal digits of the weights.  dim: D.  classes: names of the
-    classes its logits stand for; empty without.
+    Attributes:
+        name: what metrics are labelled with.
+        sha256: 16 hexadecimal digits of the weights.
+        dim: D, the number of features.
+        classes: names of the classes that its logits stand for; empty without.
     """
 
     name: str
@@ -55,8 +63,18 @@ class FeatureExtractor(ABC):
 
 
 def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """ "inception" (torch-fidelity's), "dinov2" (hub), a TorchScript file `.pt`, or a folder of `bld "
-    "train-features`."""
+    """The extractor of a name or path.
+
+    Args:
+        name_or_path: "inception" (torch-fidelity's), "dinov2" (torch hub's), a TorchScript file `.pt`, or a folder of
+            `bld train-features`.
+        device: where it computes.
+
+    Raises:
+        SettingError: for anything else, and for weights that cannot be loaded.
+        MissingPackageError: for "inception" without torch-fidelity.
+        CheckpointError: for a folder that holds no classifier, or a damaged one.
+    """
     text = str(name_or_path)
     if text == "inception":
         return Inception(device)
@@ -83,7 +101,7 @@ def state_hash(state: dict[str, Tensor]) -> str:
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 (B, 3, H, W) → float32 (B, 3, size, size) in [0, 1], bilinear and antialiased; not touched at its size."""
+    """uint8 (B, 3, H, W) → float32 (B, 3, size, size) in [0, 1], bilinear and antialiased; as it is at that size."""
     unit = images.float() / 255
     if images.shape[-2:] == (size, size):
         return unit
@@ -124,7 +142,7 @@ class Inception(FeatureExtractor):
         return Features(features.float().cpu(), logits.float().cpu())
 
     def distance_name(self) -> str:
-        """The one and only."""
+        """FID: these are the weights that the name stands for."""
         return "FID"
 
 
@@ -191,9 +209,15 @@ class TorchScriptFeatures(FeatureExtractor):
 
 
 class SmallResNet(nn.Module):
-    """Residual network for small images: halves them until 4 to 7 pixels are left, then averages.
+    """Residual network for small images: halves them until 4 to 8 pixels are left, then averages.
 
-    images (B, 3, size, size) in [-1, 1] → (features (B, 2·width…), logits (B, classes)).
+    Images (B, 3, size, size) in [-1, 1] → (features (B, D), logits (B, classes)). D is the number of channels after the
+    last halving, but at least 128.
+
+    Args:
+        size: height and width of the images, in pixels.
+        classes: number of logits.
+        width: channels of the first layer; each halving doubles them, up to 4·width.
     """
 
     def __init__(self, size: int, classes: int, width: int = 32):
@@ -235,7 +259,7 @@ class _Residual(nn.Module):
 
 
 class ClassifierFeatures(FeatureExtractor):
-    """A classifier trained by us on a data set's own labels; images resized to the size it was trained at."""
+    """A classifier of a data set's own labels (`train_classifier`); images resized to the size it was trained at."""
 
     def __init__(self, network: SmallResNet, fields: dict[str, Any], device: torch.device | str = "cpu"):
         self.network, self.fields, self.device = network.to(device).eval(), fields, device
@@ -257,7 +281,7 @@ class ClassifierFeatures(FeatureExtractor):
         return float(self.fields["held_out_accuracy"])
 
     def save(self, folder: Path) -> None:
-        """`config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors` into the folder."""
         from safetensors.torch import save_file
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}

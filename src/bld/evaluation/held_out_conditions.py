@@ -15,7 +15,13 @@ from bld.training.condition_cache import VectorCache, captions_fingerprint
 
 
 class Conditions(NamedTuple):
-    """names: captions, or the names of the images.  vectors: float32 (n, V).  are_captions: which of both."""
+    """Captions or vectors of held-out images.
+
+    Attributes:
+        names: the captions, or the names of the images.
+        vectors: float32 (n, V).
+        are_captions: which of both the names are.
+    """
 
     names: list[str]
     vectors: Tensor
@@ -23,7 +29,7 @@ class Conditions(NamedTuple):
 
 
 def held_out_conditions(opened: OpenedRun, most: int) -> Conditions | None:
-    """Different captions (or the vectors) of at most so many held-out images; None where there are none at hand."""
+    """Different captions, or the vectors, of `most` held-out images at most; None where there are none at hand."""
     found = _cache(opened)
     if found is None or opened.held_out is None or opened.pipeline is None:
         return None
@@ -43,7 +49,7 @@ def held_out_conditions(opened: OpenedRun, most: int) -> Conditions | None:
 
 
 def vectors_of(opened: OpenedRun, images: Tensor) -> Tensor | None:
-    """float32 (n, V) of these of the held-out images; None where one of them has none."""
+    """The vectors, float32 (n, V), of the held-out images with these indices; None where one of them has none."""
     found = _cache(opened)
     if found is None or opened.held_out is None:
         return None
@@ -52,7 +58,11 @@ def vectors_of(opened: OpenedRun, images: Tensor) -> Tensor | None:
 
 
 def held_out_vectors(opened: OpenedRun) -> tuple[Tensor, Tensor] | None:
-    """(the held-out images that have a caption or vector, int64 (n,), theirs, float32 (n, V)); None where none has."""
+    """The vectors of the held-out images that have a caption or vector; None where none has.
+
+    Returns:
+        (indices of these images, int64 (n,); their vectors, float32 (n, V)).
+    """
     found = _cache(opened)
     if found is None or opened.held_out is None:
         return None

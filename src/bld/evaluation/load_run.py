@@ -1,4 +1,4 @@
-"""A run folder, opened for looking: models, code cache and, where they still are, the images behind them."""
+"""A run folder, opened to be looked at: models, code cache and, where they still are, the images behind them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,17 @@ if TYPE_CHECKING:
 class OpenedRun:
     """What is there; what is not is None.
 
-    pipeline: None before the prior is trained.  cache: None before images are encoded.
-    train, held_out: the split of the training; None when the images cannot be opened, and `missing` says why
-    in a sentence.  changed: whether the images are there but no longer those the codes were made of.
+    Attributes:
+        run: the folder.
+        settings: those of the run.
+        tokenizer: the trained one.
+        pipeline: None before the prior is trained.
+        cache: the codes; None before images are encoded.
+        train: the training part of the images, as in the training; None when the images cannot be opened.
+        held_out: the held-out part of them; None as `train`.
+        missing: why the images cannot be opened, in a sentence; empty where they can.
+        changed: whether the images are there but no longer those the codes were made of.
+        device: where the networks are.
     """
 
     run: RunFolder
@@ -66,7 +74,11 @@ class OpenedRun:
 
 
 def open_run(run: RunFolder, device: torch.device) -> OpenedRun:
-    """Open what the folder holds.  Raises CheckpointError without a tokenizer, or where a part is damaged."""
+    """Open what the folder holds.
+
+    Raises:
+        CheckpointError: without a tokenizer, or where a part is damaged.
+    """
     settings = run.settings()
     if not run.tokenizer.is_dir():
         raise CheckpointError(f"{run.path} holds no trained tokenizer yet: there is nothing to report on.")

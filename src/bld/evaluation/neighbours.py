@@ -1,4 +1,4 @@
-"""The training images nearest to samples, so that a prior which copies its data gives itself away.
+"""The training images nearest to samples, which show whether a prior copies its data.
 
 Distance is Euclidean, pixel by pixel: it finds copies, but two pictures of one motif, shifted by a few pixels, are far
 apart. `nearest_by` measures by LPIPS or by any extractor's features instead.
@@ -19,7 +19,12 @@ SPARE = 8  # candidates beyond k, so that rounding in the fast search cannot cos
 
 
 class Neighbours(NamedTuple):
-    """Nearest first.  indices: int64 (n, k), into the image set.  distances: float32 (n, k)."""
+    """The k nearest images of each of n samples, nearest first.
+
+    Attributes:
+        indices: int64 (n, k), into the image set.
+        distances: float32 (n, k).
+    """
 
     indices: Tensor
     distances: Tensor
@@ -30,10 +35,17 @@ class Neighbours(NamedTuple):
 def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) -> Neighbours:
     """The k images of the set (centre views) nearest to each sample.
 
-    samples: (n, 3, S, S) in [-1, 1].  The distance is the root of the mean squared difference of pixels
-    in [0, 1], that is L2 over √(3·S²): 0 for a copy, 1 for black against white, whatever the size.
-    batch: images held in memory at a time.
-    Raises SettingError for k outside 1 … len(image_set), or samples of another size.
+    The distance is the root of the mean squared difference of pixels in [0, 1], that is L2 over √(3·S²): 0 for a copy,
+    1 for black against white, whatever the size.
+
+    Args:
+        samples: (n, 3, S, S) in [-1, 1].
+        image_set: the images that are searched.
+        k: neighbours of each sample.
+        batch: images held in memory at a time.
+
+    Raises:
+        SettingError: for k outside 1 … len(image_set), or samples of another size.
     """
     if not 1 <= k <= len(image_set):
         raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
@@ -61,9 +73,19 @@ def nearest_by(
     batch: int = 64,
     device: torch.device | str = "cpu",
 ) -> Neighbours:
-    """As `nearest`, by "lpips" or by the Euclidean distance of an extractor's features (its name, file or folder).
+    """As `nearest`, by LPIPS or by an extractor's features.
 
-    device: where the networks run; each image passes them once.
+    Args:
+        measure: "lpips", or the name, file or folder of an extractor (`load_extractor`), for the Euclidean distance of
+            its features.
+        samples: (n, 3, S, S) in [-1, 1].
+        image_set: the images that are searched.
+        k: neighbours of each sample.
+        batch: images that pass the network at a time.
+        device: where the networks run; each image passes them once.
+
+    Raises:
+        SettingError: for k outside 1 … len(image_set), or a measure that there is not.
     """
     if not 1 <= k <= len(image_set):
         raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")

@@ -21,7 +21,7 @@ def record(
     unseen: ImageSet | None,
     made: dict[str, Any],
 ) -> dict[str, Any]:
-    """What `evaluation.json` holds: the figures, and all that moves them."""
+    """What `evaluation.json` holds: the metrics, and all that changes them."""
     import importlib.metadata
 
     from bld._version import __version__
@@ -55,7 +55,7 @@ def record(
 
 
 def describe_images(images: ImageSet) -> dict[str, Any]:
-    """Where from, how many, which, and how they became squares."""
+    """Where the images are from, how many, which, and how they became squares."""
     return {
         "location": images.location,
         "images": len(images),
@@ -66,7 +66,7 @@ def describe_images(images: ImageSet) -> dict[str, Any]:
 
 
 def lines(figures: dict[str, Any], extractor: FeatureExtractor | None) -> Iterator[str]:
-    """The figures for the terminal; a distance is never named without its extractor."""
+    """The metrics, a line each, for the terminal; a distance is never named without its extractor."""
     distance = "" if extractor is None else extractor.distance_name()
     by = "" if extractor is None else f" [{extractor.name}]"
     if "noise_bits" in figures:

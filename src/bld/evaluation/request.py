@@ -16,11 +16,24 @@ ALL_METRICS = (*SAMPLE_METRICS, "cas", *RECONSTRUCTION, "bits")
 class Request:
     """What is judged, and how.
 
-    metrics: names from ALL_METRICS.  num: samples.  seed, steps, temperature, guidance_scale, classes: of the samples;
-    None is the run's own.  classes: as `asked_for` takes them; "" draws what the data has.  batch_size:
-    images at a time, which changes nothing.  reconstructed: real images for reconstruction and cas, at most.
-    codes: images for the likelihood.  code_draws: of each of them; 0 takes the most probable codes.  cas_epochs: how
-    often the classifier of cas sees each sample; cas_steps: its training steps in place of that, if above 0.
+    Attributes:
+        metrics: names from ALL_METRICS.
+        num: samples.
+        seed: of the samples.
+        steps: denoising steps of the samples; None is the run's own.
+        temperature: τ of the samples; None is the run's own.
+        guidance_scale: 1 + ω of the samples; None is the run's own.
+        classes: of the samples, names between commas, as `asked_for` takes them; "" draws what the data has.
+        batch_size: images at a time, which changes nothing.
+        reconstructed: real images for reconstruction, at most.
+        codes: images for the likelihood.
+        code_draws: codes of each of those images; 0 takes the most probable codes.
+        cas_steps: training steps of the classifier of cas; 0 leaves them to `cas_epochs`.
+        cas_epochs: how often the classifier of cas sees each sample.
+        cas_network: the classifier of cas, "resnet50" or "small".
+
+    Raises:
+        SettingError: for an unknown metric or none, and for numbers that are too small.
     """
 
     metrics: tuple[str, ...] = ("fd", "kid", "precision", "recall")

@@ -24,10 +24,15 @@ GOLDEN = (5**0.5 - 1) / 2
 class Asked:
     """The condition of each sample by its number, whatever the number of samples.
 
-    described: for the record, all that decides the conditions.  labels: int64 (n,), of which sample i takes one.
-    in_turn: one after the other; else spread so that any number of samples has each label as often as `labels` has it.
-    vectors: float32 (n, V), in turn.  Without either nothing is asked for.
-    vectors_of: the unseen images that the vectors belong to, int64 (n,), where they do.
+    Without labels and vectors nothing is asked for.
+
+    Attributes:
+        described: for the record, all that decides the conditions.
+        labels: int64 (n,), of which sample i takes one.
+        in_turn: whether labels are taken one after the other; else they are spread, so that any number of samples has
+            each label in the share that it has of `labels`.
+        vectors: float32 (n, V), taken in turn.
+        vectors_of: indices of the unseen images that the vectors belong to, int64 (n,), where they do.
     """
 
     described: str
@@ -60,9 +65,16 @@ def asked_for(
 ) -> Asked:
     """What samples are asked for.
 
-    classes: names in turn; ["all"] for every one; ["none"] leaves the class open; [] draws classes as the reference
-    images have them, or takes the captions or vectors of the run's held-out images in turn.
-    Raises SettingError for classes that the prior does not know.
+    Args:
+        pipeline: what is sampled.
+        classes: names, taken in turn; ["all"] for every one; ["none"] leaves the class open. [] draws classes as the
+            reference images have them (all in turn where those have others, or none), or takes the captions or vectors
+            of the run's held-out images in turn.
+        reference: the real images that samples are compared with.
+        opened: the run, for its captions or vectors.
+
+    Raises:
+        SettingError: for classes that the prior does not know.
     """
     count = pipeline.prior.config.num_classes
     if classes and not count:

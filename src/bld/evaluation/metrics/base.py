@@ -14,7 +14,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """features (n, D) float32; logits (n, K) float32, or None."""
+    """What an extractor sees of a set of images.
+
+    Attributes:
+        features: (n, D) float32.
+        logits: (n, K) float32, or None.
+    """
 
     features: Tensor
     logits: Tensor | None = None
@@ -25,7 +30,13 @@ class FeatureTable:
 
 @dataclass(frozen=True)
 class Sets:
-    """Two sets of images by their features.  seed: of what a metric draws."""
+    """Two sets of images by their features.
+
+    Attributes:
+        samples: features of the samples.
+        reference: features of the real images.
+        seed: of what a metric draws.
+    """
 
     samples: FeatureTable
     reference: FeatureTable
@@ -40,7 +51,12 @@ class Sets:
 
 
 class SampleMetric(NamedTuple):
-    """measure: figures by name; none where the features lack what it needs.  least: images on both sides."""
+    """A metric of samples, or several that are measured together.
+
+    Attributes:
+        measure: sets → the metrics by name; none where the features lack what it needs.
+        least: images that it needs on both sides.
+    """
 
     measure: Callable[[Sets], dict[str, float]]
     least: int

@@ -40,11 +40,26 @@ def classification_accuracy_score(
     seed: int = 0,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
-    """cas_top1 and cas_top5, 0 … 1: train on `num` samples with the classes they were asked to be, test on real images.
+    """Train on samples with the classes they were asked to be, test on real images.
 
-    samples(start, stop): their uint8 batches.  labels: their classes.  folder: holds the samples meanwhile, so that
-    memory does not.  network: resnet50 (torchvision's) or small.
-    Raises DataError where samples or real images have no classes.
+    Args:
+        pipeline: what made the samples.
+        samples: (start, stop) → uint8 batches of samples start … stop - 1.
+        real: images with the prior's classes, to test on.
+        num: samples to train on.
+        labels: their classes.
+        folder: holds the samples in a file meanwhile, so that memory does not.
+        steps: training steps.
+        network: "resnet50" (torchvision's) or "small".
+        seed: of the classifier's training.
+        say: is handed lines about the progress.
+
+    Returns:
+        cas_top1 and cas_top5, 0 … 1.
+
+    Raises:
+        DataError: where samples have no classes, or real images not those of the prior.
+        SettingError: for another network.
     """
     if labels is None or pipeline.prior.config.num_classes == 0:
         raise DataError("cas needs a class-conditional prior: this one has no classes to learn from.")
@@ -99,7 +114,7 @@ def train_classifier_on(
     say: Callable[[str], None],
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A classifier of uint8 images (n, 3, S, S), trained from nothing on a device; images are shown shifted."""
+    """A classifier of uint8 images (n, 3, S, S), trained from scratch on a device; images are shown shifted."""
     torch.manual_seed(derive_seed(seed, "cas"))
     model = _network(network, images.shape[-1], classes).to(device)
     order = KeyedOrder(len(images), min(BATCH, len(images)), seed, "cas-order")

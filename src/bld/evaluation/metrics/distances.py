@@ -50,7 +50,7 @@ def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, keep_logits:
 def reference_features(
     images: ImageSet, extractor: FeatureExtractor, cache: Path | None = None, batch_size: int = 256
 ) -> FeatureTable:
-    """Features of a whole set, centre views; kept in the folder `cache` under a key of all that moves them."""
+    """Features of a whole set, centre views; kept in the folder `cache` under a key of all that changes them."""
     key = {
         "format": FORMAT,
         "images": images.fingerprint,
@@ -72,7 +72,7 @@ def reference_features(
 
 
 def write_table(path: Path, table: FeatureTable) -> None:
-    """As a NumPy archive, whole or not at all."""
+    """Write it as a NumPy archive, whole or not at all."""
     from bld.io.files import written_aside
 
     arrays = {"features": table.features.numpy()}
@@ -98,9 +98,18 @@ def read_table(path: Path) -> FeatureTable:
 def score(
     samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, float]:
-    """The metrics by name, all if none is asked for; those that need logits are left out where there are none.
+    """Metrics of samples against a reference, by name; those that need logits are left out where there are none.
 
-    Raises SettingError for an unknown metric, DataError for too few images, MissingPackageError without torch-fidelity.
+    Args:
+        samples: their features.
+        reference: features of real images, by the same extractor.
+        metrics: names from `SAMPLE_METRICS`; None takes all.
+        seed: of what a metric draws.
+
+    Raises:
+        SettingError: for an unknown metric, or features of different extractors.
+        DataError: for too few images.
+        MissingPackageError: without torch-fidelity.
     """
     asked = list(SAMPLE_METRICS if metrics is None else metrics)
     for name in asked:
@@ -164,8 +173,12 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> float:
 
 
 def moments(features: Tensor) -> dict[str, np.ndarray]:
-    """ "mu" (D,) and "sigma" (D, D) of features (n, D), float64, the latter over n - 1: torch-fidelity's statistics,
-    block by block, so that float64 copies of all features are never held.
+    """Mean and covariance of features (n, D), in float64: torch-fidelity's statistics.
+
+    They are computed block by block, so that float64 copies of all features are never held.
+
+    Returns:
+        "mu" (D,) and "sigma" (D, D), the latter over n - 1.
     """
     mean = features.mean(0, dtype=torch.float64)
     product = torch.zeros(features.shape[1], features.shape[1], dtype=torch.float64)
@@ -176,7 +189,7 @@ def moments(features: Tensor) -> dict[str, np.ndarray]:
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:
-    """(mean, standard deviation) of the unbiased squared MMD over subsets of at most 1,000, kernel (x·y/D + 1)³."""
+    """(mean, standard deviation) of the unbiased squared MMD over 100 subsets of at most 1,000; kernel (x·y/D + 1)³."""
     kid = _library("metric_kid")
     size = min(KID_SUBSET_SIZE, len(samples), len(reference))
     found = kid.kid_features_to_metric(

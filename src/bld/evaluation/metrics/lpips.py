@@ -37,7 +37,7 @@ class PerceptualDistance:
     @torch.no_grad()
     @in_float32()
     def between(self, ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
-        """(n,): the distance of each image of the one to that of the other, or of one image to each."""
+        """Distances (n,) by features: of each image of one side to that of the other, or of a single image to each."""
         parts = zip(self.model.lins, ours, theirs, strict=True)  # type: ignore[arg-type]
         return torch.stack([lin((a - b).square()).mean((1, 2, 3)) for lin, a, b in parts]).sum(0)
 

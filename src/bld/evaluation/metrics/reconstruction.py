@@ -1,4 +1,4 @@
-"""How much of an image survives its bits: PSNR between images and their reconstructions."""
+"""How much of an image its bits keep: PSNR and SSIM between images and their reconstructions."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
 class ReconstructionScore:
     """Reconstructions, measured.
 
-    images: how many.  psnr_mean, psnr_std: of the images' own PSNR from their most probable (thresholded) codes, dB
-    (std 0 for one image).  psnr_of_mean_mse: PSNR of the error averaged over all images, dB; never above psnr_mean.
-    drawn_psnr_mean: as psnr_mean, from one drawn code of each image, as a prior is trained on; None where codes are not
-    drawn.
+    Attributes:
+        images: how many.
+        psnr_mean: mean of the images' own PSNR from their most probable (thresholded) codes, dB.
+        psnr_std: standard deviation of the same, dB; 0 for one image.
+        psnr_of_mean_mse: PSNR of the error averaged over all images, dB; never above psnr_mean.
+        drawn_psnr_mean: as psnr_mean, from one drawn code of each image, as a prior is trained on; None where codes are
+            not drawn.
     """
 
     images: int
@@ -43,9 +46,16 @@ def score_reconstructions(
     batch_size: int = 64,
     limit: int | None = None,
 ) -> ReconstructionScore:
-    """Encode to bits, decode, compare: the centre views of the set, or of its first `limit` images.
+    """Encode to bits, decode, compare.
 
-    Raises SettingError for a limit or batch_size below 1, or without images.
+    Args:
+        model: a tokenizer, or a pipeline that has one.
+        image_set: images, of which the centre views are taken.
+        batch_size: images at a time.
+        limit: only the first so many images; all by default.
+
+    Raises:
+        SettingError: for a limit or batch_size below 1, or without images.
     """
     count = len(image_set) if limit is None else min(limit, len(image_set))
     if count < 1 or batch_size < 1:
@@ -84,11 +94,21 @@ def _ssim(device: torch.device) -> Pairwise:
 
 @in_float32()
 def structural_similarity(images: torch.Tensor, reconstructions: torch.Tensor) -> torch.Tensor:
-    """SSIM of each image, float32 (B,): both (B, C, H, W) in [-1, 1]; Gaussian window of 11 pixels, σ = 1.5.
+    """SSIM of each image, with a Gaussian window of 11 pixels and σ = 1.5.
 
-    As in Wang et al. 2004, by torchmetrics, averaged over the positions where the window lies inside the image.  Images
+    As in Wang et al. 2004, by torchmetrics, averaged over the positions where the window lies inside the image. Images
     smaller than the window take the largest odd window that fits, and σ in proportion.
-    Raises MissingPackageError without torchmetrics, SettingError for unequal shapes.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+        reconstructions: the same.
+
+    Returns:
+        float32 (B,).
+
+    Raises:
+        MissingPackageError: without torchmetrics.
+        SettingError: for unequal shapes.
     """
     if images.shape != reconstructions.shape or images.ndim != 4:
         raise SettingError(

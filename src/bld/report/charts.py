@@ -19,7 +19,13 @@ LONGEST_CURVE = 600
 
 @dataclass(frozen=True)
 class Chart:
-    """One inline SVG.  title: heading above it.  alt: what it shows, in words."""
+    """One inline SVG.
+
+    Attributes:
+        svg: the element.
+        title: heading above it.
+        alt: what it shows, in words.
+    """
 
     svg: str
     title: str

@@ -1,4 +1,4 @@
-"""How much a report shows: as much as an onlooker wants, and no more than the machine makes in a minute."""
+"""How much a report shows: up to 64 samples, and no more pictures than the machine makes in about a minute."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ MOST_CLASSES_SHOWN = 16
 class Contents:
     """Numbers of pictures.
 
-    samples: generated images, at most.  steps: denoising steps of each.  strips × frames: samples seen on
-    their way, and looks at each.  inpainted × fillings: images, and ways to fill each.
-    reconstructions: images.
+    Attributes:
+        samples: generated images, at most.
+        steps: denoising steps of each.
+        strips: samples that are shown on their way from noise.
+        frames: pictures of each of those.
+        inpainted: images to fill.
+        fillings: ways to fill each of those.
+        reconstructions: images.
     """
 
     samples: int

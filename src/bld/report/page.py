@@ -1,4 +1,4 @@
-"""A run on one page: RUN/report.html, self-contained, to look at and to hand on."""
+"""A run on one page: RUN/report.html, self-contained, to look at and to pass on."""
 
 from __future__ import annotations
 
@@ -31,10 +31,20 @@ Say = Callable[[str], None]
 def write_report(run: RunFolder, *, seed: int = 0, say: Say = print, device: torch.device | str | None = None) -> Path:
     """Write run/report.html: what was trained on what, pictures of all it can do, curves and settings.
 
-    The page needs no other file and no network.  A run whose prior is missing gets the tokenizer's part; one
-    whose images have moved away gets all that needs no originals, and the page says so.  seed: of the
-    samples, which are made in exact float32.  device: the accelerator if there is one.
-    Raises CheckpointError without a tokenizer.
+    The page needs no other file and no network. A run whose prior is missing gets the tokenizer's part. One whose
+    images have moved away gets all that needs no originals, and the page says so.
+
+    Args:
+        run: the folder.
+        seed: of the samples, which are made in exact float32.
+        say: is told if the original images cannot be opened.
+        device: where the networks run; a GPU by default, if there is one.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        CheckpointError: without a tokenizer.
     """
     started = time.monotonic()
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -22,8 +22,11 @@ HATCH_DARK, HATCH_LIGHT = (118, 118, 118), (168, 168, 168)
 class Picture:
     """One inlined image.
 
-    uri: data:image/png;base64,….  size: of its longer side, in pixels.  alt: what it shows, in words.  text:
-    below it, if any.
+    Attributes:
+        uri: data:image/png;base64,….
+        size: of its longer side, in pixels.
+        alt: what it shows, in words.
+        text: below it, if any.
     """
 
     uri: str

@@ -33,9 +33,12 @@ MOST_SEARCHED_BYTES = 256 << 20  # decoding more would take minutes
 class Generated:
     """Samples.
 
-    images: (n, 3, S, S) in [-1, 1].  labels: n indices into `classes`, or None.  classes: names of classes, or what
-    stands in their place: captions, or the images whose vectors were taken.  frames: (step, codes of the first few
-    samples after it) for some of the steps.  conditions: the captions or vectors.
+    Attributes:
+        images: (n, 3, S, S) in [-1, 1].
+        labels: n indices into `classes`, or None.
+        classes: names of classes, or what stands in their place: captions, or the images whose vectors were taken.
+        frames: (step, codes of the first few samples after it) for some of the steps.
+        conditions: the captions or vectors.
     """
 
     images: Tensor

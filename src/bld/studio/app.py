@@ -31,7 +31,7 @@ def urgent(page: gr.Blocks) -> frozenset[int]:
 
 
 def theme() -> gr.themes.Base:
-    """Quiet, with the system's own letters, so that nothing is fetched from anywhere."""
+    """Quiet, with the system's own fonts, so that nothing is fetched from anywhere."""
     return gr.themes.Base(
         primary_hue=gr.themes.colors.blue,
         neutral_hue=gr.themes.colors.slate,

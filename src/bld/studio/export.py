@@ -28,8 +28,14 @@ def described(
 ) -> dict[str, Any]:
     """All that decides the pictures, ready for JSON.
 
-    python: the expression that makes them again, with `call` for the arguments.  A generation that `bld sample` can
-    repeat comes with that command.
+    A generation that `bld sample` can repeat comes with that command.
+
+    Args:
+        model: what made them.
+        task: its name, such as "generate".
+        python: the expression that makes them again, with `call` for the arguments.
+        call: the arguments.
+        posterior: that they were sampled with; None is the model's own.
     """
     settings: dict[str, Any] = {
         "task": task,

@@ -61,7 +61,16 @@ def run_on_click(
 ) -> None:
     """Let the button do the work, shown step by step, and the other one stop it.
 
-    brushed: whether the last of the inputs is the mask of the page.  also: an event after which the work starts too.
+    Args:
+        model: what does the work.
+        run: the button that starts it.
+        stop: the button that stops it.
+        inputs: the components whose values are handed to `work`.
+        output: where steps and result are shown.
+        work: values → the work; it refuses bad ones before anything is computed.
+        name: of the files to keep, after the model's.
+        brushed: whether the last of the inputs is the mask of the page.
+        also: an event after which the work starts too.
     """
     click = gr.Number(visible=False)  # when the button was pressed, in the visitor's milliseconds
     stops = Stops()

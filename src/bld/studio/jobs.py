@@ -21,7 +21,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Progress:
-    """Step `step` of `total` is done; pictures: what is there by now, where that was decoded."""
+    """How far the work is.
+
+    Attributes:
+        step: the step that is done.
+        total: number of steps.
+        pictures: what is there by now, where that was decoded.
+    """
 
     step: int
     total: int
@@ -66,10 +72,21 @@ class Stops:
 
 
 def watched(model: Model, work: Work[T], stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress | T]:
-    """What the work reports while it runs in a thread of its own, then its result; its error is raised here.
+    """Run the work in a thread of its own; its error is raised here.
 
-    Closing the iterator stops the work at its next step; when `stopped()` says so it ends there with `Stopped`.  Steps
-    that follow each other within a tenth of a second and bring no pictures are left out.
+    Closing the iterator stops the work at its next step. Steps that follow each other within a tenth of a second and
+    bring no pictures are left out.
+
+    Args:
+        model: what the work uses; it waits until nobody else does.
+        work: is handed the function to which it reports its steps.
+        stopped: whether the work is to end at its next step.
+
+    Yields:
+        What the work reports, then its result.
+
+    Raises:
+        Stopped: where `stopped()` has ended the work.
     """
     items: queue.SimpleQueue[Progress | _Ended[T]] = queue.SimpleQueue()
     stop = threading.Event()

@@ -10,7 +10,14 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Picture:
-    """One image with its words.  name: of its file, without the ending.  caption: below it.  alt: instead of it."""
+    """One image with its words.
+
+    Attributes:
+        image: the picture itself.
+        name: of its file, without the ending.
+        caption: below it.
+        alt: in place of it, where it cannot be seen.
+    """
 
     image: Image.Image
     name: str
@@ -22,9 +29,13 @@ class Picture:
 class Made:
     """What came out.
 
-    groups: pictures under a heading each, which may be empty.  settings: all that decides the pictures, ready for JSON.
-    facts: (name, value) worth saying.  history: how the first picture came about.  files: further ones to keep.
-    in_a_row: whether the pictures are a strip.
+    Attributes:
+        groups: (heading, pictures); a heading may be empty.
+        settings: all that decides the pictures, ready for JSON.
+        facts: (name, value) worth saying.
+        history: how the first picture came about.
+        files: further ones to keep, by name.
+        in_a_row: whether the pictures are a strip.
     """
 
     groups: list[tuple[str, list[Picture]]]

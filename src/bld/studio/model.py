@@ -24,8 +24,11 @@ PIXELS_AT_ONCE = MOST_IMAGES * 128**2  # as many images of 128×128; fewer of la
 class Model:
     """A pipeline, and how this studio uses it.
 
-    name: of the run, without its path.  precision: what the networks compute in.  examples: pictures of the run's data
-    that it was not trained on, for visitors who bring none.
+    Attributes:
+        pipe: the pipeline.
+        name: of the run, without its path.
+        precision: what the networks compute in.
+        examples: pictures of the run's data that it was not trained on, for visitors who bring none.
     """
 
     pipe: BinaryLatentDiffusionPipeline

@@ -80,7 +80,7 @@ def progress(now: Progress, pictures: Sequence[Image.Image] = (), stopped: bool 
 
 
 def result(made: Made, name: str) -> str:
-    """Everything that came out, with its files to keep; name: what they are called."""
+    """Everything that came out, with its files to keep, which are called `name`."""
     parts, start = [], 0
     side_by_side = len(made.groups) > 1 and all(heading[:2] in ("A:", "B:", "C:") for heading, _ in made.groups)
     for heading, pictures in made.groups:
@@ -159,7 +159,7 @@ def painter(view: Image.Image, rows: int, columns: int) -> str:
 
 
 def board(view: Image.Image, rows: int, columns: int, row: int, column: int) -> str:
-    """A picture to choose a position of its code on; rows and columns are counted from 1."""
+    """A picture to choose a position of its code on; `row` and `column`, the chosen one, are counted from 1."""
     top, left = 100 * (row - 1) / rows, 100 * (column - 1) / columns
     place = f"top:{top:.4g}%;left:{left:.4g}%;width:{100 / columns:.4g}%;height:{100 / rows:.4g}%"
     lines = f"background-size:{100 / columns:.5g}% {100 / rows:.5g}%"

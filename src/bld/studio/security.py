@@ -59,7 +59,10 @@ HEADERS = [
 class Line:
     """Who waits for the model.
 
-    most: how many may.  waiting: how many do.  urgent: numbers of the events that need not wait, such as a stop.
+    Attributes:
+        most: how many may wait.
+        waiting: counts how many do.
+        urgent: numbers of the events that need not wait, such as a stop.
     """
 
     most: int
@@ -70,8 +73,12 @@ class Line:
 class Gate:
     """An ASGI application before another one.
 
-    hosts: names under which a browser may have asked for the page, None for any; with the loopback names no other web
-    site can reach the studio through the visitor's browser.  line: the queue, and how many may wait in it.
+    Args:
+        app: the other one, which gets what is let through.
+        uploads: keeps the pictures that visitors send.
+        line: the queue, and how many may wait in it.
+        hosts: names under which a browser may have asked for the page, None for any. With the loopback names no other
+            web site can reach the studio through the visitor's browser.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Serve the page: on this machine only unless asked otherwise, and with a folder for uploads that goes at the end."""
+"""Serve the page: on this machine only unless asked otherwise; the folder of uploads is deleted at the end."""
 
 from __future__ import annotations
 
@@ -31,8 +31,17 @@ def serve(
 ) -> None:
     """Serve until interrupted (SIGINT or SIGTERM).
 
-    port: None takes the first free one from 7860, 0 any free one.  queue: requests that may wait.
-    Raises SettingError where host or port cannot be had, MissingPackageError without Gradio.
+    Args:
+        model: what visitors use.
+        say: is told the address.
+        host: the name or address to serve under; others than the loopback ones can be reached from other machines.
+        port: None takes the first free one from 7860, 0 any free one.
+        queue: requests that may wait.
+        open_browser: whether to open the page in a browser.
+
+    Raises:
+        SettingError: where host or port cannot be had, or `queue` is below 1.
+        MissingPackageError: without Gradio.
     """
     if queue < 1:
         raise SettingError(f"At least 1 request may wait, not --queue {queue}.")
@@ -102,7 +111,7 @@ def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
 
 
 def gradio_settings(folder: Path) -> None:
-    """What Gradio reads from the environment when it is imported: nothing that others have left there."""
+    """Set what Gradio reads from the environment when it is imported, in place of what is set there."""
     for name in [name for name in os.environ if name.startswith("GRADIO_")]:
         del os.environ[name]
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -110,7 +119,15 @@ def gradio_settings(folder: Path) -> None:
 
 
 def free_port(host: str, port: int | None) -> int:
-    """The port asked for, if it is free.  Raises SettingError where it is not, or where the host is not here."""
+    """A free port.
+
+    Args:
+        host: where it is to be free.
+        port: the one asked for; None tries 100 from 7860 on, 0 takes any.
+
+    Raises:
+        SettingError: where none of these can be used, or where the host is not here.
+    """
     candidates = range(FIRST_PORT, FIRST_PORT + PORTS_TRIED) if port is None else [port]
     for candidate in candidates:
         if not 0 <= candidate < 65536:

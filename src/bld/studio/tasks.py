@@ -36,8 +36,14 @@ Label = int | list[int] | None
 class Sampling:
     """How codes are drawn.
 
-    seed: picture i depends on it and on i alone.  steps: None takes the run's.  which: a class; ANY leaves it open,
-    EACH takes them in turn.  posterior: None takes the run's.  prompt: for models that take prompts.
+    Attributes:
+        seed: picture i depends on it and on i alone.
+        steps: None takes the run's.
+        temperature: τ; None takes the run's.
+        guidance: 1 + ω; None takes the run's.
+        which: a class; ANY leaves it open, EACH takes them in turn.
+        posterior: "exact" or "plugin"; None takes the run's.
+        prompt: for models that take prompts.
     """
 
     seed: int = 0
@@ -116,8 +122,12 @@ def square(model: Model, picture: Image.Image) -> Image.Image:
 class Watch:
     """A pipeline's callback that reports each step, with some of the states decoded.
 
-    steps: of this sampling.  done, total: where in the whole work it stands; by default it is all of it.
-    over: (picture, mask), the picture standing outside the mask in what is shown.
+    Args:
+        report: is told each step.
+        steps: of this sampling.
+        done: steps of the whole work that come before it.
+        total: steps of the whole work; by default this sampling is all of it.
+        over: (picture, mask), the picture standing outside the mask in what is shown.
     """
 
     def __init__(

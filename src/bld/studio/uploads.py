@@ -1,4 +1,4 @@
-"""What visitors send: pictures only, decoded with suspicion, kept as plain PNG under names that nobody can guess."""
+"""What visitors send: pictures only, checked and decoded, kept as plain PNG under names that nobody can guess."""
 
 from __future__ import annotations
 
@@ -29,9 +29,14 @@ DATA_URI = "data:image/png;base64,"
 
 
 class Uploads:
-    """A folder of pictures that visitors sent; the oldest go when there are more than `most_files`.
+    """A folder of pictures that visitors sent.
 
     A picture is known to its visitor by a token, never by a path, and the token cannot be guessed.
+
+    Args:
+        folder: where they lie.
+        most_bytes: of one upload.
+        most_files: when there are more, the oldest are deleted.
     """
 
     def __init__(self, folder: Path, most_bytes: int = MOST_BYTES, most_files: int = MOST_FILES):
@@ -40,7 +45,14 @@ class Uploads:
         self._lock = threading.Lock()
 
     def take(self, data: bytes) -> str:
-        """Check a picture and keep it; returns its token.  Raises DataError, in a sentence, for anything else."""
+        """Check a picture and keep it.
+
+        Returns:
+            Its token.
+
+        Raises:
+            DataError: in a sentence, for anything else.
+        """
         picture = safe_picture(data, self.most_bytes)
         token = f"{secrets.token_hex(16)}.png"
         picture.save(self.folder / token, "PNG", compress_level=1)
@@ -51,7 +63,11 @@ class Uploads:
         return token
 
     def path(self, token: object) -> Path:
-        """The file of a token.  Raises DataError for what is no token, or of a picture that is gone."""
+        """The file of a token.
+
+        Raises:
+            DataError: for what is no token, and for that of a picture that is gone.
+        """
         if not isinstance(token, str) or not TOKEN.fullmatch(token):
             raise DataError("Only pictures that were uploaded here can be used: upload the picture.")
         if not (path := self.folder / token).is_file():
@@ -62,7 +78,8 @@ class Uploads:
 def safe_picture(data: bytes, most_bytes: int = MOST_BYTES) -> Image.Image:
     """Encoded bytes → a picture of mode RGB or RGBA, upright, without any metadata.
 
-    Raises DataError, in a sentence, for too many bytes or pixels and for what is no picture.
+    Raises:
+        DataError: in a sentence, for too many bytes or pixels, and for what is no picture.
     """
     if len(data) > most_bytes:
         raise DataError(f"The file has more than {most_bytes / 2**20:g} MiB: send a smaller picture.")
@@ -95,7 +112,18 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def mask_from(uri: object, size: tuple[int, int]) -> Image.Image:
-    """The mask of the page's brush, a PNG as data URI: mode L, 0 or 255.  Raises DataError for anything else."""
+    """The mask of the page's brush.
+
+    Args:
+        uri: a PNG as data URI; what is transparent was not painted.
+        size: (width, height) that it must have.
+
+    Returns:
+        An image of mode L, 0 or 255.
+
+    Raises:
+        DataError: for anything else.
+    """
     most = 1024 + 8 * size[0] * size[1]
     if not isinstance(uri, str) or not uri.startswith(DATA_URI) or len(uri) > most:
         raise DataError("The mask did not arrive: brush over the picture again.")

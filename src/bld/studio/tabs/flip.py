@@ -27,7 +27,15 @@ DECODED_AT_ONCE = 64
 def flip(model: Model, origin: Origin, row: int, column: int, bit: int, report: Report) -> Made:
     """What one bit of a code draws: the picture with it flipped, the difference, the strongest bits of its position.
 
-    origin: an upload, or how its picture is drawn.  row, column, bit: counted from 1.
+    Args:
+        origin: an upload, or how its picture is drawn.
+        row: of the position, counted from 1.
+        column: of the position, counted from 1.
+        bit: of the position, counted from 1.
+        report: called after each step.
+
+    Raises:
+        SettingError: for a row, column or bit that there is not, and for a model whose codes are no bits.
     """
     needs_bits(model)
     shape = model.pipe.prior.code_shape

@@ -27,7 +27,19 @@ MOST_WALKS = 8
 def inpaint(
     model: Model, picture: Image.Image, mask: Image.Image, sampling: Sampling, count: int, walks: int, report: Report
 ) -> Made:
-    """Fill the white part of the mask `count` times.  picture: any size, seen as `square` shows it; mask: as large."""
+    """Fill the white part of the mask `count` times.
+
+    Args:
+        picture: of any size, seen as `square` shows it.
+        mask: white where it is filled; as large as `square` shows the picture.
+        sampling: how codes are drawn.
+        count: number of fillings.
+        walks: how often each step is walked, 1 to 8.
+        report: called after each step.
+
+    Raises:
+        SettingError: for a mask of another size or without white, and for numbers out of range.
+    """
     view = square(model, picture)
     walks = whole(walks, "number of walks", 1, MOST_WALKS)
     call, pipe = sampling.call(model, count), sampling.pipe(model)

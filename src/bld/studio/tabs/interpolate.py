@@ -27,12 +27,23 @@ MOST_FRAMES = 16
 def interpolate(
     model: Model, ends: Sequence[Origin], frames: int, strength: float, report: Report, seed: int = 0
 ) -> Made:
-    """A strip of pictures from one to the other; ends: an upload each, or how its picture is drawn.
+    """A strip of pictures from one to the other.
 
     Between codes of bits there is no line: one after another, in an order keyed by the seed, the bits that differ are
-    taken from the other end.  A strength above 0 then noises each mixture, most in the middle and not at all at the
-    ends, and denoises it as the first end's settings say, with any class and the same noise for all, so that what lies
-    between is a picture of the model's own kind.
+    taken from the other end. A strength above 0 then noises each mixture, most in the middle and not at all at the
+    ends, and denoises it with the same noise for all, so that what lies between is a picture of the model's own kind.
+
+    Args:
+        ends: both ends, an upload each, or how its picture is drawn. Mixtures are denoised with the steps, temperature
+            and posterior of the first that is drawn (those of the run, where neither is), and with any class.
+        frames: pictures of the strip, both ends included, 3 to 16.
+        strength: 0 to 1, of the noise in the middle; 0 shows the bare mixtures.
+        report: called after each step.
+        seed: of the order of the bits, and of the noise.
+
+    Raises:
+        SettingError: for numbers out of range, for a model whose codes are no bits, and for a strength above 0 where
+            the prior is no Bernoulli diffusion.
     """
     frames = whole(frames, "number of pictures", 3, MOST_FRAMES)
     strength = number(strength, "strength", 0, 1)
@@ -77,9 +88,10 @@ def interpolate(
 
 
 def path_between(first: Tensor, second: Tensor, frames: int, seed: int) -> Tensor:
-    """Bits (h, w, c) twice → (frames, h, w, c): frame i has taken the share i/(frames - 1) of the differing bits over.
+    """Bits (h, w, c) twice → (frames, h, w, c), from the first to the second.
 
-    Which bits come first is a permutation keyed by the seed; a bit that has been taken over stays so.
+    Frame i has taken over the share i/(frames - 1) of the bits that differ. Which come first is a permutation keyed by
+    the seed; a bit that has been taken over stays so.
     """
     a, b = first.flatten(), second.flatten()
     order = torch.from_numpy(keyed_permutation(seed, "interpolate", 0, a.numel()))

@@ -65,7 +65,7 @@ class _Versions(argparse.Action):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for what the user can mend, 130 when interrupted."""
+    """Run one command; returns the exit status: 0, 2 for what the user can fix, 130 when interrupted."""
     # Threads that spin while a neighbour holds their core cost up to 10 times the work; without spinning nothing is
     # lost on a free machine. Read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")

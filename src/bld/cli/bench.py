@@ -17,7 +17,7 @@ NO_BENCHMARKS = ("measuring", "steps", "public")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which, and where figures go."""
+    """Which benchmarks, and where their JSON goes."""
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"benchmarks to run (default: those of speed: {', '.join(SPEED)})"
     )

@@ -52,7 +52,10 @@ def add_training_arguments(
 ) -> None:
     """--data, --out, --condition, --preset, --budget, what to begin with, and key=value words.
 
-    stages: those that the command trains.
+    Args:
+        parser: gets the options.
+        budget: whether --budget is one of them.
+        stages: those that the command trains.
     """
     parser.add_argument(
         "--data",
@@ -88,7 +91,7 @@ def add_training_arguments(
 
 @contextlib.contextmanager
 def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
-    """The recipe these arguments ask for, with the run's folder locked; an untold preset fits the images' size."""
+    """The recipe these arguments ask for, with the run's folder locked; without --preset, one for the images' size."""
     budget = duration(args.budget) if getattr(args, "budget", None) else None
     from bld.runtime.distributed import launched
     from bld.training.config import FAITHFUL
@@ -137,7 +140,14 @@ def sized(
 ) -> dict[str, Any]:
     """`over`, with sizes that suit the time for these stages on this machine, where the settings leave them open.
 
-    Says in a line what the time buys.
+    Prints in a line what the time buys.
+
+    Args:
+        preset: the settings to start from.
+        words: key=value words on top of these.
+        over: overrides of the preset, which the words may change in turn.
+        seconds: the time.
+        stages: those that are trained in it.
     """
     from bld.planning.budget import measure, plan, tree_of
     from bld.training.config import load_settings, overlaid
@@ -260,7 +270,7 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
 
 
 def size_of_images(data: str) -> int:
-    """The shorter side of the images, of several the smallest of some that are looked at, which is then said."""
+    """The shorter side of the images, in pixels: the smallest of up to 16 of them; says so where these differ."""
     from bld.data import open_images
 
     source = open_images(data)
@@ -276,7 +286,14 @@ def labels_from(
 ) -> list[Any] | None:
     """One class per image, the asked ones in turn; None leaves the class open.
 
-    each: whether every class is taken in turn where none is asked for.
+    Args:
+        args: of the command, with `classes`.
+        pipe: whose classes they are.
+        count: number of images.
+        each: whether every class is taken in turn where none is asked for.
+
+    Raises:
+        SettingError: where the prior has no classes and all are asked for, or no class is named.
     """
     from bld.pipeline import class_names
 
@@ -296,10 +313,20 @@ def labels_from(
 
 
 class Asked:
-    """What each image is conditioned on, as the arguments say: classes, prompts or vectors, taken in turn."""
+    """What each image is conditioned on, as the arguments say: classes, prompts or vectors, taken in turn.
+
+    Args:
+        args: of the command.
+        pipe: what makes the images.
+        count: number of images.
+        each: whether every class is taken in turn where nothing is asked for, as `in_turn` then says.
+
+    Raises:
+        SettingError: where several of these are asked for, or an empty prompt.
+        DataError: for prompts or vectors that cannot be read.
+    """
 
     def __init__(self, args: argparse.Namespace, pipe: BinaryLatentDiffusionPipeline, count: int, each: bool = False):
-        """each: whether every class is taken in turn where nothing is asked for, as `in_turn` then says."""
         names = ("classes", "prompt", "prompts", "condition")
         given = [f"--{name}" for name in names if getattr(args, name) is not None]
         if len(given) > 1 and set(given) != {"--prompt", "--prompts"}:

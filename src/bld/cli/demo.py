@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _judge(recipe) -> None:  # type: ignore[no-untyped-def]
-    """Print both figures: how many samples are recognised, and how well held-out images are reconstructed."""
+    """Print both metrics: how many samples are recognised, and how well held-out images are reconstructed."""
     from bld.evaluation.digit_accuracy import digit_accuracy
     from bld.evaluation.metrics.reconstruction import score_reconstructions
     from bld.pipeline import BinaryLatentDiffusionPipeline

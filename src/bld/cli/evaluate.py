@@ -1,4 +1,4 @@
-"""Judge a run (or images that another program made) and write every figure with all that moves it."""
+"""Judge a run (or images that another program made) and write every metric with all that changes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw samples with their nearest training images, so that a prior which copies its data gives itself away."""
+"""Draw samples with their nearest training images, which show whether a prior copies its data."""
 
 from __future__ import annotations
 

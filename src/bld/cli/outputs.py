@@ -13,7 +13,15 @@ NOTE_KEYS = {"model", "seed", "steps", "temperature"}  # of the note beside samp
 
 
 def refuse_foreign(paths: Iterable[Path], cure: str = "choose another --out") -> None:
-    """Raises SettingError for the first of the paths that is there and was not written by a command of ours."""
+    """Refuse to overwrite what no command of ours has written.
+
+    Args:
+        paths: the files that are to be written.
+        cure: what the error advises.
+
+    Raises:
+        SettingError: for the first of the paths that is a folder, or that is there and is not ours.
+    """
     for path in paths:
         if path.is_dir():
             raise SettingError(f"{path} is a folder where a file is to be written: {cure}.")
@@ -22,7 +30,15 @@ def refuse_foreign(paths: Iterable[Path], cure: str = "choose another --out") ->
 
 
 def refuse_foreign_folder(folder: Path, written: Iterable[str]) -> None:
-    """Raises SettingError if one of the names to be written is in the folder, and no model of ours is."""
+    """Refuse to write a model into a folder where it would replace files that bld has not written.
+
+    Args:
+        folder: where a model is to be written.
+        written: the names that are to be written there.
+
+    Raises:
+        SettingError: if one of these is in the folder, and no model of ours is.
+    """
     if not any(is_ours(folder / name) for name in ("config.json", "model_index.json")):
         for name in written:
             if (folder / name).exists():

@@ -130,7 +130,7 @@ def _batches(
 
 
 def _write_grid(paths: list[Path], out: Path, classes: int = 0) -> None:
-    """classes: that are taken in turn, to which the columns are fitted."""
+    """Write the grid; where `classes` of 4 to 20 are taken in turn, each has a column."""
     import torch
     from torchvision.transforms.functional import pil_to_tensor
 

@@ -98,7 +98,7 @@ def _between_formats(values: dict[str, dict[str, list[float]]]) -> Iterator[Comp
 
 
 def _format_row(name: str, found: list[dict[str, Any]]) -> list[str]:
-    """One line of the table, from the figures of each seed."""
+    """One line of the table, from the metrics of each seed."""
     first = found[0]
     return [
         _format_name(name),

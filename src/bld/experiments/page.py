@@ -1,4 +1,4 @@
-"""The Markdown page of an experiment: claim, command, machine, budget, figures beside the paper's, rule and verdict."""
+"""The Markdown page of an experiment: claim, command, machine, budget, metrics beside the paper's, rule and verdict."""
 
 from __future__ import annotations
 
@@ -33,8 +33,17 @@ class Table:
 class Findings:
     """What an experiment hands to the page.
 
-    claim: the paper's, in a sentence.  tables: (caption, table).  pictures: (file name, caption, image).  comparisons:
-    what the verdict rests on.  notes: what differs from the paper, what to think of it.
+    Attributes:
+        title: heading of the page.
+        claim: the paper's, in a sentence.
+        tables: (caption, table).
+        pictures: (file name, caption, image).
+        comparisons: what the verdict rests on.
+        notes: what differs from the paper, what to think of it.
+        basis: what the spread is over, said beside the verdict, which may not claim more.
+        gate: what must be so before the claim is judged.
+        values: row → metric → its values over seeds: all that the page rests on.
+        looked_at: for an experiment that only shows: what the picture shows, in place of a verdict.
     """
 
     title: str
@@ -44,13 +53,9 @@ class Findings:
     comparisons: list[Comparison] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     basis: str = ""
-    """What the spread is over, said beside the verdict: it may not claim more."""
     gate: Gate | None = None
-    """What must be so before the claim is judged."""
     values: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    """row → figure → its values over seeds: all that the page rests on."""
     looked_at: str = ""
-    """For an experiment that only shows: what the picture shows, in place of a verdict."""
 
 
 RULE = (
@@ -64,7 +69,7 @@ RULE = (
 
 
 def verdict(findings: Findings) -> str:
-    """One sentence."""
+    """The verdict of the page, in one sentence."""
     if not findings.comparisons:
         return findings.looked_at or "Nothing was compared."
     return f"**{judge(findings.comparisons, findings.gate).capitalize()}**, {findings.basis}."
@@ -82,7 +87,7 @@ def machine() -> str:
 
 
 def write_page(folder: Path, name: str, findings: Findings, command: str, setting: Sequence[str]) -> Path:
-    """Write NAME.md and its pictures into the folder; returns the page's path."""
+    """Write NAME.md, its pictures and NAME.json, with all values, into the folder; returns the page's path."""
     lines = [
         f"# {findings.title}",
         "",

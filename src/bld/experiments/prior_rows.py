@@ -17,7 +17,7 @@ from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 SAMPLING_SEEDS = 3  # with one training seed the spread is over these
 Picture = tuple[str, str, Image.Image]
 Values = dict[str, dict[str, list[float]]]
-"""row label → figure → its values over seeds."""
+"""row label → metric → its values over seeds."""
 
 HEADINGS = {
     "precision": "precision ↑",
@@ -41,10 +41,15 @@ UNTRAINED = "an untrained network"
 
 @dataclass(frozen=True)
 class Row:
-    """One line: a prior, how it is sampled, and the paper's figures for it (as text, by heading).
+    """One line of a table.
 
-    An empty prior stands for the real training images.  has_bits: whether the code length of this prior is of this row
-    too: it visits every step, in the order that the bound is of.
+    Attributes:
+        label: what it is called.
+        prior: its kind; empty stands for the real training images.
+        sampling: how the prior is sampled.
+        paper: the paper's metrics for it, as text, by heading.
+        has_bits: whether the code length of this prior is of this row too: it visits every step, in the order that the
+            bound is of.
     """
 
     label: str
@@ -58,8 +63,15 @@ class Row:
 class Item:
     """A table or figure.
 
-    rows: of a scale's number of positions N.  figures: which are shown.  claims: comparisons that the verdict rests on.
-    pictures: drawn from workshop, rows, values and number of seeds.
+    Attributes:
+        name: what `bld reproduce` calls it.
+        title: heading of its page.
+        claim: the paper's, in a sentence.
+        rows: (scale, number of positions N) → the rows.
+        claims: values → comparisons that the verdict rests on.
+        figures: names of the metrics that are shown.
+        pictures: drawn from workshop, rows and values.
+        notes: what differs from the paper, what to think of it.
     """
 
     name: str
@@ -96,7 +108,7 @@ def over(seeds: int) -> str:
 
 
 def figures_of(workshop: Workshop, figures: tuple[str, ...]) -> tuple[str, ...]:
-    """Where the judge does not know the classes, what samples teach a classifier stands for what it recognises."""
+    """The metrics to show; where the judge does not know the classes, those of CAS stand in for "accuracy"."""
     if "accuracy" not in figures or workshop.judge_knows_classes:
         return figures
     others = tuple(name for name in figures if name != "accuracy" and name not in LESSON)
@@ -104,7 +116,7 @@ def figures_of(workshop: Workshop, figures: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:
-    """Each figure over training seeds; with one of those, over sampling seeds."""
+    """Each metric over training seeds; with one of those, over sampling seeds."""
     runs = [(seed, row.sampling) for seed in range(seeds)]
     if seeds == 1:
         runs = [(0, replace(row.sampling, seed=sampling)) for sampling in range(SAMPLING_SEEDS)]
@@ -139,7 +151,7 @@ def measure_untrained(workshop: Workshop, rows: Sequence[Row], seeds: int) -> di
 
 
 def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], figures: Sequence[str]) -> Gate:
-    """Each network at its best sampling against an untrained one; and whether the rows differ in any figure."""
+    """Each network at its best sampling against an untrained one; and whether the rows differ in any metric."""
     networks: dict[str, list[float]] = {}
     for row in rows:
         distances = values[row.label].get("fd", [])
@@ -188,5 +200,5 @@ def _what_differs(workshop: Workshop) -> str:
 
 
 def below(values: Values, figure: str, low: str, high: str, words: str) -> Comparison:
-    """The claim that one row's figure lies below another's, paired by seed."""
+    """The claim that a metric of the row `low` lies below that of `high`, paired by seed."""
     return Comparison(words, values[low][figure], values[high][figure], paired=True)

@@ -18,7 +18,7 @@ NAMES = {item.name: item for item in ITEMS}
 
 
 def titles() -> dict[str, str]:
-    """Every experiment's name and title, in the paper's order."""
+    """Every experiment's name and title, sorted by name, but tables and training-steps first and `posterior` last."""
     found = {**{item.name: item.title for item in ITEMS}, **{name: title for name, (title, _) in FIGURES.items()}}
     return dict(sorted(found.items(), key=lambda pair: (pair[0][0] != "t", pair[0] == "posterior", pair[0])))
 

@@ -6,7 +6,7 @@ difference has the claimed sign and p < 0.05, fails where it has the other sign 
 With fewer than two values on either side nothing is decided.
 
 No claim is judged unless a gate is passed: every row has come most of the way from an untrained network to the data,
-and the thing that was varied moves something.
+and what was varied changes some metric.
 """
 
 from __future__ import annotations
@@ -26,9 +26,16 @@ FAR_ENOUGH = 0.25  # of the untrained network's distance, at most, in every row 
 
 @dataclass(frozen=True)
 class Comparison:
-    """ "low is below high": values of each over seeds; what it says in words.
+    """The claim that low is below high.
 
-    paired: value i of either side belongs to the same seed.
+    Attributes:
+        words: the claim, as pages state it.
+        low: values over seeds, of what is claimed to be lower.
+        high: values over seeds, of the other.
+        paired: whether value i of either side belongs to the same seed.
+
+    Raises:
+        ValueError: for pairs of sides with different numbers of values.
     """
 
     words: str
@@ -44,7 +51,7 @@ class Comparison:
     def at_most(
         cls, words: str, factor: float, numerator: Sequence[float], denominator: Sequence[float], paired: bool = True
     ) -> Comparison:
-        """ "numerator is below factor times denominator": a claim on a ratio, with the errors of both (Fieller)."""
+        """The claim that numerator is below factor times denominator: on a ratio, with the errors of both (Fieller)."""
         return cls(words, list(numerator), [factor * x for x in denominator], paired)
 
     @property
@@ -124,8 +131,10 @@ class Comparison:
 class Gate:
     """What must be so before a claim is judged.
 
-    distances: of each row that is judged, its distance over seeds.  untrained: the same of untrained networks.
-    moved: by figure, the values of each row over seeds; one of the figures has to differ between rows.
+    Attributes:
+        distances: of each row that is judged, its distance over seeds.
+        untrained: the same of untrained networks.
+        moved: by metric, the values of each row over seeds; one of the metrics has to differ between rows.
     """
 
     distances: Mapping[str, Sequence[float]]
@@ -140,7 +149,7 @@ class Gate:
 
     @property
     def moves(self) -> bool:
-        """Whether the rows differ in some figure (analysis of variance, the level shared by the figures)."""
+        """Whether the rows differ in some metric (analysis of variance, the level shared by the metrics)."""
         tests = [anova_p(groups) for groups in self.moved.values()]
         known = [p for p in tests if p is not None]
         return any(p < LEVEL / len(known) for p in known)
@@ -194,7 +203,7 @@ def judge(comparisons: Sequence[Comparison], gate: Gate | None = None) -> Outcom
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """ "1.23 ± 0.04": mean and standard deviation over seeds; without the latter for one value."""
+    """Mean and standard deviation over seeds, as "1.23 ± 0.04"; without the latter for one value."""
     if len(values) < 2:
         return f"{values[0]:.{digits}g}" if values else "–"
     mean, spread = fmean(values), stdev(values)

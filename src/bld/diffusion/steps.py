@@ -11,7 +11,7 @@ here, and this file knows none of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,9 +20,6 @@ from bld.diffusion.process import OnDevices
 from bld.diffusion.schedule import NoiseSchedule, at_least_float32
 from bld.errors import SettingError, did_you_mean
 from bld.seeding import Generators, uniform
-
-if TYPE_CHECKING:
-    pass
 
 Target = Literal["flip", "z0", "previous"]
 Posterior = Literal["exact", "plugin"]

@@ -13,7 +13,9 @@ import time
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.evaluation.load_run import open_run
@@ -27,6 +29,7 @@ from bld.training.order import KeyedOrder, spread
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
+from bld.training.stages.base import Update
 from bld.training.stages.prior import DRAWN_BOUND
 
 CONSTANT = ["tokenizer_training.decay=constant", "prior_training.decay=constant"]
@@ -295,6 +298,56 @@ def test_steps_that_are_not_finite_are_skipped_and_stop_the_run_when_they_repeat
     monkeypatch.setattr("bld.tokenizer.losses.F.mse_loss", lambda a, b: (a - b).square().mean() * float("nan"))
     with pytest.raises(DivergedError, match="learning_rate"):
         train(tmp_path / "run", words, stages=["tokenizer"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted_by_its_network(bad):
+    networks = {name: torch.nn.Linear(3, 1) for name in ("tokenizer", "discriminator")}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=0.1, fused=True) for name, net in networks.items()}
+    update = Update(
+        Accelerator(cpu=True), networks, optimizers, 1.0, {name: torch.zeros(2).long() for name in networks}
+    )
+
+    def step(name: str, factor: float) -> None:
+        update(name, networks[name](torch.ones(2, 3)).sum() * factor)
+
+    def state(name: str) -> list[torch.Tensor]:
+        moments = [tensor for each in optimizers[name].state.values() for tensor in each.values()]
+        return [tensor.clone() for tensor in [*networks[name].parameters(), *moments]]
+
+    step("tokenizer", 1.0)
+    before = state("tokenizer")
+    for count in (1, 2):
+        step("tokenizer", bad)
+        step("discriminator", 1.0)
+        assert all(torch.equal(a, b) for a, b in zip(before, state("tokenizer"), strict=True))
+        assert update.skips() == (count, count)  # the other network's good step ends no row
+        assert all(parameter.grad is None for parameter in networks["tokenizer"].parameters())
+    step("discriminator", bad)
+    assert update.skips() == (3, 2)
+    step("tokenizer", 1.0)
+    assert update.skips() == (3, 1)
+    assert not torch.equal(before[0], state("tokenizer")[0])
+
+
+def test_a_step_waits_for_nothing_that_the_device_computes():
+    """No number of a step is read on the host: on a GPU each such read would wait for all that was asked of it."""
+
+    class NoReads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            assert "local_scalar_dense" not in str(func), "a tensor was read on the host"
+            return func(*args, **(kwargs or {}))
+
+    network = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.1, fused=True)
+    update = Update(
+        Accelerator(cpu=True), {"prior": network}, {"prior": optimizer}, 1.0, {"prior": torch.zeros(2).long()}
+    )
+    with NoReads():
+        for _ in range(3):
+            update("prior", network(torch.ones(2, 3)).sum())
+        with pytest.raises(AssertionError, match="read on the host"):
+            update.skips()
 
 
 def test_the_order_visits_every_image_once_an_epoch_and_is_shared_fairly():

@@ -31,7 +31,8 @@ from bld.training.run_folder import RunFolder
 from bld.training.stages.base import Stage, Update
 from bld.training.stop_signals import StopSignals
 
-MOST_BAD_STEPS_IN_A_ROW = 20
+MOST_BAD_IN_A_ROW = 20
+STEPS_UNHEARD = 10  # between two looks at what the device has skipped, each of which waits for it
 
 Say = Callable[[str], None]
 
@@ -83,14 +84,15 @@ class StageRun:
             self.optimizers[name] = accelerator.prepare_optimizer(optimizer)  # which knows about fp16's loss scale
         stage.prepared = self.networks
         self.average.follow(self.networks[stage.name])
-        self.update = Update(accelerator, self.networks, self.optimizers, settings.clip_norm)
+        skipped = {name: torch.zeros(2, dtype=torch.int64, device=accelerator.device) for name in self.networks}
+        self.update = Update(accelerator, self.networks, self.optimizers, settings.clip_norm, skipped)
         self.step, spent, self.looked = 0, 0.0, -1
         if state is not None:
             for name, optimizer in self.optimizers.items():
                 unpack_optimizer(f"optimizer/{name}", optimizer, state.tensors)
             self.step, spent = state.step, float(state.numbers["seconds"])
             self.looked = int(state.numbers.get("looked", -1))
-            self.update.skipped = int(state.numbers.get("skipped", 0))
+            self.update.skipped[stage.name][0] = int(state.numbers.get("skipped", 0))
             self.say(f"The {stage.name} goes on from step {self.step:,}.")
         if self.processes.is_main:
             run.forget_metrics_after(stage.name, self.step if state is not None else -1)
@@ -125,7 +127,7 @@ class StageRun:
         }
         for name, optimizer in self.optimizers.items():
             tensors |= pack_optimizer(f"optimizer/{name}", optimizer)
-        numbers = {"seconds": self.clock.elapsed(), "looked": self.looked, "skipped": self.update.skipped}
+        numbers = {"seconds": self.clock.elapsed(), "looked": self.looked, "skipped": self.update.skips()[0]}
         if self.processes.is_main:
             log.sync()  # its lines up to here will not be written again
             self.store.save(TrainingState(self.step, tensors, numbers))
@@ -145,7 +147,7 @@ class StageRun:
     def _loop(self, log: MetricsLog) -> None:
         settings = self.stage.training
         batches = self.stage.batches(self.step)
-        saved, bad_in_a_row = time.monotonic(), 0
+        saved = time.monotonic()
         previews = int(self.clock.progress(self.step) * settings.previews)
         if self.is_known and self.step == 0:
             self._look(log)
@@ -171,16 +173,14 @@ class StageRun:
                 for optimizer in self.optimizers.values():
                     for group in optimizer.param_groups:
                         group["lr"] = rate
-                skipped = self.update.skipped
                 values = self._train_step(batches, progress)
                 self.step += 1
                 self.average.update(self.step)
                 # ------------------
 
-                bad_in_a_row = bad_in_a_row + 1 if self.update.skipped > skipped else 0
-                if bad_in_a_row >= MOST_BAD_STEPS_IN_A_ROW:
+                if self.step % STEPS_UNHEARD == 0 and (in_a_row := self.update.skips()[1]) >= MOST_BAD_IN_A_ROW:
                     self.checkpoint(log)
-                    self._stop_diverged(bad_in_a_row)
+                    self._stop_diverged(in_a_row)
                 if self.step % settings.log_every_steps == 0:
                     numbers = self._means(values)
                     log.write(self.step, self.clock.elapsed(), {**numbers, "learning_rate": rate})
@@ -250,7 +250,7 @@ class StageRun:
             seconds=round(self.clock.elapsed(), 1),
             images_per_second=round(rate, 1) if steps else earlier.get("images_per_second"),
             precision=precision_of(self.accelerator) if steps else earlier.get("precision"),
-            skipped_steps=self.update.skipped,
+            skipped_steps=self.update.skips()[0],
             parameters=sum(p.numel() for p in self.average.model.parameters()),
         )
 

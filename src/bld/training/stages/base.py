@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -72,18 +73,27 @@ class Stage(ABC):
 class Update:
     """Backward, and after a step's last micro-batch clip and step: called by a stage once for each of its networks.
 
+    A gradient that is not finite is skipped and counted where it is, on the device: the host does not wait to hear of
+    it.  No gradient outlives its step: it would take memory through the next forward.
+
+    skipped: of each network the gradients so far that were not finite, and in a row now; int64 (2,), on the device.
     weight: what a micro-batch's mean counts in the mean over the global batch, times the number of processes, over
-    which data parallelism averages.  No gradient outlives its step: it would take memory through the next forward.
+    which data parallelism averages.
     """
 
     accelerator: Accelerator
     networks: dict[str, nn.Module]
     optimizers: dict[str, Optimizer]
     clip_norm: float
-    skipped: int = 0
+    skipped: dict[str, Tensor]
     weight: float = 1.0
     is_last: bool = True
     norms: dict[str, Tensor] = field(default_factory=dict)
+
+    def skips(self) -> tuple[int, int]:
+        """Gradients that were not finite so far, of all networks, and the most in a row now; waits for the device."""
+        totals, in_a_row = torch.stack(list(self.skipped.values())).unbind(1)
+        return int(totals.sum()), int(in_a_row.max())
 
     def __call__(self, name: str, loss: Tensor) -> None:
         """Add the loss's gradient; at the end of the step, one that is not finite is skipped and counted."""
@@ -92,9 +102,12 @@ class Update:
         if not self.is_last:
             return
         norm = whole(self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.clip_norm or math.inf))
-        finite = math.isfinite(float(norm))
-        if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale
-            optimizer.step()
+        bad = ~norm.isfinite()
+        if self.accelerator.scaler is None:  # else fp16's scaler says so, and lowers its scale
+            fused: Any = getattr(optimizer, "optimizer", optimizer)
+            fused.found_inf, fused.grad_scale = bad.float(), None
+        optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        self.skipped += not finite
+        self.skipped[name] += bad
+        self.skipped[name][1] *= bad
         self.norms[name] = norm

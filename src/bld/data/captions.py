@@ -18,11 +18,19 @@ from bld.errors import DataError
 
 
 def read_captions(source: ImageSource, choice: str) -> Sequence[str] | None:
-    """The caption of each image of the source, in its order; "" where it has none, None where no image has one.
+    """The caption of each image of a source.
 
-    choice: "auto", from a table beside the images if it has captions, else from the text beside each image (or the data
-    set's column); "none"; or the path of a table.  White space is reduced to single blanks.  Raises DataError for a
-    table that cannot be read, or that is named and captions no image.
+    Args:
+        source: the images.
+        choice: "auto", from a table beside the images if it has captions, else from the text beside each image (or the
+            data set's column); "none"; or the path of a table.
+
+    Returns:
+        The captions in the order of the images, "" where an image has none, with white space reduced to single blanks;
+        None where no image has one.
+
+    Raises:
+        DataError: for a table that cannot be read, or that is named and has no caption for any image.
     """
     if choice == "none":
         return None

@@ -27,12 +27,13 @@ Indices = Sequence[int] | np.ndarray | Tensor
 class ImageSet:
     """The usable images of a source, or some of them, numbered 0 … len - 1.
 
-    source         where they are read from
-    preprocessing  how they become squares of S pixels
-    rows           int64 (len,): image i of the set is image rows[i] of the source
-    pixels         uint8 (n, 3, S, S), the centre views of all n images of the source, shared between subsets:
-                   image i is pixels[rows[i]]; None when images are decoded on demand
-    skipped        (name, reason) of each image of the source that was left out as unreadable
+    Attributes:
+        source: where they are read from.
+        preprocessing: how they become squares of S×S pixels.
+        rows: int64 (len,): image i of the set is image rows[i] of the source.
+        pixels: uint8 (n, 3, S, S), the centre views of all n images of the source, shared between subsets: image i is
+            pixels[rows[i]]; None when images are decoded on demand.
+        skipped: (name, reason) of each image of the source that was left out as unreadable.
     """
 
     def __init__(
@@ -67,16 +68,24 @@ class ImageSet:
     ) -> ImageSet:
         """Open what `open_images` opens, and decode every image once, leaving out those that fail.
 
-        report_to           folder that receives skipped_images.txt when there are any
-        memory_limit_bytes  the centre views are kept in memory up to this size, unless crops are random
-        max_bad_fraction    0 … 1; more unreadable images than that are a DataError
-        progress            show a bar
-        threads             decoders at work at once
-        labels              as for `open_images`
-        verify              False: do not decode images beforehand that do not stay in memory; one that cannot be read
-                            is then a DataError when it is met
-        index_to            folder that keeps which images there are and which are unreadable, for the next time
-        max_pixels          of one image; a larger one counts as unreadable
+        Args:
+            location: as for `open_images`.
+            preprocessing: how the images become squares.
+            report_to: folder that receives skipped_images.txt when images are left out; an older one is removed when
+                none are.
+            memory_limit_bytes: the centre views are kept in memory up to this size, unless crops are random.
+            max_bad_fraction: 0 … 1; more unreadable images than that are a DataError.
+            progress: show a bar.
+            threads: decoders at work at once.
+            labels: as for `open_images`.
+            verify: whether images that do not stay in memory are decoded beforehand too; if not, one that cannot be
+                read is a DataError when it is met.
+            index_to: folder that keeps for the next time which images there are and, of images that do not stay in
+                memory, which are unreadable.
+            max_pixels: of one image; a larger one counts as unreadable.
+
+        Raises:
+            DataError: as `open_images`, and if more than `max_bad_fraction` of the images are unreadable, or all.
         """
         source = open_images(location, labels=labels, index_to=index_to, max_pixels=max_pixels)
         size = preprocessing.image_size
@@ -135,21 +144,31 @@ class ImageSet:
     def split(self, held_out: float | int, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out): disjoint, together everything, each in the order of the set.
 
-        held_out: a number of images, or (as a float) the fraction of them, rounded to at least one image.  Those are
-        held out whose `name_fractions` come first.
-        Raises DataError when either part would be empty.
+        Args:
+            held_out: a number of images, or (as a float) the fraction of them, rounded to at least one image.
+            seed: of `name_fractions`; the images with the smallest ones are held out.
+
+        Raises:
+            DataError: if either part would be empty.
         """
         return self.split_below(self.line_for(held_out, seed), seed)
 
     def line_for(self, held_out: float | int, seed: int) -> float:
-        """The line below which exactly so many images lie (`split_below`), half-way to the next one."""
+        """The line below which exactly as many images lie as `split` holds out, half-way to the next one."""
         count, fractions = self._count(held_out), np.sort(name_fractions(self.names, seed))
         return float((fractions[count - 1] + fractions[count]) / 2)
 
     def split_below(self, line: float, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out): held out are the images whose `name_fractions` lie below the line.
 
-        So each keeps its side when others come and go.  Raises DataError when either part would be empty.
+        So each image stays in its part when others are added or removed.
+
+        Args:
+            line: in [0, 1], as `line_for` gives it.
+            seed: of `name_fractions`.
+
+        Raises:
+            DataError: if either part would be empty.
         """
         held = name_fractions(self.names, seed) < line
         if held.all() or not held.any():
@@ -160,7 +179,7 @@ class ImageSet:
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def split_by_number(self, held_out: float | int, seed: int) -> tuple[ImageSet, ImageSet]:
-        """As `split`, by the images' numbers: how runs were divided before names decided."""
+        """As `split`, by a permutation of the images' numbers: how runs were divided before names decided."""
         order, count = keyed_permutation(seed, "held-out", 0, len(self)), self._count(held_out)
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
 
@@ -189,7 +208,8 @@ class ImageSet:
     def views(self, indices: Indices, seeds: Sequence[int]) -> Tensor:
         """Training views, float32 (B, 3, S, S) in [-1, 1]; view k depends on its image and seeds[k] alone.
 
-        Raises SettingError unless there is one seed per index.
+        Raises:
+            SettingError: unless there is one seed per index.
         """
         if len(indices) != len(seeds):
             raise SettingError(f"Each view needs one seed: there are {len(indices)} and {len(seeds)} of them.")
@@ -213,8 +233,14 @@ class ImageSet:
     ) -> Iterator[Tensor]:
         """`views(indices, seeds)` for each (indices, seeds) of `batches`, in order.
 
-        Images in memory are served at once; others are decoded ahead by `workers` processes, if any. The
-        batches are the same either way. pin_memory needs an accelerator.
+        Args:
+            batches: (indices, seeds) of each batch.
+            workers: processes that decode ahead, if any; images in memory are served at once, without them. The batches
+                are the same either way.
+            pin_memory: give batches in pinned memory; needs an accelerator.
+
+        Raises:
+            DataError: if an image cannot be read, or a process that decodes has died.
         """
         if self.pixels is not None:
             for indices, seeds in batches:

@@ -1,4 +1,4 @@
-"""Encoded bytes → a decoded PIL image, with the suspicion that strangers' files deserve."""
+"""Encoded bytes → a decoded PIL image, with checks against files that are damaged or made to do harm."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image, UnidentifiedImageError
 from bld.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
-"""Tried in this order; leaves out those that start other programs. HEIF where pillow-heif is installed."""
+"""Tried in this order; formats whose decoders start other programs are left out. HEIF needs pillow-heif."""
 
-FILE_LIMIT_BYTES = 1 << 29  # one encoded image; more is a bomb or no image
-MAX_PIXELS = 300_000_000  # of one image unless told otherwise; telephones make 200 million
+FILE_LIMIT_BYTES = 1 << 29  # one encoded image; more is made to do harm, or no image
+MAX_PIXELS = 300_000_000  # of one image unless told otherwise; telephones take 200 million
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 
@@ -23,7 +23,9 @@ PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame, fully decoded; EXIF orientation not applied.
 
-    Raises DataError for what is no image or claims more than `max_pixels`, and whatever PIL raises for broken data.
+    Raises:
+        DataError: for what is no image, or claims more than `max_pixels`.
+        Exception: whatever PIL raises, for broken data.
     """
     image = opened(data)
     if image.width * image.height > max_pixels:
@@ -36,10 +38,13 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def opened(data: bytes) -> Image.Image:
-    """The image with its header read and no pixel decoded; DataError for what is no image.
+    """The image with its header read and no pixel decoded.
 
     PIL's own limits are left out: that on pixels warns below twice its size and cannot be set per call, and that on
     text refuses pictures for the megabytes of notes that editors keep in them.
+
+    Raises:
+        DataError: for what is no image.
     """
     data = without_text(data)
     _register_heif()
@@ -58,7 +63,11 @@ def opened(data: bytes) -> Image.Image:
 
 
 def decode_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in a file, decoded as training images are; DataError, in a sentence, where it cannot be read."""
+    """The picture in a file, decoded as training images are.
+
+    Raises:
+        DataError: in a sentence, if it cannot be read.
+    """
     path = Path(path).expanduser()
     try:
         check_file_size(path.stat().st_size)
@@ -100,13 +109,13 @@ def _chunks(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def check_file_size(size_bytes: int) -> None:
-    """Raises DataError for an encoded image above FILE_LIMIT_BYTES, before anything is read."""
+    """Raise DataError for an encoded image above FILE_LIMIT_BYTES, before anything is read."""
     if size_bytes > FILE_LIMIT_BYTES:
         raise DataError(f"{size_bytes} bytes, more than the limit of {FILE_LIMIT_BYTES} for one image")
 
 
 def _accepts(accept: object, data: bytes) -> bool:
-    """Whether a format knows the first bytes; a text is why it would, but cannot."""
+    """Whether a format knows the first bytes; PIL gives a text where a format knows them but cannot read them."""
     found = accept(data[:16])  # type: ignore[operator]
     return bool(found) and not isinstance(found, str)
 

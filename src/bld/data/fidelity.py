@@ -10,16 +10,36 @@ SMALLEST_MSE = 1e-10  # 100 dB: perfect reconstructions would have no mean other
 
 
 def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in dB, float64 (B,): -10·log₁₀ of the mean squared error.
+    """Peak signal-to-noise ratio of each image: -10·log₁₀ of the mean squared error.
 
-    Both (B, C, H, W) in [-1, 1]; the error is that of pixels in [0, 1], whose peak is 1.  At most 100 dB.
-    Raises SettingError for unequal shapes.
+    The error is that of pixels in [0, 1], whose peak is 1.
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+        reconstructions: the same shape and range.
+
+    Returns:
+        float64 (B,), in dB, at most 100.
+
+    Raises:
+        SettingError: for unequal shapes, or others than (B, C, H, W).
     """
     return -10 * mean_squared_error(images, reconstructions).clamp(min=SMALLEST_MSE).log10()
 
 
 def mean_squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
-    """Of each image, on pixels in [0, 1], float64 (B,); both (B, C, H, W) in [-1, 1]."""
+    """Mean squared error of each image, of pixels in [0, 1].
+
+    Args:
+        images: (B, C, H, W) in [-1, 1].
+        reconstructions: the same shape and range.
+
+    Returns:
+        float64 (B,).
+
+    Raises:
+        SettingError: for unequal shapes, or others than (B, C, H, W).
+    """
     if images.shape != reconstructions.shape or images.ndim != 4:
         raise SettingError(
             "Images and reconstructions have the same shape (B, C, H, W), "

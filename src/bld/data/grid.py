@@ -18,14 +18,17 @@ def make_grid(
     gap: int = 2,
     background: tuple[int, int, int] = (255, 255, 255),
 ) -> Image.Image:
-    """Images (B, 3, H, W) in [-1, 1], row by row on one RGB sheet.
+    """Images, row by row, on one RGB sheet.
 
-    columns     images per row; by default ⌈√B⌉, and never more than B
-    scale       each pixel becomes scale × scale of them, unblended
-    gap         pixels of the sheet between neighbours; none at the border
-    background  RGB, 0 … 255, in the gaps and behind missing images of the last row
+    Args:
+        images: (B, 3, H, W) in [-1, 1].
+        columns: images per row; by default ⌈√B⌉, and never more than B.
+        scale: each pixel becomes scale × scale of them, unblended.
+        gap: pixels of the sheet between neighbours; none at the border.
+        background: RGB, 0 … 255, in the gaps and behind missing images of the last row.
 
-    Raises SettingError without images, or for columns or scale below 1 or a gap below 0.
+    Raises:
+        SettingError: without images, for another shape of them, for columns or scale below 1, or a gap below 0.
     """
     tiles = to_pil(images)
     if not tiles:

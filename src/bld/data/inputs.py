@@ -27,10 +27,16 @@ ROUNDING = 1e-3  # beyond the ends of [0, 1]
 
 
 def opened_pictures(given: Pictures) -> list[Image.Image | Tensor]:
-    """Each picture as a PIL image, or a float tensor (3, H, W) in [0, 1]; a batch comes apart.
+    """Each picture as a PIL image, or a float tensor (3, H, W) in [0, 1]; batches are taken apart.
 
-    Arrays have their channels last, (H, W), (H, W, 1 … 4) or (n, H, W, 3); tensors first, (3, H, W) or (n, 3, H, W).
-    Raises SettingError or DataError, in a sentence, for anything else.
+    Args:
+        given: one or several PIL images, paths, arrays or tensors. Arrays have their channels last, (H, W), (H, W, C)
+            or (n, H, W, C), with 1 to 4 channels of bytes or 1 or 3 of floats; tensors first, (3, H, W) or
+            (n, 3, H, W). Floats are in [0, 1].
+
+    Raises:
+        SettingError: in a sentence, for anything else.
+        DataError: in a sentence, for a file that cannot be read, or values that are not finite numbers.
     """
     if isinstance(given, list | tuple):
         found = [picture for one in given for picture in opened_pictures(one)]
@@ -54,7 +60,7 @@ def network_views(given: Pictures, prep: Preprocessing) -> Tensor:
 
 
 def network_view(picture: Image.Image | Tensor, prep: Preprocessing) -> Tensor:
-    """One opened picture → (3, S, S) in [-1, 1]; of bytes, as in the training, so that every form means the same."""
+    """One opened picture → (3, S, S) in [-1, 1], made of bytes, as in training, so that every form gives the same."""
     if isinstance(picture, Tensor):
         pixels = picture.mul(255).round().byte()
         if has_size(picture, prep):
@@ -117,10 +123,17 @@ def _from_array(values: np.ndarray) -> list[Image.Image | Tensor]:
 
 
 def opened_masks(given: Any, count: int) -> list[np.ndarray]:
-    """One mask for each of `count` pictures, bool (H, W), True where pixels are to be made; one serves for all.
+    """One mask for each picture, bool (H, W), True where pixels are to be made.
 
-    A mask is white where pixels are to be made: an image of any mode (what is transparent was not painted), a file, or
-    an array of 0 and 1, bytes, 16-bit numbers or floats.
+    Args:
+        given: one mask for all pictures, or one for each. A mask is white (above half) where pixels are to be made: an
+            image of any mode (what is transparent was not painted), a file, or an array or tensor of 0 and 1, bytes,
+            16-bit numbers or floats.
+        count: how many pictures there are.
+
+    Raises:
+        SettingError: for another number of masks, or what is no mask.
+        DataError: for a file that cannot be read, or values that are not finite numbers.
     """
     many = isinstance(given, list | tuple) and len(given) > 0 and not np.isscalar(given[0]) and not _is_rows(given)
     masks = [_hole(one) for one in given] if many else [_hole(given)]
@@ -137,7 +150,7 @@ def _is_rows(given: Sequence[Any]) -> bool:
 
 
 def mask_view(hole: np.ndarray, size: int) -> Tensor:
-    """bool (H, W) → bool (S, S): the centre view, True wherever any pixel in reach is, so that thin strokes survive."""
+    """bool (H, W) → bool (S, S): the centre view, True where any pixel behind it is, so that thin strokes survive."""
     height, width = hole.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -11,8 +11,15 @@ from bld.errors import DataError
 
 
 def relabel(source: ImageSource, choice: str) -> None:
-    """Give a source its classes: "auto" from a table beside the images if there is one, else as its folders say;
-    "folders"; "none"; or the path of a table.  DataError where a table names no class for an image.
+    """Give a source its classes.
+
+    Args:
+        source: the images; its classes, labels and fingerprint are changed.
+        choice: "auto", from a table beside the images if one names classes, else as its folders say; "folders"; "none";
+            or the path of a table.
+
+    Raises:
+        DataError: if a table names no class for an image, or cannot be read.
     """
     if choice == "folders":
         return
@@ -37,7 +44,7 @@ def relabel(source: ImageSource, choice: str) -> None:
 
 
 def _labels_beside(source: ImageSource) -> tuple[Table | None, dict[str, str]]:
-    """The first table at the images that has labels; others that say nothing at all are named."""
+    """The first table beside the images that has labels; tables with neither labels nor captions are noted."""
     found: tuple[Table | None, dict[str, str]] = None, {}
     for table in tables_beside(source):
         labels = table.column(LABEL_KEYS, "labels")

@@ -22,13 +22,15 @@ Resample = Literal["lanczos", "bicubic", "bilinear", "box"]
 class Preprocessing:
     """How images become squares.
 
-    image_size  side S of the square, in pixels
-    crop        where the square lies along the longer side while training; the centre view is always central
-    flip        whether half of the training views are mirrored left to right
-    resample    filter; every one widens when it shrinks an image, so nothing aliases
-    background  RGB, 0 … 255, behind transparent pixels
+    Args:
+        image_size: side S of the square, in pixels.
+        crop: where the square lies along the longer side while training; the centre view is always central.
+        flip: whether half of the training views are mirrored left to right.
+        resample: filter of the resampling; every one widens when it shrinks an image, so nothing aliases.
+        background: RGB, 0 … 255, behind transparent pixels.
 
-    Raises SettingError for anything else.
+    Raises:
+        SettingError: for anything else.
     """
 
     image_size: int

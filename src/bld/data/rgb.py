@@ -21,11 +21,18 @@ UPRIGHT = {
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """The image as a viewer shows it, mode RGB; `background` (0 … 255) lies behind transparent pixels.
+    """The image as a viewer shows it, upright and opaque.
 
-    Applies the EXIF orientation; takes the modes that PIL reads from files: 1, L, P, RGB, CMYK, YCbCr, alpha
-    in any form, and greyscale deeper than 8 bits (see `deep_grey`). Returns `image` itself where there is
-    nothing to do. Raises DataError for mode LAB.
+    Args:
+        image: of any mode that PIL reads from files: 1, L, P, RGB, CMYK, YCbCr, alpha in any form, and greyscale
+            deeper than 8 bits (see `deep_grey`). Its EXIF orientation is applied.
+        background: RGB, 0 … 255, behind transparent pixels.
+
+    Returns:
+        An image of mode RGB; `image` itself where there is nothing to do.
+
+    Raises:
+        DataError: for mode LAB.
     """
     if image.mode == "LAB":  # PIL would take its numbers for red, green and blue
         raise DataError("Images of mode LAB have no way to RGB here; save them as RGB.")
@@ -42,8 +49,9 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255
 def deep_grey(image: Image.Image) -> Image.Image:
     """Greyscale of 16 or 32 bits → L, or LA where one value stands for "transparent".
 
-    Integers are 16-bit, 0 … 65535, scaled by 1/257. Floats carry no range, so the largest value tells: up to
-    1 it is 0 … 1, up to 255 bytes, above that 16-bit. Values outside the range are clamped, NaN is black.
+    Integers are 16-bit, 0 … 65535, scaled by 1/257. Floats carry no range, so the largest value decides: up to 1 the
+    range is 0 … 1, up to 255 it is that of bytes, above that 16-bit. Values outside the range are clamped, and NaN is
+    black.
     """
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     white = 65535

@@ -14,15 +14,20 @@ from bld.data.values import to_pil
 from bld.errors import SettingError
 from bld.io.files import write_whole
 
-SOFTWARE = "bld"  # what our pictures say of their origin, so that no other is ever overwritten
+SOFTWARE = "bld"  # what our pictures say of their origin, so that no other picture is ever overwritten
 
 
 def save_png(image: Image.Image | Tensor, path: str | Path, sheet: bool = False) -> None:
-    """Write a PIL image, or a tensor (3, H, W) in [-1, 1], as the PNG file `path`; makes missing folders.
+    """Write an image as a PNG file; makes missing folders.
 
-    sheet: it shows many images, and says so inside, so that it is never taken for one of them.
+    Args:
+        image: a PIL image, or a tensor (3, H, W) in [-1, 1].
+        path: of the file; ends in .png.
+        sheet: whether it shows many images; the file then says so inside, so that it is never taken for one of them.
 
-    Raises SettingError for another extension or shape, DataError when the file cannot be written.
+    Raises:
+        SettingError: for another extension or shape.
+        DataError: if the file cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() != ".png":

@@ -1,4 +1,4 @@
-"""Tables that say something of each image: read here alone, wherever they lie and however they are written.
+"""Tables that say something of each image. All are read here, wherever they lie and however they are written.
 
 metadata.csv, labels.tsv        a line a file; a column file_name (file, image, path …) and one label, text …
 metadata.jsonl, labels.jsonl    the same, an object a line
@@ -25,17 +25,30 @@ DELIMITERS = ",;\t|"
 
 @dataclass(frozen=True)
 class Table:
-    """One table. name: its file's. text: what it says. folder: where among the images it lies, "" for the top."""
+    """One table.
+
+    Attributes:
+        name: of its file.
+        text: its content.
+        folder: where among the images it lies, with a slash at the end; "" is the top.
+    """
 
     name: str
     text: str
     folder: str = ""
 
     def column(self, keys: Sequence[str], what: str) -> dict[str, str]:
-        """What the table says of each file, under the first of the keys that a row has; later rows count.
+        """What the table says of each file.
 
-        Files are as `comparable` makes them.  what: "labels" or "captions", for the setting that a refusal names.
-        Raises DataError where the table cannot be read.
+        Args:
+            keys: names of the column; the first that a row has counts.
+            what: "labels" or "captions", for the setting that an error names.
+
+        Returns:
+            The values by file, as `comparable` makes its name. Of several rows of a file the last counts.
+
+        Raises:
+            DataError: if the table cannot be read.
         """
         try:
             return {comparable(file): value for row in self._rows() for file, value in _entry(row, keys)}
@@ -82,7 +95,15 @@ def tables_beside(source: ImageSource) -> Iterator[Table]:
 
 
 def read_table(path: Path, source: ImageSource) -> Table:
-    """A table that is named."""
+    """The table that a user names.
+
+    Args:
+        path: of the table.
+        source: the images; it receives a note where the table's encoding had to be guessed.
+
+    Raises:
+        DataError: if there is none, or it cannot be read.
+    """
     try:
         return Table(path.name, _decoded(path.name, path.read_bytes(), source))
     except OSError as error:
@@ -90,7 +111,7 @@ def read_table(path: Path, source: ImageSource) -> Table:
 
 
 def note_unused(source: ImageSource, keys: Sequence[str]) -> None:
-    """Name each table beside the images that has none of these columns, or cannot be read."""
+    """Note each table beside the images that has none of these columns, or cannot be read, in the source's `notes`."""
     for table in tables_beside(source):
         try:
             if table.column(keys, "labels"):

@@ -1,4 +1,4 @@
-"""The first look at a source: every image decoded once, so that training never stumbles over a broken one."""
+"""The first look at a source: every image is decoded once, so that training never meets a broken one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,18 @@ def decode_all(
     threads: int,
     progress: bool,
 ) -> Failures:
-    """Decode every image; write its centre view into row i of `pixels`, uint8 (n, 3, S, S), unless None."""
+    """Decode every image once.
+
+    Args:
+        source: the images.
+        preprocessing: how they become squares.
+        pixels: uint8 (n, 3, S, S), whose row i receives the centre view of image i; None keeps nothing.
+        threads: decoders at work at once.
+        progress: show a bar.
+
+    Returns:
+        Why an image cannot be used, by the index of each that cannot.
+    """
 
     def decode_chunk(chunk: range) -> Failures:
         failures = {}
@@ -42,7 +53,7 @@ def decode_all(
                     to_rgb(image, preprocessing.background)
                 else:
                     pixels[index] = center_view(image, preprocessing)
-            except Exception as error:  # strangers' files: whatever goes wrong, the others are still good
+            except Exception as error:  # damaged files raise nearly anything, and the others are still good
                 failures[index] = str(error) or type(error).__name__
         return failures
 
@@ -87,7 +98,17 @@ def report_skipped(skipped: list[tuple[str, str]], folder: Path) -> None:
 
 
 def refuse_too_many(source: ImageSource, skipped: list[tuple[str, str]], limit: float, folder: Path | None) -> None:
-    """Raises DataError when more than the fraction `limit` of the images is unusable, or all of them are."""
+    """Refuse a source of which too many images are unusable.
+
+    Args:
+        source: the images.
+        skipped: (name, reason) of each that is unusable.
+        limit: the fraction of the images that may be, 0 … 1.
+        folder: where `report_skipped` has listed them; None if it has not.
+
+    Raises:
+        DataError: if more than that are, or all of them.
+    """
     bad, total = len(skipped), len(source)
     if bad <= limit * total and bad < total:
         return

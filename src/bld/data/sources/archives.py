@@ -27,7 +27,7 @@ from bld.data.sources.members import (
 )
 from bld.errors import DataError
 
-UNPACKED_LIMIT_BYTES = 1 << 30  # encoded images of a compressed tar, which are held in memory
+UNPACKED_LIMIT_BYTES = 1 << 30  # of a compressed tar: encoded images and files beside them, held in memory
 KEPT_BESIDE_BYTES = 1 << 26  # of one other file in it, such as a table
 
 
@@ -152,7 +152,11 @@ class TarSource(_Archive):
 class CompressedTarSource(_Archive):
     """A .tar.gz or .tgz archive, whose image files are held in memory as they are, still encoded.
 
-    Gzip cannot be entered in the middle. Above UNPACKED_LIMIT_BYTES the archive is refused with a DataError.
+    Gzip cannot be read from the middle.
+
+    Raises:
+        DataError: if these, with the smaller files beside them, take more than UNPACKED_LIMIT_BYTES, or the archive is
+            broken.
     """
 
     def __init__(self, location: str, path: Path) -> None:

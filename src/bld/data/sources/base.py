@@ -1,4 +1,4 @@
-"""An ordered collection of images that can be read one by one: the common face of folder, archive, digits."""
+"""An ordered collection of images that can be read one by one: what folders, archives, digits have in common."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from bld.errors import DataError
 class Names(Sequence[str]):
     """Strings in one block of memory: a million file names take 40 MB, and worker processes share them uncopied.
 
-    text     the strings' UTF-8, one after the other
-    bounds   int64 (n + 1,): where each begins, and the last ends
+    Attributes:
+        text: the strings' UTF-8, one after the other.
+        bounds: int64 (n + 1,): where each begins, and the last ends.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -30,7 +31,15 @@ class Names(Sequence[str]):
 
     @classmethod
     def from_parts(cls, text: bytes, bounds: np.ndarray) -> Names:
-        """From the strings' bytes in a row, and where each begins and the last ends; ValueError if that cannot be."""
+        """From what `text` and `bounds` hold.
+
+        Args:
+            text: the strings' UTF-8, one after the other.
+            bounds: integers (n + 1,): where each begins, and the last ends.
+
+        Raises:
+            ValueError: if the two do not fit each other.
+        """
         fits = bounds.ndim == 1 and len(bounds) and bounds[0] == 0 and bounds[-1] == len(text)
         if not fits or (np.diff(bounds) < 0).any():
             raise ValueError("bounds of names that do not fit their text")
@@ -65,13 +74,15 @@ class Names(Sequence[str]):
 class ImageSource(ABC):
     """Images by number. Sources pickle, serve any number of threads, and reopen their files in each process.
 
-    location     where the images lie, as the user wrote it
-    names        unique, sorted, relative POSIX paths; the order is the same on every machine
-    classes      class names in natural order; empty when unlabelled
-    labels       int64 (n,), index into `classes`; None when unlabelled
-    fingerprint  hexadecimal; changes when an image is added, removed, renamed or altered
-    notes        sentences on what was found and not used, for the user to read once
-    max_pixels   of one image; a larger one cannot be read
+    Attributes:
+        location: where the images lie, as the user wrote it.
+        names: unique, sorted, relative POSIX paths; the order is the same on every machine.
+        classes: class names, in natural order unless the data set brings its own (a hub's ClassLabel) or `meet_by_name`
+            has set another; empty when unlabelled.
+        labels: int64 (n,), index into `classes`; None when unlabelled.
+        fingerprint: hexadecimal; changes when an image is added, removed, renamed or altered.
+        notes: sentences on what was found and not used, for the user to read once.
+        max_pixels: of one image; a larger one cannot be read.
     """
 
     location: str
@@ -86,10 +97,14 @@ class ImageSource(ABC):
         return len(self.names)
 
     def read(self, index: int) -> Image.Image:
-        """Image `index`, decoded, in its own mode, not yet turned by EXIF; DataError naming it on failure."""
+        """Image `index`, decoded, in its own mode, not yet turned by EXIF.
+
+        Raises:
+            DataError: naming the image, if it cannot be read.
+        """
         try:
             return self._read(index)
-        except Exception as error:  # decoders meet strangers' bytes and raise nearly anything
+        except Exception as error:  # decoders raise nearly anything for damaged bytes
             reason = str(error).rstrip(".") or type(error).__name__
             raise DataError(f"Cannot read {self.names[index]} in {self.location}: {reason}.") from error
 
@@ -152,8 +167,15 @@ def name_fractions(names: Iterable[str], seed: int) -> np.ndarray:
 
 
 def meet_by_name(source: ImageSource, classes: Sequence[str]) -> list[str]:
-    """Number a source's classes as another list does; returns those that the list does not have, and changes nothing
-    then."""
+    """Number a source's classes as another list does; nothing is changed if the list lacks one of them.
+
+    Args:
+        source: the images; its classes, labels and fingerprint are changed.
+        classes: the other list.
+
+    Returns:
+        The source's classes that the list lacks; none for an unlabelled source.
+    """
     if source.labels is None or source.classes == list(classes):
         return []
     number = {name: index for index, name in enumerate(classes)}
@@ -166,7 +188,7 @@ def meet_by_name(source: ImageSource, classes: Sequence[str]) -> list[str]:
 
 
 def passed_over_note(location: str, said: str) -> str:
-    """Which files were not used, in a sentence."""
+    """Which files were not used, in a sentence; `said` is what `counted_by_ending` gives."""
     heif = "; pip install pillow-heif reads .heic" if ".hei" in said else ""
     return f"Passed over in {location}, as no images that can be read: {said}{heif}."
 
@@ -186,7 +208,11 @@ OPENERS: list[tuple[float, Opener]] = []
 
 
 def opens(place: float) -> Callable[[Opener], Opener]:
-    """Make an opener known.  place: those with smaller numbers are asked first."""
+    """Make an opener known.
+
+    Args:
+        place: openers with smaller numbers are asked first.
+    """
 
     def known(opener: Opener) -> Opener:
         OPENERS.append((place, opener))

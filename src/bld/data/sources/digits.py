@@ -16,7 +16,10 @@ from bld.errors import MissingPackageError
 class DigitsSource(ImageSource):
     """1,797 greyscale images of 8×8 pixels, ten classes, in scikit-learn's order.
 
-    Their grey values v in 0 … 16 become round(v · 255 / 16). Raises MissingPackageError without scikit-learn.
+    Their grey values v in 0 … 16 become round(v · 255 / 16).
+
+    Raises:
+        MissingPackageError: without scikit-learn.
     """
 
     def __init__(self) -> None:

@@ -36,8 +36,14 @@ class FolderSource(ImageSource):
     Symbolic links are followed; a folder reached twice is read once. The fingerprint covers the name, size
     and modification time of each image.
 
-    index_to: a folder that keeps what was found. Of INDEX_FROM images or more, the files are not looked at again as
-    long as no folder has changed, that is, as long as no file was added, removed or renamed.
+    Args:
+        location: the folder, as the user wrote it.
+        path: the folder.
+        index_to: a folder that keeps what was found. Of INDEX_FROM images or more, the files are not looked at again as
+            long as no folder has changed, that is, as long as no file was added, removed or renamed.
+
+    Raises:
+        DataError: if a folder cannot be looked into, or there is no image.
     """
 
     def __init__(self, location: str, path: Path, index_to: Path | None = None) -> None:

@@ -34,9 +34,11 @@ def is_saved_dataset(path: Path) -> bool:
 
 
 class HubSource(ImageSource):
-    """The rows of a data set's split (train, unless another is named); its first image column, its class column.
+    """The rows of a data set's split: its first image column, its class column.
 
-    The fingerprint is the data set's own, with its split and length.
+    The split is train, unless the name of a data set of the hub ends with another. The fingerprint covers the split,
+    its length, and the data set's own fingerprint; for a folder, in place of the last, the name, size and modification
+    time of each data file.
     """
 
     def __init__(self, location: str) -> None:

@@ -2,7 +2,7 @@
 
     index.npz    the lists below as arrays, and `key`, the JSON of what they were made from
 
-Whoever reads it compares the key; an index with another one, or a damaged one, is made again.
+Each source compares the key with its own; an index with another key, or a damaged one, is made again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,13 @@ def sorted_listing(names: list[str], columns: dict[str, array], texts: dict[str,
 
 
 def write_index(folder: Path | None, key: dict[str, Any], listing: Listing) -> None:
-    """Keep a listing."""
+    """Keep a listing.
+
+    Args:
+        folder: where; None keeps nothing.
+        key: what the listing was made from, ready for JSON.
+        listing: what was found.
+    """
     if folder is None:
         return
     arrays: dict[str, np.ndarray] = {"key": _bytes(json.dumps(key)), "fingerprint": _bytes(listing.fingerprint)}
@@ -60,7 +66,7 @@ def write_index(folder: Path | None, key: dict[str, Any], listing: Listing) -> N
 
 
 def read_index(folder: Path | None) -> tuple[dict[str, Any], Listing] | None:
-    """(key, listing) kept in the folder; None if there is none, or it is damaged."""
+    """(key, listing) kept in the folder; None if no folder is given, or there is none in it, or it is damaged."""
     if folder is None or not (folder / NAME).is_file():
         return None
     try:

@@ -1,6 +1,6 @@
 """What the paths of a collection say: which are images, and which class each belongs to.
 
-Only strings here, so folders, zip and tar files obey the same rules. Paths are relative and POSIX.
+Only strings here, so that the same rules hold for folders, zip and tar files. Paths are relative and POSIX.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bld.errors import DataError
 _ALWAYS = ["png", "apng", "jpg", "jpeg", "jpe", "jfif", "webp", "bmp", "dib", "gif", "tif", "tiff", "pbm", "pgm", "ppm"]
 _HEIF = ["heic", "heif"] if find_spec("pillow_heif") else []
 EXTENSIONS = frozenset([*_ALWAYS, "avif", "jp2", "j2k", *_HEIF])
-"""Of the files that are taken for images."""
+"""Extensions of the files that are taken for images."""
 
 
 TABLES = (
@@ -45,7 +45,7 @@ TEXT_LIMIT_BYTES = 1 << 20  # of the file beside one image
 
 
 def is_image_path(path: str) -> bool:
-    """Whether the path ends like an image and no part of it is hidden (`.x`) or macOS's `__MACOSX`."""
+    """Whether the path ends like an image and is not hidden (`is_hidden`)."""
     name = path.rpartition("/")[2]
     return "." in name and name.rpartition(".")[2].lower() in EXTENSIONS and not is_hidden(path)
 
@@ -53,8 +53,9 @@ def is_image_path(path: str) -> bool:
 def member_path(raw: str, location: str) -> str:
     r"""The path of an archive member as we use it: `./a\b.png` → `a/b.png`.
 
-    Raises DataError when the path is absolute or climbs with `..`: nothing is ever unpacked to disk, but
-    names reach reports and the file names of results.
+    Raises:
+        DataError: if the path is absolute or climbs with `..`: nothing is ever unpacked to disk, but names reach
+            reports and the file names of results.
     """
     path = raw.replace("\\", "/")
     if path.startswith("/") or re.match(r"[A-Za-z]:/", path) or ".." in path.split("/"):
@@ -63,12 +64,19 @@ def member_path(raw: str, location: str) -> str:
 
 
 def is_sheet(name: str, data: bytes) -> bool:
-    """Whether a file is a sheet of many images that a command of ours wrote beside them."""
+    """Whether a file is a sheet of many images that a command of bld wrote beside them."""
     return name.rpartition("/")[2] in SHEET_NAMES and any(SHEET_TEXT in text for text in png_texts(data))
 
 
 def passed_over(paths: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Those of the other files that nobody asks for: no table, and no text beside an image."""
+    """Those of the other files that are not used: no table, and no text beside an image.
+
+    Hidden files and those called readme or licence are left out too.
+
+    Args:
+        paths: files that are no images.
+        names: the images.
+    """
     wrapper, beside = wrapper_of(names), {text_path(name) for name in names}
     tables = {prefix + table for prefix in ("", wrapper) for table in TABLES}
 
@@ -80,17 +88,17 @@ def passed_over(paths: Iterable[str], names: Sequence[str]) -> list[str]:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of the path is hidden (`.x`), or what systems leave behind without being asked."""
+    """Whether a part of the path is hidden (`.x`), or a file that systems write by themselves (`SYSTEM_FILES`)."""
     return any(part.startswith(".") or part in SYSTEM_FILES for part in path.split("/"))
 
 
 def comparable(name: str) -> str:
-    """A path as names are compared: one of the ways to compose an accent, `/` between folders, no `./` before."""
+    """A path as names are compared: accents composed in one way (NFC), `/` between folders, no `./` before."""
     return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
 
 
 def decoded_text(data: bytes) -> tuple[str, bool]:
-    """(text, whether that is a guess): UTF-8, or what a byte order mark says; anything else is read as Windows-1252."""
+    """(text, whether that is a guess): UTF-8, or what a byte order mark says; else a guess, Windows-1252."""
     for mark, encoding in (
         (codecs.BOM_UTF8, "utf-8-sig"),
         (codecs.BOM_UTF16_LE, "utf-16"),

@@ -16,23 +16,27 @@ def open_images(
     """The images of a folder, of archives, of a data set of the hub, or the word `digits`.
 
     Archives are .zip, .tar, .tar.gz and .tgz; a folder of .tar files, or a pattern such as `train-{000..099}.tar`, is
-    read as WebDataset shards. `owner/name` or `owner/name:split` that does not exist here is a data set of the hub, as
-    is a folder of .parquet files or one made by `save_to_disk`.
+    read as WebDataset shards. `owner/name` or `owner/name:split` that does not exist here is a data set of the hub
+    (also `hf:name` and `hf:name:split`), as is a folder of .parquet files or one made by `save_to_disk`.
 
     Folders are searched through. The class of an image is its first-level folder, provided that every image
     lies in one and there are at least two; in an archive, a single folder wrapping everything does not count.
-    Hidden files and files that do not end like images are ignored. (A folder called `digits` is opened by its
-    absolute path.)
+    Hidden files and files that do not end like images are ignored.
 
-    labels    "auto": of a table such as metadata.csv beside the images if there is one, else of the folders (or of what
-              the data set says); "folders", "none", or the path of a table (`bld.data.labels`)
-    index_to  a folder that keeps what was found of many images, so that they are not searched for again
-    max_pixels  of one image; a larger one counts as unreadable
+    Args:
+        location: where the images are. (A folder called `digits` is opened by its absolute path.)
+        labels: "auto": of a table such as metadata.csv beside the images if one names classes, else of the folders (or
+            of what the data set says); "folders", "none", or the path of a table (`bld.data.labels`).
+        index_to: a folder that keeps what was found of many images, so that they are not searched for again.
+        max_pixels: of one image; a larger one counts as unreadable.
 
-    What is there and not used, its `notes` say.
+    Returns:
+        The images; what is there and not used is said in their `notes`.
 
-    Raises DataError when there is nothing, no archive, a broken archive or no image in it, and
-    MissingPackageError for `digits` without scikit-learn and data sets without `datasets`.
+    Raises:
+        DataError: if there is nothing, no archive, a broken archive or no image in it, or a table has no class for an
+            image.
+        MissingPackageError: for `digits` without scikit-learn, and data sets without `datasets`.
     """
     source = _open(str(location), index_to)
     source.max_pixels = max_pixels

@@ -26,7 +26,11 @@ LABEL_LIMIT_BYTES = 1 << 20
 
 
 def shard_paths(location: str) -> list[Path] | None:
-    """The .tar files that a location means: a pattern with {000..012} or *, or a folder of nothing else; else None."""
+    """The .tar files that a location means: a pattern with {000..012} or *, or a folder of nothing else; else None.
+
+    Raises:
+        DataError: if a file of the pattern is missing.
+    """
     path = Path(location).expanduser()
     if path.is_dir():
         files = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
@@ -68,7 +72,13 @@ class ShardsSource(ImageSource):
     Classes are those of .cls or .json where every sample has one, else the folders of the keys. The fingerprint covers
     every shard's name, size and modification time.
 
-    index_to: a folder that keeps what was found; unchanged shards are not searched again.
+    Args:
+        location: the shards, as the user wrote it.
+        paths: the .tar files.
+        index_to: a folder that keeps what was found; unchanged shards are not searched again.
+
+    Raises:
+        DataError: if a shard is broken, two have the same file name, or there is no image.
     """
 
     def __init__(self, location: str, paths: list[Path], index_to: Path | None = None) -> None:

@@ -1,6 +1,6 @@
 """Networks that model the distribution of codes, and the alternatives to Bernoulli diffusion (Table 5, Tables 1-3).
 
-base              what a kind is, and the list of them
+base              what a kind of prior is, and the list of kinds
 transformer       the body they share: same blocks, same number of parameters
 bernoulli         Bernoulli diffusion's network; its mathematics is in `bld.diffusion`
 autoregressive    one position after another, exact likelihood

@@ -45,14 +45,24 @@ class AbsorbingDenoiser(Transformer):
         self.mask_token = nn.Parameter(0.02 * torch.randn(config.dim))
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """z_t: uint8, whole positions masked; t (B,) int64 in 1 … N; condition: labels or vectors, or none."""
+        """(z_t, t, condition) → logits (B, N, c), float32.
+
+        Args:
+            z_t: (B, N, c) uint8, whole positions masked.
+            t: (B,) int64 in 1 … N.
+            condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
+        """
         x = self.embed(2 * z_t.to(self.positions.dtype) - 1)
         x = torch.where(z_t[..., :1] == MASKED, self.mask_token.to(x.dtype), x)
         return self.see_all(x + self.positions, t, condition)
 
 
 class AbsorbingDiffusion:
-    """Masking and revealing.  positions: N, which is also the number of steps T."""
+    """Masking and revealing of whole positions.
+
+    Args:
+        positions: N, which is also the number of steps T.
+    """
 
     kind = "absorbing"
     may_skip = True
@@ -76,7 +86,13 @@ class AbsorbingDiffusion:
         return {"positions": self.positions}
 
     def mask(self, z0: Tensor, t: int | Tensor, generators: Generators = None) -> Tensor:
-        """z_t: t positions of each code replaced by MASKED, chosen uniformly.  t: one for all, or (B,), 0 … N."""
+        """z_t: t positions of each code replaced by MASKED, chosen uniformly.
+
+        Args:
+            z0: (B, N, c) bits.
+            t: one for all, or (B,), each in 0 … N.
+            generators: one per sample.
+        """
         order = uniform(z0.shape[:2], generators, z0.device).argsort(1).argsort(1)  # each position's rank
         masked = order < torch.as_tensor(t, device=z0.device).view(-1, 1)
         return z0.masked_fill(masked.unsqueeze(-1), MASKED)
@@ -88,16 +104,24 @@ class AbsorbingDiffusion:
         return PriorLoss(self._masked_nats(denoise, z0, t, generators).mean() / z0.shape[2])
 
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
-        """(B,) bits: N times the mean cost of a masked position at step t."""
+        """float64 (B,), in bits: N times the mean cost of a masked position at step t."""
         return self._masked_nats(denoise, z0, t, generators).double() * self.positions / math.log(2)
 
     @torch.no_grad()
     def likelihood_bits(
         self, denoise: Denoise, z0: Tensor, *, steps: int | None = None, draws: int = 1, generators: Generators = None
     ) -> Tensor:
-        """Upper bound on -log₂ p(z_0) in bits per code, float64 (B,), for random reveal order.
+        """Unbiased estimate of an upper bound on -log₂ p(z_0), in bits per code, float64 (B,), for random reveal order.
 
-        Unbiased: at every visited step `draws` sets of masked positions are drawn.
+        Args:
+            denoise: (z_t, t) → logits.
+            z0: (B, N, c) bits.
+            steps: how many of the N to visit; all by default.
+            draws: sets of masked positions that are drawn at each of them.
+            generators: one per sample.
+
+        Raises:
+            SettingError: for less than 1 draw, or a number of steps that is not possible.
         """
         if draws < 1:
             raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")
@@ -130,10 +154,24 @@ class AbsorbingDiffusion:
         device: torch.device | str = "cpu",
         reveal: Reveal = "random",
     ) -> Tensor:
-        """Codes (n, N, c), uint8; what is revealed stays.  Known positions are visible from the start.
+        """Draw codes, (n, N, c) uint8; what is revealed stays.
 
-        reveal: which positions next: "random", as the bound assumes, or "confidence": those whose drawn bits are the
-        most probable.
+        Args:
+            denoise: (z_t, t) → logits, t (n,) being how many positions of each code are masked.
+            shape: (n, N, c).
+            steps: how many of the N to visit; all by default.
+            temperature: τ > 0 in σ(logits/τ).
+            generators: one per sample; a sample depends on its own only.
+            known: (n or 1, N, c) bits of an inpainting, with `mask`; known positions are visible from the start.
+            mask: (N,) or (n, N), True where bits are to be made.
+            callback: called with a `SamplingStep` after each step, whose codes show the likelier bits where positions
+                are masked.
+            device: where the codes are drawn.
+            reveal: which positions come next: "random", as the bound assumes, or "confidence": those whose drawn bits
+                are the most probable.
+
+        Raises:
+            SettingError: naming the value that is not possible.
         """
         check_sampling(shape, temperature, known, mask)
         if reveal not in ("random", "confidence"):

@@ -24,14 +24,20 @@ from bld.seeding import uniform
 class AutoregressiveTransformer(Transformer):
     """Codes z_0 (B, N, c) → logits (B, N, c): those at position i have seen positions before i, and the condition.
 
-    The step token is the one it starts with, always the same.
+    The step token, always that of step 1, stands for the beginning of the sequence.
     """
 
     is_walked = True
     takes_patches = False
 
     def forward(self, z0: Tensor, t: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
-        """All positions at once, as in training.  z0: bits of any dtype.  t: not used.  Returns float32."""
+        """All positions at once, as in training: logits (B, N, c), float32.
+
+        Args:
+            z0: (B, N, c) bits of any dtype.
+            t: not used.
+            condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
+        """
         start, given = self.start(len(z0), condition)
         x = torch.cat([start, self._tokens(z0[:, :-1], 0).to(start.dtype)], 1)
         visible = _visible(given, x.shape[1])
@@ -44,9 +50,17 @@ class AutoregressiveTransformer(Transformer):
         return OneByOne(self)
 
     def start(self, count: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The tokens before the first position, the last of which predicts it, and where the condition can be seen.
+        """The tokens before the first position, of which the last predicts that position.
 
         A condition's token that can be absent comes first, so that the step token predicts with it or without.
+
+        Args:
+            count: B, how many codes.
+            condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
+
+        Returns:
+            Tokens (B, 1 or 2, D), and bool (B,): in which samples the condition's can be seen; None where it can in
+            all.
         """
         tokens, given = self.condition(torch.ones(count, dtype=torch.long, device=self.device), condition)
         return tokens.flip(1) if self.config.null_condition == "absent" else tokens, given
@@ -57,7 +71,7 @@ class AutoregressiveTransformer(Transformer):
 
 
 class OneByOne:
-    """Called once per position in order: gives that position's logits, keeping keys and values of those before."""
+    """Called once per position in order: gives that position's logits, and keeps keys and values of those before."""
 
     def __init__(self, network: AutoregressiveTransformer):
         self.network = network
@@ -91,7 +105,11 @@ def _visible(given: Tensor | None, length: int) -> Tensor | None:
 
 
 class Autoregression:
-    """Position after position.  positions: N; there are as many steps, and none can be skipped."""
+    """Position after position.
+
+    Args:
+        positions: N; there are as many steps, and none can be skipped.
+    """
 
     kind = "autoregressive"
     may_skip = False
@@ -121,7 +139,7 @@ class Autoregression:
         return PriorLoss(F.binary_cross_entropy_with_logits(denoise(z0, t).float(), z0.float()))
 
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
-        """(B,) the exact code length in bits, whatever t."""
+        """float64 (B,): the exact code length in bits, the same for every t."""
         nats = F.binary_cross_entropy_with_logits(denoise(z0, t).float(), z0.float(), reduction="none")
         return nats.double().sum((1, 2)) / math.log(2)
 
@@ -129,7 +147,11 @@ class Autoregression:
     def likelihood_bits(
         self, denoise: Denoise, z0: Tensor, *, steps: int | None = None, draws: int = 1, generators: Generators = None
     ) -> Tensor:
-        """-log₂ p(z_0), exact, in bits per code, float64 (B,)."""
+        """-log₂ p(z_0), exact, in bits per code, float64 (B,).
+
+        Raises:
+            SettingError: for another number of `steps` than N.
+        """
         self._refuse_skipping(steps)
         return self.bound_at(denoise, z0, torch.ones(len(z0), dtype=torch.long, device=z0.device))
 
@@ -147,9 +169,22 @@ class Autoregression:
         callback: Callback | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Codes (n, N, c), uint8.  Known positions are put in place as they come: only later ones see them.
+        """Draw codes, (n, N, c) uint8.
 
-        denoise: called once per position in order; logits of that one (n, 1, c), or of all (n, N, c).
+        Args:
+            denoise: called once per position in order; gives the logits of that one (n, 1, c), or of all (n, N, c).
+            shape: (n, N, c).
+            steps: N, or None.
+            temperature: τ > 0 in σ(logits/τ).
+            generators: one per sample; a sample depends on its own only.
+            known: (n or 1, N, c) bits of an inpainting, with `mask`; they are put in place in the order of the
+                positions, so that only later positions see them.
+            mask: (N,) or (n, N), True where bits are to be made.
+            callback: called with a `SamplingStep` after each position.
+            device: where the codes are drawn.
+
+        Raises:
+            SettingError: naming the value that is not possible.
         """
         check_sampling(shape, temperature, known, mask)
         self._refuse_skipping(steps)

@@ -1,6 +1,6 @@
 """What a kind of prior is: its network, and how its codes are noised and drawn.
 
-A kind is a file here that ends with `register(PriorKind(…))`; nothing else has to know of it.
+A kind is a file here that ends with `register(PriorKind(…))`; no other file has to be changed for it.
 """
 
 from __future__ import annotations

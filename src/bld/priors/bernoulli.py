@@ -20,10 +20,12 @@ class Denoiser(Transformer):
 
     By Bayes' rule the logit of a flip is a known part, from the noised bit itself at its noise level, plus what the
     *other* bits say.  With `evidence` the known part is added at the end, so that the transformer has only the other to
-    learn (`BernoulliDiffusion.evidence_logits`); without, it learns both, as in the paper, and a short training hardly
-    begins to (docs/results.md).
+    learn (`BernoulliDiffusion.evidence_logits`); without, it learns both, as in the paper, and a short training learns
+    little of it (docs/results.md).
 
-    evidence_logits: float (T,), the known part per step; kept with the weights, zero if not given.
+    Args:
+        config: its size, and whether it has `evidence`.
+        evidence_logits: float (T,), the known part per step; kept with the weights, zero if not given.
     """
 
     evidence_logits: Tensor
@@ -40,8 +42,12 @@ class Denoiser(Transformer):
         return cls(config, process.evidence_logits() if isinstance(process, BernoulliDiffusion) else None)
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """z_t (B, N, c) bits of any dtype; t (B,) int64 in 1 … T; condition: labels or vectors as
-        `Transformer.condition` takes them, none for all if not given.  Returns logits (B, N, c), float32.
+        """(z_t, t, condition) → logits (B, N, c), float32.
+
+        Args:
+            z_t: (B, N, c) bits of any dtype.
+            t: (B,) int64 in 1 … T.
+            condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
         """
         logits = self.see_all(self.placed(2 * z_t.to(self.positions.dtype) - 1), t, condition)
         if self.config.evidence == "none":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from bld.codes import CodeShape
 from bld.errors import SettingError, did_you_mean
 
-# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
+# Far beyond use, so that a damaged or hostile config is refused before anything is allocated.
 MOST = {
     "code_height": 4096,
     "code_width": 4096,

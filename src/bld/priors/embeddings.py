@@ -38,7 +38,9 @@ class StepSinusoids(nn.Module):
 class VectorToken(nn.Module):
     """A vector as a token: centred and scaled, then through a trained linear map.
 
-    mean (V,), scale (): of the vectors it is trained on, kept with the weights; 0 and 1 until they are set.
+    Attributes:
+        mean: (V,), of the vectors it is trained on; kept with the weights, 0 until it is set.
+        scale: a scalar, of the same vectors; kept with the weights, 1 until it is set.
     """
 
     mean: Tensor
@@ -57,7 +59,7 @@ class VectorToken(nn.Module):
 
 
 def marked(vectors: Tensor, width: int) -> Tensor:
-    """Vectors (B, V) → (B, 1 + V), each beginning with 1 for "given"; those that do already stay."""
+    """Vectors (B, V) → (B, 1 + V), each beginning with 1 for "given"; those of width 1 + V stay. `width` is V."""
     return vectors if vectors.shape[1] > width else F.pad(vectors, (1, 0), value=1)
 
 

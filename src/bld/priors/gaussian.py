@@ -35,16 +35,31 @@ class GaussianDenoiser(Transformer):
     """Noised latents x_t (B, N, c), float → predicted v or noise (B, N, c), float32."""
 
     def forward(self, x_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """x_t: float; t (B,) int64 in 1 … T; condition: labels or vectors, or none."""
+        """(x_t, t, condition) → v or noise (B, N, c), float32.
+
+        Args:
+            x_t: (B, N, c), float.
+            t: (B,) int64 in 1 … T.
+            condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
+        """
         return self.see_all(self.placed(x_t), t, condition)
 
 
 class GaussianDiffusion:
     """Gaussian diffusion of latents divided by `scale`, their standard deviation (LDM, Appendix G).
 
-    steps: T.  schedule: "linear" (LDM's, scaled to T) or "cosine".  scale: above 0.  prediction: what the network
-    gives, "v" (Salimans & Ho 2022) or the noise, "epsilon", as in LDM.  With few steps hardly anything of the data is
-    left at T, ᾱ_T ≈ 0, and x_0 by the noise is divided by √ᾱ_T: an error grows by thousands.  By v it never grows.
+    With few steps hardly anything of the data is left at T, ᾱ_T ≈ 0. To find x_0 from the noise is to divide by √ᾱ_T,
+    so that an error of the network grows by a factor of thousands; x_0 from v never makes it larger.
+
+    Args:
+        steps: T.
+        schedule: "linear" (LDM's, scaled to T) or "cosine".
+        scale: above 0.
+        prediction: what the network gives: "v" (Salimans & Ho 2022), or the noise, "epsilon", as in LDM.
+
+    Raises:
+        SettingError: for anything else.
+        MissingPackageError: without diffusers.
     """
 
     kind = "gaussian"
@@ -80,14 +95,28 @@ class GaussianDiffusion:
     def training_loss(
         self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.0
     ) -> PriorLoss:
-        """Mean squared error of the predicted v = √ᾱ_t·noise - √(1 - ᾱ_t)·x_0, or noise; z0: (B, N, c), float."""
+        """Mean squared error of the predicted v = √ᾱ_t·noise - √(1 - ᾱ_t)·x_0, or of the predicted noise.
+
+        Args:
+            denoise: (x_t, t) → v or noise.
+            z0: latents (B, N, c), float, not yet divided by `scale`.
+            t: (B,) in 1 … T.
+            generators: one per sample.
+            vlb_weight: not used.
+        """
         x0, noise = z0.float() / self.scale, normal(z0.shape, generators, z0.device)
         # v is what x_t becomes where noise takes the place of x_0, and -x_0 that of the noise.
         wanted = self.noised(noise, -x0, t) if self.prediction == "v" else noise
         return PriorLoss(F.mse_loss(denoise(self.noised(x0, noise, t), t).float(), wanted))
 
     def noised(self, x0: Tensor, noise: Tensor, t: int | Tensor) -> Tensor:
-        """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·noise, t one step for all or (B,), each in 0 … T; nothing leaves its device."""
+        """x_t = √ᾱ_t·x_0 + √(1 - ᾱ_t)·noise; nothing leaves its device.
+
+        Args:
+            x0: (B, N, c), divided by `scale`.
+            noise: (B, N, c).
+            t: one step for all, or (B,), each in 0 … T.
+        """
         if isinstance(t, int):
             return self._kept[t] ** 0.5 * x0 + (1 - self._kept[t]) ** 0.5 * noise
         kept = self._table.on(x0.device)[t].view(-1, 1, 1)
@@ -117,9 +146,22 @@ class GaussianDiffusion:
         callback: Callback | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """Latents (n, N, c), float32, by deterministic DDIM steps.
+        """Draw latents, (n, N, c) float32, by deterministic DDIM steps.
 
-        temperature: factor of the initial noise.  Known positions are replaced at every step by themselves, noised.
+        Args:
+            denoise: (x_t, t) → v or noise.
+            shape: (n, N, c).
+            steps: how many of the T to visit; all by default.
+            temperature: factor of the initial noise, above 0.
+            generators: one per sample; a sample depends on its own only.
+            known: (n or 1, N, c) latents of an inpainting, with `mask`; known positions are replaced at every step by
+                themselves, noised.
+            mask: (N,) or (n, N), True where latents are to be made.
+            callback: called with a `SamplingStep` after each step, whose `probs` are the predicted clean latents.
+            device: where the latents are drawn.
+
+        Raises:
+            SettingError: naming the value that is not possible.
         """
         check_sampling(shape, temperature, known, mask)
         x = temperature * normal(shape, generators, device)

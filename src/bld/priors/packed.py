@@ -49,7 +49,7 @@ class PackedBlock:
         self.scale1, self.scale2 = (None if s is None else _copied(s) for s in (block.scale1, block.scale2))
 
     def __call__(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
-        """(B, M, D) → (B, M, D); the rest is told to the attention, as in `Block`."""
+        """(B, M, D) → (B, M, D); the other arguments are the attention's, as in `Block`."""
         x = x.float()
         with torch.autocast(x.device.type, enabled=False):
             return self._forward(x, *how, **also)
@@ -78,7 +78,7 @@ def _copied(parameter: Tensor) -> Tensor:
 
 
 class PackedBlocks(nn.Module):
-    """In place of a list of blocks: what computes the same faster, from the weights as they were when it was made."""
+    """In place of a list of blocks: computes the same faster, from the weights as they were when it was made."""
 
     def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype):
         super().__init__()
@@ -92,7 +92,7 @@ class PackedBlocks(nn.Module):
 
 
 def packed(blocks: nn.ModuleList, precision: Autocast) -> PackedBlocks | None:
-    """The blocks packed in that precision; None where the plain blocks serve better."""
+    """The blocks packed in that precision; None where they cannot be, or would not be faster."""
     dtype = _packable(next(blocks.parameters(), None), precision)
     return None if dtype is None else PackedBlocks(blocks, dtype)
 

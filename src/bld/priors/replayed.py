@@ -25,9 +25,9 @@ _recording = threading.Lock()  # of the whole process: one graph is recorded at 
 class Recordings:
     """The recordings of one frozen network's forward, by kind of call.
 
-    What shaped the kernels that were recorded makes a kind of its own: shapes, dtypes, device, stream, autocast,
-    inference mode, TF32.  The first calls of a kind are computed as they come, so that a sampling of few steps pays
-    for no recording, and what is made at a first call is in none.
+    Calls are of one kind if all that decides which kernels run is the same: shapes, dtypes, device, stream, autocast,
+    inference mode, TF32.  The first calls of a kind are computed without recording, so that a sampling of few steps
+    does not pay for one, and what is made at a first call is part of none.
     """
 
     def __init__(self) -> None:
@@ -78,8 +78,8 @@ class _Recording:
         self.inputs = [None if x is None else x.clone() for x in inputs]
         precision = Autocast.here("cuda")
         self.graph = torch.cuda.CUDAGraph()
-        # What other threads do meanwhile is none of this recording's business.  Autocast's cache would hold casts of
-        # this recording beyond it, and give them to others.
+        # What other threads do meanwhile must not end this recording.  Autocast's cache would keep casts of this
+        # recording after its end, and give them to others.
         recorded = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
         uncached = torch.autocast("cuda", precision.dtype, enabled=precision.is_on, cache_enabled=False)
         with _recording, recorded, uncached:

@@ -38,9 +38,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
     ) -> Tensor:
-        """(B, M, D) → (B, M, D); causal: a token sees itself, those before it, and those of `past`.
+        """(B, M, D) → (B, M, D).
 
-        visible: bool (B, L), which of all tokens, those of `past` first, the others see; None is all.
+        Args:
+            x: (B, M, D).
+            causal: whether a token sees only itself, those before it, and those of `past`.
+            past: keys and values of the tokens before these; it is extended by these.
+            visible: bool (B, L), which of all tokens, those of `past` first, the others see; None is all.
         """
         return self.out(attend(self.qkv(x), self.heads, causal, past, visible))
 
@@ -62,7 +66,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
     ) -> Tensor:
-        """(B, M, D) → (B, M, D)."""
+        """(B, M, D) → (B, M, D); the other arguments are those of `Attention.forward`."""
         y = self.attention(self.norm1(x), causal, past, visible)
         x = x + (y if self.scale1 is None else y * self.scale1)
         y = self.contract(F.gelu(self.expand(self.norm2(x))))
@@ -148,7 +152,7 @@ class Transformer(nn.Module):
         return self.config.num_classes
 
     def no_condition(self, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """The condition that stands for none, `count` times."""
+        """The condition that stands for none, `count` times: labels (count,), or zeros (count, 1 + V) for vectors."""
         V = self.config.condition_dim
         if V:
             return torch.zeros(count, 1 + V, device=device)
@@ -163,10 +167,10 @@ class Transformer(nn.Module):
     def for_inference(self) -> Self:
         """A copy of this network as it is now, for many forwards without gradients: frozen, its blocks packed.
 
-        Whoever samples or measures takes one at the start, and another after the weights have changed: nothing that
-        happens to this network later reaches the copy.  Wherever it is called, in whichever thread, it computes in the
-        precision of the autocast that is on here, up to rounding what this network does.  The copy of a compiled
-        network is compiled; that of a copy is itself.
+        Take one before sampling or measuring, and another after the weights have changed: later changes of this network
+        do not reach the copy.  In whichever thread the copy is called, it computes in the precision of the autocast
+        that is on here, and up to rounding gives what this network gives.  The copy of a compiled network is compiled;
+        that of a copy is the copy itself.
         """
         if self.frozen_in is not None:
             return self
@@ -211,11 +215,19 @@ class Transformer(nn.Module):
             yield
 
     def condition(self, t: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Step token, then the condition's if there is one, (B, 1 or 2, D); and in which samples that can be seen.
+        """The tokens of step and condition.
 
-        condition: labels, int64 (B,) in 0 … num_classes, the last for none; or vectors, float: (B, V), or (B, 1 + V)
-            where each begins with 1, or is zeros for none.  None is none for all.
-        The second result, bool (B,), is None where it can be seen in all.
+        Args:
+            t: (B,) int64 in 1 … T.
+            condition: labels, int64 (B,) in 0 … num_classes, the last for none; or vectors, float: (B, V), or
+                (B, 1 + V) where each begins with 1, or is zeros for none. None is none for all.
+
+        Returns:
+            The step token, then the condition's if there is one, (B, 1 or 2, D); and bool (B,), in which samples the
+            condition's can be seen: None where it can in all.
+
+        Raises:
+            SettingError: for a condition of another kind or shape.
         """
         step, config = self.step(t), self.config
         absent = config.null_condition == "absent"
@@ -256,7 +268,13 @@ class Transformer(nn.Module):
         return self.embed(z) + self.positions
 
     def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Tokens of the patches (B, M, D), each seeing all → outputs of the positions (B, N, c), float32."""
+        """Tokens of the patches, each seeing all → outputs of the positions (B, N, c), float32.
+
+        Args:
+            x: (B, M, D).
+            t: (B,) int64 in 1 … T.
+            condition: as in `condition`.
+        """
         M = x.shape[1]
         tokens, given = self.condition(t, condition)
         x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, M + 1 or 2, D)

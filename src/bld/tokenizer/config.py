@@ -12,7 +12,7 @@ from bld.tokenizer.bottlenecks import Bottleneck, kinds
 Resampling = Literal["convolution", "shuffle"]
 
 
-# Far beyond use: so that a damaged or hostile config is refused before anything is allocated.
+# Far beyond use, so that a damaged or hostile config is refused before anything is allocated.
 MOST_WIDTH = 65_536
 MOST = {"res_blocks": 100, "len(channel_multipliers)": 16, "patch_size": 64}
 

@@ -1,7 +1,7 @@
 """The PatchGAN discriminator of the adversarial term, and the hinge losses.
 
-GroupNorm, not BatchNorm: nothing depends on the other images of the batch, so data parallelism cannot change it and a
-batch of one is as good as any.
+GroupNorm, not BatchNorm: nothing depends on the other images of the batch, so data parallelism does not change it, and
+a batch may hold a single image.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ def discriminator_hinge(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def generator_hinge(fake_logits: Tensor) -> Tensor:
-    """The generator's side of the hinge game."""
+    """Hinge loss of the generator: minus the mean logit of its images."""
     return -fake_logits.mean()

@@ -151,8 +151,9 @@ def preferred_layout(x: Tensor) -> Tensor:
 def preferred_format(x: Tensor) -> torch.memory_format:
     """Channels-last, where convolutions are fastest, for this map and those made of it.
 
-    Except where a CPU is to find gradients: GroupNorm's take over 10 times as long in it in bfloat16, which on small
-    images is more than convolutions gain (`benchmarks/tokenizer.py`), and come out three times less exact in float32.
+    Not where a CPU computes gradients: those of GroupNorm take over 10 times as long in channels-last in bfloat16,
+    which on small images is more than convolutions gain (`benchmarks/tokenizer.py`), and in float32 they are three
+    times less exact.
     """
     plain = x.device.type == "cpu" and torch.is_grad_enabled()
     return torch.contiguous_format if plain else torch.channels_last

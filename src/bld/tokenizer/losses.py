@@ -95,7 +95,9 @@ class ReconstructionLoss(NamedTuple):
 class ReconstructionObjective(nn.Module):
     """Everything of eq. (2) that looks at reconstructions; holds LPIPS where it is used, nothing trainable.
 
-    lpips: another network than LPIPS's trained one.
+    Args:
+        config: the weights.
+        lpips: a network in the place of the trained LPIPS.
     """
 
     def __init__(self, config: ObjectiveConfig, lpips: nn.Module | None = None):
@@ -113,11 +115,19 @@ class ReconstructionObjective(nn.Module):
         adversarial_scale: float = 0.0,
         penalties: Mapping[str, Tensor] | None = None,
     ) -> ReconstructionLoss:
-        """Weighted sum for reconstruction and images (B, 3, H, W) in [-1, 1], probs (B, h, w, c) in (0, 1), if any.
+        """The weighted sum of the terms.
 
-        fake_logits: the discriminator's on the reconstruction, given once the adversarial term has begun.
-        last_layer: the decoder's last weight, needed for the adaptive weight.
-        penalties: the bottleneck's own, unweighted, by the name of their weight.
+        Args:
+            reconstruction: (B, 3, H, W), near [-1, 1].
+            images: (B, 3, H, W) in [-1, 1].
+            probs: (B, h, w, c) in (0, 1), if any; needed for the weight `code_entropy`.
+            fake_logits: the discriminator's on the reconstruction, given once the adversarial term has begun.
+            last_layer: the decoder's last weight, needed for the adaptive weight.
+            adversarial_scale: factor of the adversarial weight, as `ObjectiveConfig.adversarial_scale` gives it.
+            penalties: the bottleneck's own, unweighted, by the name of their weight.
+
+        Raises:
+            SettingError: for a weight whose input is missing.
         """
         terms = {"mse": F.mse_loss(reconstruction, images), "l1": F.l1_loss(reconstruction, images)}
         if self.lpips is not None:
@@ -145,7 +155,7 @@ class ReconstructionObjective(nn.Module):
 def missing_entropy_bits(probs: Tensor) -> Tensor:
     """1 - H(batch mean of each bit), averaged over bits and positions, in bits: 0 when every bit is used evenly.
 
-    The batch is that of all processes.
+    The mean is over the batches of all processes.
     """
     p = mean_over_processes(probs.mean(0)).clamp(1e-6, 1 - 1e-6)
     entropy = -(p * p.log2() + (1 - p) * (1 - p).log2())
@@ -153,7 +163,7 @@ def missing_entropy_bits(probs: Tensor) -> Tensor:
 
 
 def gradient_ratio(numerator: Tensor, denominator: Tensor, weight: nn.Parameter) -> Tensor:
-    """‖∂numerator/∂weight‖ / ‖∂denominator/∂weight‖, detached, at most 10⁴ (VQGAN's adaptive weight)."""
+    """‖∂numerator/∂weight‖ / (‖∂denominator/∂weight‖ + 10⁻⁴), detached, at most 10⁴ (VQGAN's adaptive weight)."""
     grads = (torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (numerator, denominator))
     top, bottom = (mean_over_processes(grad).norm() for grad in grads)
     return (top / (bottom + 1e-4)).clamp(0, 1e4).detach()
@@ -169,7 +179,12 @@ def untrained_lpips() -> nn.Module:
 
 
 def load_lpips() -> nn.Module:
-    """LPIPS with VGG-16, frozen.  Raises a sentence when the package or its weights cannot be had."""
+    """LPIPS with VGG-16, frozen.
+
+    Raises:
+        MissingPackageError: without the package.
+        SettingError: if VGG-16's weights cannot be loaded.
+    """
     try:
         import lpips
     except ImportError as error:

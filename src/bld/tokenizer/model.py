@@ -27,9 +27,9 @@ from bld.tokenizer.tiling import decode_in_strips, encode_in_strips
 
 
 class Encoder(nn.Module):
-    """Ψ: images (B, 3, H, W) → features (B, C, h, w): the logits of c bits, or what another bottleneck wants.
+    """Ψ: images (B, 3, H, W) → features (B, C, h, w): the logits of c bits, or what another bottleneck takes.
 
-    It holds the bottleneck, because a codebook decides codes as the weights do.
+    It holds the bottleneck, because codes depend on a codebook as they do on the weights.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -115,8 +115,9 @@ class AutoencoderOutput(NamedTuple):
 class BinaryAutoencoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c): bits, uint8; of a Gaussian bottleneck float32.
 
-    strip_rows: rows of a feature map to take at a time when no gradients are wanted, which needs less memory and gives
-    the same; None, the default, takes all.
+    Attributes:
+        strip_rows: rows of a feature map to take at a time when no gradients are wanted, which needs less memory and
+            gives the same; None, the default, takes all.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -152,7 +153,11 @@ class BinaryAutoencoder(nn.Module):
         return self.decoder.last_layer.device
 
     def features(self, images: Tensor) -> Tensor:
-        """Ψ(x): images (B, 3, H, W) in [-1, 1] → what the bottleneck makes codes of, (B, h, w, C) float32."""
+        """Ψ(x): images (B, 3, H, W) in [-1, 1] → what the bottleneck makes codes of, (B, h, w, C) float32.
+
+        Raises:
+            SettingError: for images of another shape.
+        """
         size = self.config.image_size
         if images.ndim != 4 or images.shape[1:] != (self.config.in_channels, size, size):
             raise SettingError(
@@ -167,29 +172,44 @@ class BinaryAutoencoder(nn.Module):
     def encode_probs(self, images: Tensor) -> Tensor:
         """y = σ(Ψ(x)/η): images (B, 3, H, W) in [-1, 1] → P(bit = 1), (B, h, w, c) float32 in (0, 1).
 
-        Raises `SettingError` if the bottleneck is not Bernoulli.
+        Raises:
+            SettingError: if the bottleneck is not Bernoulli, or for images of another shape.
         """
         return self.bottleneck.probs(self.features(images))
 
     def draw_noise(self, images: int, generator: Generators) -> Tensor | None:
         """What `forward` draws codes with, (B, h, w, c) on the weights' device; None for vq, which draws nothing.
 
-        generator: one for the batch, or one per image.
+        Args:
+            images: B, how many.
+            generator: one for the batch, or one per image.
         """
         return self.bottleneck.noise((images, *self.code_shape), generator, self.device)
 
     @torch.no_grad()
     def encode(self, images: Tensor, generator: Generators = None) -> Tensor:
-        """Codes (B, h, w, c): bits, uint8, thresholded at ½, or drawn from the probabilities if a generator is given.
+        """Images → codes.
 
-        A Gaussian bottleneck gives means, or draws, float32; vq its vectors' indices as bits, never drawn.
-        generator: one for the batch, or one per image.
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            generator: one for the batch, or one per image: codes are drawn; without one they are the most probable.
+
+        Returns:
+            (B, h, w, c): bits, uint8, drawn from the probabilities or thresholded at ½. A Gaussian bottleneck gives
+            draws or means, float32; vq its vectors' indices as bits, never drawn.
+
+        Raises:
+            SettingError: for images of another shape.
         """
         noise = None if generator is None else self.draw_noise(len(images), generator)
         return self.bottleneck.codes(self.features(images), noise)
 
     def decode(self, bits: Tensor) -> Tensor:
-        """x̂ = Φ(z): codes (B, h, w, c) of any dtype, bits in {0, 1}, → images (B, 3, H, W), near [-1, 1]."""
+        """x̂ = Φ(z): codes (B, h, w, c) of any dtype, bits in {0, 1}, → images (B, 3, H, W), near [-1, 1], float32.
+
+        Raises:
+            SettingError: for codes of another shape.
+        """
         if bits.ndim != 4 or bits.shape[1:] != self.code_shape:
             raise SettingError(f"This tokenizer decodes codes (B, {self.code_shape}), not {tuple(bits.shape)}.")
         return self._decode(self.bottleneck.latent(bits))
@@ -213,10 +233,14 @@ class BinaryAutoencoder(nn.Module):
     ) -> AutoencoderOutput:
         """Encode, draw codes with the noise of `draw_noise`, decode; differentiable, for bits through eq. (1).
 
-        noise: (B, h, w, c), uniform in [0, 1) for bits, standard normal for a Gaussian bottleneck; None thresholds at
-        ½, or takes the means.  In training mode vq's codebook learns from the batch.
-        bit_noise: a scalar in the place of η, for a Bernoulli bottleneck.  flips: bool (B, h, w, c), True for the bits
-        that the decoder shall see turned over.
+        In training mode vq's codebook learns from the batch.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            noise: (B, h, w, c), uniform in [0, 1) for bits, standard normal for a Gaussian bottleneck; None thresholds
+                at ½, or takes the means.
+            bit_noise: a scalar in the place of η, for a Bernoulli bottleneck.
+            flips: bool (B, h, w, c), True for the bits that the decoder sees turned over, for a Bernoulli bottleneck.
         """
         out = self.bottleneck(self.features(images), noise, bit_noise=bit_noise, flips=flips)
         return AutoencoderOutput(self._decode(out.latent), out.probs, out.codes, out.penalties)

@@ -3,7 +3,7 @@
 Cutting an image into tiles would change it, since GroupNorm looks at all of a feature map.  So each layer is cut
 instead: the statistics of a norm are taken over the whole map first, then its convolution runs strip by strip, each
 with the rows above and below that it sees.  About two maps and one strip's temporaries are alive at a time, in place
-of four maps.  Attention stands at low resolutions only and runs whole.
+of four maps.  Attention stands at low resolutions only and runs whole, as do the layers of the resampling "shuffle".
 """
 
 from __future__ import annotations

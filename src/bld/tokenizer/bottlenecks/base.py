@@ -44,10 +44,13 @@ class Bottlenecked(NamedTuple):
 class Bottleneck(nn.Module, ABC):
     """Features of the encoder (B, h, w, feature_channels), float32 ⇄ codes (B, h, w, c).
 
-    kind: its `tokenizer.bottleneck`.
-    feature_channels: what it wants of the encoder.  latent_channels: what it gives the decoder.
-    is_binary: whether codes are bits, else real numbers.  is_random: whether codes are drawn.
-    has_probs: whether they are bits that are drawn from probabilities.
+    Attributes:
+        kind: its `tokenizer.bottleneck`.
+        feature_channels: how many channels it takes from the encoder.
+        latent_channels: how many it gives the decoder.
+        is_binary: whether codes are bits, else real numbers.
+        is_random: whether codes are drawn.
+        has_probs: whether they are bits that are drawn from probabilities.
     """
 
     kind: ClassVar[str]
@@ -62,7 +65,11 @@ class Bottleneck(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def of(cls, options: Options) -> Self:
-        """The untrained one; raises `MissingPackageError` where it needs a package that is not installed."""
+        """The untrained bottleneck that these settings describe.
+
+        Raises:
+            MissingPackageError: if it needs a package that is not installed.
+        """
 
     def __init__(self, feature_channels: int, latent_channels: int):
         super().__init__()
@@ -77,9 +84,14 @@ class Bottleneck(nn.Module, ABC):
         """Codes drawn with this noise, or without it the most probable ones."""
 
     def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
-        """P(bit = 1); `SettingError` where bits have no probabilities (`has_probs`).
+        """P(bit = 1), (B, h, w, c).
 
-        bit_noise: another η than the trained tokenizer's.
+        Args:
+            features: (B, h, w, feature_channels).
+            bit_noise: another η than the trained tokenizer's.
+
+        Raises:
+            SettingError: if bits have no probabilities (`has_probs`).
         """
         raise SettingError(
             f"A tokenizer with tokenizer.bottleneck={self.kind} has no bit probabilities: "
@@ -99,8 +111,15 @@ class Bottleneck(nn.Module, ABC):
         bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> Bottlenecked:
-        """The training pass, differentiable.  bit_noise, flips: see `Bernoulli`; others take no notice."""
+        """The training pass, differentiable.
+
+        Args:
+            features: (B, h, w, feature_channels).
+            noise: as `noise` gives it; None takes the most probable codes.
+            bit_noise: as in `Bernoulli.forward`; other bottlenecks ignore it.
+            flips: the same.
+        """
 
     def figures(self, codes: Tensor) -> dict[str, Tensor]:
-        """Scalars worth logging about how a batch of codes uses the code."""
+        """Metrics for the log of how a batch of codes uses the code: scalars by name."""
         return {}

@@ -14,7 +14,9 @@ from bld.tokenizer.bottlenecks.base import Bottleneck, Bottlenecked, Generators,
 class Bernoulli(Bottleneck):
     """Bits drawn from probabilities σ(features/η); the decoder sees -1 and 1.
 
-    bit_noise: η; the paper's is 1.  A bit is 1 where its logit plus η times logistic noise is above 0.
+    Args:
+        code_bits: c.
+        bit_noise: η; the paper's is 1.  A bit is 1 where its logit plus η times logistic noise is above 0.
     """
 
     kind = "bernoulli"
@@ -30,7 +32,12 @@ class Bernoulli(Bottleneck):
         self.bit_noise = bit_noise
 
     def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
-        """P(bit = 1).  bit_noise: another η than the trained tokenizer's."""
+        """P(bit = 1) = σ(features/η), (B, h, w, c).
+
+        Args:
+            features: the logits, (B, h, w, c).
+            bit_noise: another η than the trained tokenizer's.
+        """
         return (features / (self.bit_noise if bit_noise is None else bit_noise)).sigmoid()
 
     def noise(self, shape: Sequence[int], generators: Generators, device: torch.device) -> Tensor:
@@ -53,11 +60,15 @@ class Bernoulli(Bottleneck):
         bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> Bottlenecked:
-        """Eq. (1).
+        """The training pass, with the gradient of eq. (1).
 
-        bit_noise: η, a scalar; None is the trained tokenizer's.  The gradient is that of σ(features) whatever it is: a
-        small η would end it for most bits.  flips: bool, True for bits that the decoder sees turned over; the codes
-        returned are those before.
+        Args:
+            features: the logits, (B, h, w, c).
+            noise: (B, h, w, c), uniform in [0, 1); None thresholds at ½.
+            bit_noise: η, a scalar; None is the trained tokenizer's. The latent's gradient is that of σ(features) at
+                every η: with a small η it would vanish for most bits.
+            flips: bool (B, h, w, c), True for bits that the decoder sees turned over; the codes returned are those
+                before.
         """
         probs = self.probs(features, bit_noise)
         bits = drawn(probs.detach(), noise)
@@ -73,6 +84,8 @@ def drawn(probs: Tensor, noise: Tensor | None) -> Tensor:
 def straight_through(bits: Tensor, probs: Tensor) -> Tensor:
     """Eq. (1): sg(z) + y - sg(y): the value of the bits z, the gradient of the probabilities y.
 
-    bits, probs: any equal shapes; bits in {0, 1}, probs in (0, 1).
+    Args:
+        bits: z in {0, 1}, of any shape.
+        probs: y in (0, 1), of the same shape.
     """
     return bits.to(probs.dtype) + probs - probs.detach()

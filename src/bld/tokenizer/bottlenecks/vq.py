@@ -31,7 +31,7 @@ class VectorQuantised(Bottleneck):
 
     @classmethod
     def check(cls, options: Options) -> None:
-        """A codebook has 2^c vectors."""
+        """Raise `SettingError` for too many bits: a codebook has 2^c vectors."""
         if options.code_bits > MOST_VQ_BITS:
             raise SettingError(
                 f"tokenizer.code_bits is {options.code_bits}, and a vq codebook has 2^code_bits vectors: "
@@ -78,7 +78,7 @@ class VectorQuantised(Bottleneck):
         return {"perplexity": perplexity(bits_to_index(codes), 2**self.code_bits)}
 
     def _quantise(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(vectors, indices), in float32 whatever autocast says: halves would mistake the nearest."""
+        """(vectors, indices), in float32 also under autocast: in half precision another vector may seem the nearest."""
         h, w = features.shape[1:3]
         device = features.device
         forked = [] if device.type == "cpu" else [device]

@@ -99,11 +99,15 @@ def unpack(packed: np.ndarray, shape: CodeShape) -> Tensor:
 
 @dataclass(frozen=True)
 class BitStatistics:
-    """How a set of codes uses its bits; every array has one entry per bit of a position (c of them).
+    """How a set of codes uses the c bits of a position.
 
-    usage: fraction of ones, 0 … 1.  entropy: of the fraction of ones, in bits, 0 … 1 (averaged over the
-    positions, each position having its own fraction).  correlation: (c, c), Pearson, pooled over positions;
-    a constant bit has correlation 0 with every other.  constant: bits that never change at any position.
+    Attributes:
+        usage: (c,), the fraction of ones of each bit, 0 … 1.
+        entropy: (c,), the entropy of that fraction in bits, 0 … 1; each position has its own fraction, and their
+            entropies are averaged.
+        correlation: (c, c), Pearson, pooled over positions; a constant bit has correlation 0 with every other.
+        constant: how many of the c bits never change at any position.
+        count: how many codes were counted.
     """
 
     usage: np.ndarray
@@ -150,11 +154,14 @@ def bit_statistics(tokens: Tensor) -> BitStatistics:
 
 
 class CodeEntropy(NamedTuple):
-    """What a code's bits hold, measured on the encoder's probabilities for images that nobody was trained on.
+    """What a code's bits hold, measured on the encoder's probabilities for images that nothing was trained on.
 
-    images: how many.  bits: stored per image, N·c.  noise_bits: H(z|x) per image, the encoder's coin flips, which no
-    prior can foretell.  independent_bits: per image, what a prior needs that knows each bit's frequency and nothing of
-    the others.  noise_of_bits: float64 (c,), H(z|x) of each of a position's bits, averaged over positions, 0 … 1.
+    Attributes:
+        images: how many.
+        bits: stored per image, N·c.
+        noise_bits: H(z|x) per image: the encoder's coin flips, which no prior can predict.
+        independent_bits: per image, what a prior needs that knows each bit's frequency and nothing of the others.
+        noise_of_bits: float64 (c,), H(z|x) of each of a position's bits, 0 … 1, averaged over images and positions.
     """
 
     images: int
@@ -165,10 +172,13 @@ class CodeEntropy(NamedTuple):
 
 
 def code_entropy(probabilities: Tensor) -> CodeEntropy:
-    """The entropies of codes that are drawn from P(bit = 1), (n, N, c), one row per image.
+    """The entropies of codes that are drawn from the encoder's probabilities.
 
-    independent_bits is a code length: each image's bits under the mean probabilities of the others, with half a bit of
-    each kind added, so that it does not shrink with the number of images.
+    `independent_bits` is a code length: each image's bits under the mean probabilities of the others, with half a bit
+    of each kind added, so that it does not shrink with the number of images.
+
+    Args:
+        probabilities: P(bit = 1), (n, N, c), one row per image.
     """
     p = probabilities.double()
     n, positions, c = p.shape
@@ -182,7 +192,7 @@ def code_entropy(probabilities: Tensor) -> CodeEntropy:
 
 
 def learned_sentence(bits: int, prior_bits: float, noise_bits: float, independent_bits: float) -> str:
-    """What of a code a prior has learned, in a sentence, from bits per image."""
+    """How much of a code a prior has learned, in sentences; all numbers are bits per image, as in `CodeEntropy`."""
     could, has = independent_bits - noise_bits, independent_bits - prior_bits
     return (
         f"Of the {bits:,} bits of a code, {noise_bits:,.0f} are coin flips of the encoder that no prior can foretell. "

@@ -1,4 +1,4 @@
-"""What goes wrong through no fault of the program: one sentence that names the value and the cure.
+"""Errors that users can fix: each message is one sentence that names the value and what to do about it.
 
 The command line prints these as they are and exits with status 2; anything else is a defect and shows its
 traceback.
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message is one clear sentence naming the value and the cure."""
+    """Something that users can fix: the message is one clear sentence that names the value and what to do."""
 
 
 class SettingError(UserError):
@@ -31,7 +31,7 @@ class MissingPackageError(UserError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`" Did you mean 'x'?"` for the nearest of the known names, or the list of them when none is near."""
+    """`" Did you mean 'x'?"` for the nearest of the known names; when none is near, a list of them if at most 24."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if near:

@@ -1,7 +1,7 @@
 """Keyed random draws: every draw is named by (seed, purpose, indices), none is taken from a stream.
 
-So batch size, number of processes, worker count and a restart change nothing: sample 7 of seed 0 is the same
-image whoever draws it, and a resumed run needs no saved generator state.
+So batch size, number of processes, worker count and a restart change nothing: sample 7 of seed 0 is always the same
+image, and a resumed run needs no saved generator state.
 """
 
 from __future__ import annotations
@@ -116,11 +116,19 @@ def keyed_permutation(seed: int, purpose: str, index: int, n: int) -> np.ndarray
 
 
 def uniform(shape: Sequence[int], generator: Generators, device: torch.device | str = "cpu") -> Tensor:
-    """float32 draws in [0, 1) of shape (B, …).
+    """float32 draws in [0, 1).
 
-    generator: keyed draws, or a sequence of B generators, each drawing its own row; one generator for the whole batch;
-    or None for torch's global one.  Torch's generators draw where they live, and the numbers are moved then, so that a
-    CPU generator gives every device the same; a GPU need not be waited for.
+    Torch's generators draw where they live, and the numbers are moved then, so that a CPU generator gives every device
+    the same. A copy to a GPU does not wait for it if there is one generator per row.
+
+    Args:
+        shape: (B, …).
+        generator: keyed draws, or a sequence of B generators, each drawing its own row; or one generator for the whole
+            batch; or None for torch's global one, which draws on `device` itself.
+        device: where the draws are wanted.
+
+    Raises:
+        SettingError: if there is not one generator per row.
     """
     if generator is None:
         return torch.rand(tuple(shape), device=device)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute_activations(network: nn.Module, parts: tuple[type[nn.Module], ...]) -> None:
-    """From now on every such part of the network keeps nothing but its input; results and gradients stay the same."""
+    """Let every module of these types keep nothing but its input from now on; results and gradients stay the same."""
     for module in network.modules():
         if isinstance(module, parts):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)

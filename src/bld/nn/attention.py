@@ -29,9 +29,17 @@ class KeyValues:
 def attend(
     qkv: Tensor, heads: int, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
 ) -> Tensor:
-    """Queries, keys and values of a layer's heads in one (B, M, 3·D) → (B, M, D); the rest as in `attention`.
+    """Attention of all heads of a layer.
 
-    past: of the tokens before these, which is extended by them; `visible` counts its tokens first.
+    Args:
+        qkv: (B, M, 3·D), queries, keys and values in one.
+        heads: how many heads D is divided into.
+        causal: as in `attention`.
+        past: keys and values of the tokens before these; it is extended by these.
+        visible: as in `attention`; the tokens of `past` come first.
+
+    Returns:
+        (B, M, D).
     """
     q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
     if past is not None:
@@ -40,14 +48,21 @@ def attend(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, visible: Tensor | None = None) -> Tensor:
-    """softmax(q·kᵀ/√d)·v for q (…, M, d) and k, v (…, L, d), L ≥ M: the queries belong to the last M tokens.
-
-    causal: a query sees the tokens up to its own.  visible: bool (B, L) of q (B, …, M, d), which tokens of a sample are
-    there for the others to see; None is all of them.
+    """softmax(q·kᵀ/√d)·v, where the queries belong to the last M of L tokens.
 
     On CPU in bfloat16 the two products written out take about half the time of torch's fused kernel forward (at one
     shape of five a fifth more), and a seventh to two thirds of it with backward, at 18 to 257 tokens
-    (`benchmarks/attention.py`); in float32 the fused kernel wins.
+    (`benchmarks/attention.py`); in float32 the fused kernel is faster.
+
+    Args:
+        q: (…, M, d).
+        k: (…, L, d), L ≥ M.
+        v: (…, L, d).
+        causal: whether a query sees only the tokens up to its own.
+        visible: bool (B, L), with q (B, …, M, d): which tokens of a sample the others can see; None is all of them.
+
+    Returns:
+        (…, M, d).
     """
     causal = causal and q.shape[-2] > 1
     seen = _seen(q, k, causal, visible) if causal or visible is not None else None
@@ -62,7 +77,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, visible: Te
 
 @contextmanager
 def always_fused() -> Iterator[None]:
-    """Within, attention is fused on the CPU too, as it is on a GPU: to foresee what it would need there."""
+    """Within, attention is fused on the CPU too, as it is on a GPU: to estimate what it would need there."""
     global _always_fused
     _always_fused = True
     try:

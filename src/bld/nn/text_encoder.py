@@ -1,7 +1,8 @@
 """A frozen text encoder: texts → vectors, by the text model of a CLIP.
 
-The vector is the model's pooled output, that of the end token after the last norm: every CLIP has it, with or without
-the projection into the space it shares with images, which is linear and so lost on nobody.
+The vector is the model's pooled output, that of the end token after the last norm. Every CLIP has it, with or without
+the projection into the space that it shares with images. Leaving the projection out loses nothing: it is linear, and a
+prior begins with a trained linear map of its own.
 """
 
 from __future__ import annotations
@@ -23,17 +24,29 @@ CLIPS = ("clip", "clip_text_model")
 
 
 class TextEncoder:
-    """Texts → vectors (n, V), float32.  model: a CLIPTextModel.  tokenizer: its own.  name: where it came from."""
+    """Texts → vectors (n, V), float32.
+
+    Args:
+        model: a CLIPTextModel; it is put into evaluation mode and frozen.
+        tokenizer: its own.
+        name: where it came from.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = ""):
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
 
     @classmethod
     def load(cls, name: str | Path) -> TextEncoder:
-        """From a local folder, or by name from the Hugging Face hub, such as openai/clip-vit-large-patch14.
+        """Load from a local folder, or by name from the Hugging Face hub.
 
-        Weights are safetensors: nothing is unpickled.  Raises `CheckpointError` where there is no such CLIP, and
-        `MissingPackageError` without transformers.
+        Weights are safetensors: nothing is unpickled.
+
+        Args:
+            name: the folder, or a name such as openai/clip-vit-large-patch14.
+
+        Raises:
+            CheckpointError: if there is no such CLIP.
+            MissingPackageError: without transformers.
         """
         transformers = _transformers()
         with _told_in_one_sentence(name), _quiet(transformers, Path(name).is_dir()):
@@ -56,7 +69,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """(n, V), float32 on the CPU.  What is longer than the model reads (77 tokens) is cut off."""
+        """Texts → (n, V), float32 on the CPU.  What is longer than the model reads (77 tokens) is cut off."""
         most = int(self.model.config.max_position_embeddings)
         device = self.model.device
         parts = [torch.zeros(0, self.width)]
@@ -90,7 +103,11 @@ class TextEncoder:
 
 
 def text_width(name: str) -> int:
-    """V of the encoder of that name, from its config alone; raises as `TextEncoder.load`."""
+    """V of the encoder of that name, from its config alone.
+
+    Raises:
+        CheckpointError: if the config cannot be loaded, also where that is for want of transformers.
+    """
     with _told_in_one_sentence(name):
         config = _transformers().AutoConfig.from_pretrained(name)
     text = getattr(config, "text_config", config)

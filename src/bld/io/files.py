@@ -21,10 +21,18 @@ from bld.errors import CheckpointError, DataError
 
 @contextmanager
 def written_aside(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A temporary path beside `path`; on success it is synced and takes the place of `path`, else it is removed.
+    """A temporary file beside `path` to write into; on success it takes the place of `path`, else it is removed.
 
-    sync: wait until it is on the disk, so that a power cut cannot leave an empty file; not worth it for pictures.
-    A full disk becomes a `CheckpointError` that says what survived.
+    Args:
+        path: the file to write; its folder is made if it is not there.
+        sync: whether to wait until the file is on the disk, so that a power cut cannot leave an empty one; not worth it
+            for pictures.
+
+    Yields:
+        The path of the temporary file.
+
+    Raises:
+        CheckpointError: if the disk is full, saying that what was saved before is intact.
     """
     aside: Path | None = None
     try:
@@ -88,7 +96,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` so that no reader ever sees a part of it. Raises DataError naming the path on failure."""
+    """Write `data` so that no reader ever sees a part of it.
+
+    Raises:
+        DataError: naming the path, if it cannot be written.
+    """
     try:
         with written_aside(path, sync=False) as aside:
             aside.write_bytes(data)

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: models come and go as JSON, safetensors, a README and PNGs, and nothing that is executed."""
+"""The Hugging Face hub: models are exchanged as JSON, safetensors, text and PNGs; none of it is executed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,20 @@ SHARED = [*LOADED, "README.md", "*.png"]
 def download(
     hub_id: str, revision: str | None = None, token: str | None = None, local_files_only: bool = False
 ) -> Path:
-    """The local copy of a hub repository's models: JSON and safetensors only.
+    """The local copy of a hub repository's models: JSON, safetensors, and the text files of a text encoder.
 
-    local_files_only: ask no network.
+    Args:
+        hub_id: the repository, such as you/flowers.
+        revision: its branch, tag or commit.
+        token: what lets you into a private one; by default that of `hf auth login`.
+        local_files_only: take the copy on this machine, and ask no network.
 
-    Raises `CheckpointError` where there is no such repository, or the hub cannot be reached and there is no copy.
+    Returns:
+        The folder of the copy.
+
+    Raises:
+        CheckpointError: if there is no such repository, if it may not be read with this token, or if the hub cannot be
+            reached and there is no copy.
     """
     if hub_id.count("/") > 1 or hub_id.startswith((".", "/")) or not hub_id:
         raise CheckpointError(f"There is no folder {hub_id}.")
@@ -45,7 +54,25 @@ def upload(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Put a folder's models, README and pictures into a repository, made if need be; returns the commit's address."""
+    """Put a folder's models, README and pictures into a repository of the hub.
+
+    Args:
+        folder: whose JSON, safetensors, README.md and PNGs are uploaded, with the words that a text encoder knows
+            (text_encoder/*.txt), and nothing else.
+        repo_id: the repository, such as you/flowers; made if it is not there.
+        private: whether a repository that is made is private.
+        token: what lets you write; by default that of `hf auth login`.
+        commit_message: of the commit.
+        revision: a branch, made if it is not there.
+        create_pr: whether to open a pull request instead of committing to the branch; then no branch is made.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        SettingError: for a name that is not of the form you/flowers.
+        CheckpointError: if the hub refuses or cannot be reached.
+    """
     if repo_id.count("/") != 1:
         raise SettingError(f"A model is shared under a name such as you/flowers, not '{repo_id}'.")
     from huggingface_hub import HfApi

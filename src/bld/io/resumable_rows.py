@@ -35,10 +35,21 @@ def write_blocks(
     at_a_time: int = 128,
     processes: Processes = ALONE,
 ) -> None:
-    """Make the file, going on where interrupted ones with the same note stopped; several processes share the work.
+    """Make the file, going on where interrupted calls with the same note stopped.
 
-    make: given ranges of at most `at_a_time` images, yields the rows of each in turn, `row_bytes` an image.
-    finish: makes the full file, at the path it is given, what it is to be; called by one process.
+    Args:
+        folder: where the file lies while it is written, with its notes; made if it is not there.
+        name: of the file.
+        note: what it is made from, as JSON; another note begins it anew.
+        images: how many it holds.
+        row_bytes: bytes of each of them.
+        make: given ranges of images, yields the rows of each range in turn, `row_bytes` an image.
+        finish: called by one process with the path of the full file, to put it where it belongs.
+        at_a_time: the most images in one of the ranges.
+        processes: those that share the work.
+
+    Raises:
+        DataError: if `make` yields rows of another size.
     """
     part = folder / f"{name}.part"
     with processes.main_first():

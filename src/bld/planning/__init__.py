@@ -1,1 +1,1 @@
-"""What a run will cost and what a time budget buys, before anything is trained."""
+"""What a run will cost, and what can be trained in a time budget, before anything is trained."""

@@ -39,14 +39,20 @@ class Pace(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a budget buys.  sizes: settings by their dotted name.  steps, seconds: of each stage that is trained."""
+    """What can be trained in a time budget.
+
+    Attributes:
+        sizes: settings by their dotted name, as far as they were chosen.
+        steps: of each stage that is trained.
+        seconds: of each stage that is trained.
+    """
 
     sizes: dict[str, int]
     steps: dict[str, int]
     seconds: dict[str, float]
 
     def sentence(self, settings: Settings) -> str:
-        """In a line."""
+        """The plan for these settings in a sentence, for users."""
         made = " and ".join(
             f"{steps:,} {stage} steps of {getattr(settings, f'{stage}_training').batch_size}"
             for stage, steps in self.steps.items()
@@ -62,9 +68,17 @@ def plan(
     given: Sequence[str] = (),
     stages: Sequence[str] = STAGES,
 ) -> Plan:
-    """The sizes for a budget, of those that the settings leave open.
+    """The sizes for a time budget: for each stage the largest that still makes enough steps, else the smallest.
 
-    given: dotted names that are to stay as they are, because someone has asked for them.  stages: that are trained.
+    Sizes are chosen only where the settings leave them to the budget (`sizes_by_budget`).
+
+    Args:
+        settings: of the run.
+        budget_seconds: the time for all stages together.
+        pace: what this machine reaches.
+        given: dotted names that users have asked for. If one of them is a size of a stage, all sizes of that stage stay
+            as they are.
+        stages: those that are trained.
     """
     seconds = split(budget_seconds, stages)
     sizes: dict[str, int] = {}
@@ -115,7 +129,7 @@ def training_flops(settings: Settings, stage: str) -> float:
 
 
 def measure(settings: Settings) -> Pace:
-    """Train a few steps of networks of the settings' sizes on noise, a few seconds each."""
+    """The pace of this machine: trains networks of the settings' sizes on noise, for a few seconds each."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(autocast_dtype(settings.mixed_precision, device))
     rates = []
@@ -132,7 +146,7 @@ def measure(settings: Settings) -> Pace:
 
 
 def tokenizer_step(settings: Settings, device: torch.device) -> Callable[[], None]:
-    """One training step of the tokenizer on random images, without perceptual and adversarial terms."""
+    """A function that trains the tokenizer for one step on random images, without perceptual and adversarial terms."""
     config, B = settings.tokenizer, settings.tokenizer_training.batch_size
     model = BinaryAutoencoder(config).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -146,7 +160,7 @@ def tokenizer_step(settings: Settings, device: torch.device) -> Callable[[], Non
 
 
 def prior_step(settings: Settings, device: torch.device) -> Callable[[], None]:
-    """One training step of the prior on random codes."""
+    """A function that trains the prior for one step on random codes."""
     shape, B = settings.tokenizer.code_shape, settings.prior_training.batch_size
     process = settings.process(shape)
     model = build_network(process, settings.denoiser(shape, num_classes=0)).to(device)

@@ -26,7 +26,7 @@ EVALUATED = 50_000
 
 
 def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tuple[str, str]]:
-    """(what, how much) for the settings, with data of so many images and classes."""
+    """Pairs (what, how much) that describe a run with these settings, on data of so many images and classes."""
     shape = settings.tokenizer.code_shape
     size = settings.tokenizer.image_size
     tokenizer, prior, once = _inference(settings, num_classes)
@@ -72,10 +72,23 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
 def plan(
     settings: Settings, images: int, num_classes: int, name: str, devices: int, use: float
 ) -> Iterator[tuple[str, str]]:
-    """(what, how much) of training on so many devices of a kind, simulated: memory, time, bytes sent.
+    """Simulate a training on so many devices of a kind: memory, time, bytes sent.
 
-    use: the part of the device's rate that is reached, above 0, at most 1.  Memory is the simulated step's, to which
-    the libraries add their own; gradients are sent in float32, around a ring.
+    Memory is the simulated step's, to which the libraries add their own. Gradients are sent in float32, around a ring.
+
+    Args:
+        settings: of the run.
+        images: how many the data has.
+        num_classes: how many classes it has.
+        name: the kind of device, one of `DEVICES`.
+        devices: how many of them.
+        use: the part of the device's rate that is reached, above 0, at most 1.
+
+    Yields:
+        Pairs (what, how much).
+
+    Raises:
+        SettingError: for less than one device, another `use`, or an unknown kind of device.
     """
     if devices < 1 or not 0 < use <= 1:
         raise SettingError(f"--devices is 1 or more and --utilisation above 0, at most 1, not {devices} and {use:g}.")
@@ -180,8 +193,10 @@ def denoiser_flops(kind: str, config: DenoiserConfig) -> int:
 
 
 def forwards(settings: Settings, num_classes: int) -> int:
-    """Passes of the prior through a whole image for one sample: two a step with guidance; all positions from a cache
-    are one.
+    """Passes of the prior through a whole image for one sample.
+
+    A step is one pass, or two with guidance. A prior that draws position after position from a cache counts as one
+    step.
     """
     kind = KINDS[settings.prior.kind]
     asked = 0 if kind.has_own_steps else settings.sampling.steps
@@ -207,7 +222,7 @@ def _gib(size: float) -> str:
 
 
 def parameters(model: nn.Module) -> int:
-    """Trainable numbers of a model."""
+    """How many numbers the parameters of a model hold."""
     return sum(p.numel() for p in model.parameters())
 
 

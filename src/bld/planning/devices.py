@@ -1,4 +1,4 @@
-"""What devices can do at best, by their makers' published figures; a training reaches a part of it."""
+"""What devices can do at best, as their makers publish it; a training reaches a part of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from bld.errors import SettingError, did_you_mean
 
 @dataclass(frozen=True)
 class Device:
-    """half, single: TFLOP/s of dense matrix products in bfloat16 (float16 where there is none) and in float32.
-    memory_gb.  link_gb: GB/s that it can send to another device of its machine.  has_bf16: whether bfloat16 is native.
+    """What one kind of device can do at best.
+
+    Attributes:
+        half: TFLOP/s of dense matrix products in bfloat16 (float16 where there is none).
+        single: TFLOP/s of dense matrix products in float32.
+        memory_gb: its memory, in GB.
+        link_gb: GB/s that it can send to another device of its machine.
+        has_bf16: whether bfloat16 is native.
     """
 
     half: float
@@ -24,7 +30,7 @@ class Device:
         return ("bf16" if self.has_bf16 else "float32") if setting == "auto" else setting
 
     def tflops(self, precision: str) -> float:
-        """Of matrix products in that precision; bfloat16 that is not native runs as float32 does."""
+        """TFLOP/s of matrix products in that precision; bfloat16 that is not native runs as float32 does."""
         emulated = precision == "bf16" and not self.has_bf16
         return self.single if precision == "float32" or emulated else self.half
 
@@ -43,7 +49,7 @@ DEVICES = {
 
 
 def device_named(name: str) -> Device:
-    """The device of that name; SettingError for another."""
+    """The device of that name; `SettingError` if there is none."""
     if name not in DEVICES:
         raise SettingError(f"Unknown device '{name}'.{did_you_mean(name, DEVICES)}")
     return DEVICES[name]

@@ -1,4 +1,4 @@
-"""One training step on tensors without content: what it computes and the most it keeps, before anything is started.
+"""One training step on tensors without content: what it computes and the most memory it needs, before it is started.
 
 Operations are counted exactly.  Memory agrees with what is measured within 15%; where activations are recomputed it can
 be overstated by up to a half, as the simulation frees them late.
@@ -49,17 +49,21 @@ FUSED_ON_CPU = {  # which the counter does not know
 
 
 Built = tuple[dict[str, nn.Module], nn.Module, Callable[[], None]]
-"""(networks to train, what judges them, a step)"""
+"""(networks to train, the objective, a function that makes a step)"""
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Of one training step of a stage on one device.
+    """What one training step of a stage costs on one device.
 
-    parameters: that are trained.  flops: forward and backward, of matrix products, convolutions and attention, for
-    `images` images.  peak_bytes: most that is alive in the step beside weights, Adam's state and the weight average,
-    gradients included.  averaged: parameters of the model that is averaged.  frozen: those that are used and not
-    trained.
+    Attributes:
+        parameters: those that are trained.
+        averaged: those of the model that is averaged.
+        frozen: those that are used and not trained.
+        flops: forward and backward, of matrix products, convolutions and attention, for `images` images.
+        peak_bytes: the most that is alive in the step beside weights, Adam's state and the weight average; gradients
+            are included.
+        images: how many images (or codes) the step takes.
     """
 
     parameters: int
@@ -83,9 +87,10 @@ class StepCost:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Follows the storages that operations make, from their making to their end.
+    """Counts the bytes of the storages that operations make, for as long as they live.
 
-    collect: whether to look for garbage before believing in a new peak.
+    Args:
+        collect: whether Python's garbage is collected before a new peak is noted.
     """
 
     def __init__(self, collect: bool) -> None:
@@ -119,7 +124,14 @@ class LiveMemory(TorchDispatchMode):
 
 
 def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool = True) -> StepCost:
-    """Of the tokenizer stage.  perceptual: whether LPIPS is counted where the objective has it."""
+    """The cost of a step of the tokenizer stage.
+
+    Args:
+        settings: of the run.
+        images: how many the step takes.
+        bf16: whether it runs under autocast to bfloat16.
+        perceptual: whether LPIPS is counted where the objective has it.
+    """
     config, objective = settings.tokenizer, settings.objective
     if config.bottleneck == "vq":  # whose codebook looks at values; its cost is small
         config = dataclasses.replace(config, bottleneck="bernoulli")
@@ -160,7 +172,14 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
 
 
 def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> StepCost:
-    """Of the prior stage."""
+    """The cost of a step of the prior stage.
+
+    Args:
+        settings: of the run.
+        codes: how many the step takes.
+        num_classes: how many classes the data has.
+        bf16: whether it runs under autocast to bfloat16.
+    """
     shape = settings.tokenizer.code_shape
     config = settings.denoiser(shape, num_classes, condition_width(settings))
 

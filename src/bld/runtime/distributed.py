@@ -56,7 +56,7 @@ def launched() -> Processes:
 
 
 def leave() -> None:
-    """Part from the other processes, at the end of a command."""
+    """Leave the group of processes, at the end of a command."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -97,7 +97,15 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def spread_like(x: Tensor, parameter: Any) -> Tensor:
-    """The inverse of `whole`: x, the same on all processes, spread as the parameter is; x itself where that is not."""
+    """Spread a whole tensor over the processes as FSDP has spread a parameter: the inverse of `whole`.
+
+    Args:
+        x: the tensor, the same on all processes.
+        parameter: the one whose pieces are matched.
+
+    Returns:
+        The spread tensor; x itself where the parameter is not spread.
+    """
     if not hasattr(parameter, "full_tensor"):
         return x
     from torch.distributed.tensor import distribute_tensor

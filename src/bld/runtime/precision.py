@@ -1,5 +1,7 @@
-"""The precision that products of matrices run in: torch.autocast's, which is the calling thread's and the device's, and
-whether a GPU may round float32 products to TF32, which is the process's.
+"""The precision that products of matrices run in.
+
+torch.autocast sets it for the calling thread and one type of device. Whether a GPU may round float32 products to TF32
+is set for the whole process.
 """
 
 from __future__ import annotations
@@ -35,16 +37,20 @@ class Autocast(NamedTuple):
         return NAMES.get(self.dtype, str(self.dtype).removeprefix("torch.")) if self.is_on else "float32"
 
     def again(self) -> AbstractContextManager[object]:
-        """While entered the same holds, whatever holds around it and in whichever thread."""
+        """A context in which the same holds, in any thread and whatever holds outside the context."""
         if not torch.amp.is_autocast_available(self.device):
             return nullcontext()
         return torch.autocast(self.device, self.dtype, enabled=self.is_on)
 
 
 def allow_tf32(device: torch.device, allowed: bool) -> None:
-    """Whether products that stay float32 beside half precision may be rounded to TF32; only GPUs do.
+    """Set whether products that stay float32 beside half precision may be rounded to TF32.
 
-    Both settings: that of matrix products, and cuDNN's of convolutions, which torch allows unless it is told otherwise.
+    Both settings are changed: that of matrix products, and cuDNN's of convolutions, which torch allows by default.
+
+    Args:
+        device: what the products run on; only for a GPU is anything changed.
+        allowed: whether they may be rounded.
     """
     if device.type == "cuda":
         _set_tf32("high" if allowed else "highest", allowed)
@@ -52,7 +58,7 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
 
 @contextmanager
 def in_float32() -> Iterator[None]:
-    """While entered products are float32 and exact, on every device: for what judges, whatever the judged runs in."""
+    """A context in which products are exact float32 on every device: for measuring models that may run in less."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     with ExitStack() as stack:
         for kind in KINDS:

@@ -1,4 +1,4 @@
-"""One way in, one way out: models as `config.json` + `model.safetensors`. Nothing is ever unpickled."""
+"""Saving and loading of models as `config.json` and `model.safetensors`. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -78,10 +78,15 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class PipelineIndex:
-    """What a pipeline knows beside its models: class names in label order, and how images become squares.
+    """What a pipeline knows beside its models: class names, how images become squares, and how it samples.
 
-    text_encoder: what turns prompts into vectors, a folder or a name on the hub; "" for none.  text_encoder_hash: its
-    fingerprint in the training.
+    Attributes:
+        classes: class names in label order.
+        background: red, green, blue (0-255) behind transparent pixels.
+        sampling: how it samples when not told otherwise.
+        resample: filter used when resizing images.
+        text_encoder: what turns prompts into vectors, a folder or a name on the hub; "" for none.
+        text_encoder_hash: its fingerprint in the training; "" for none.
     """
 
     classes: list[str]
@@ -97,7 +102,11 @@ def save_index(
 ) -> None:
     """Write `model_index.json`, which makes a folder with tokenizer, prior and diffusion a pipeline.
 
-    prior, process: class names of those two, for the reader.
+    Args:
+        folder: of the pipeline.
+        index: what is written.
+        prior: class name of the prior, for readers of the file.
+        process: class name of the diffusion, for readers of the file.
     """
     components = {
         "tokenizer": ["bld", "BinaryAutoencoder"],
@@ -129,7 +138,10 @@ SETTINGS_OF_LATER = {
     "resampling": "convolution",
     "middle": True,
 }
-"""Choices that tokenizers have not always had: hashes from before still hold."""
+"""Settings that tokenizers have not always had, with the values that hold for older ones.
+
+At these values they are left out of the hash, so that hashes from before still hold.
+"""
 
 
 def tokenizer_hash(tokenizer: BinaryAutoencoder) -> str:

@@ -34,8 +34,18 @@ def convert(
 ) -> None:
     """Write a folder of ours from a folder of theirs: a pipeline, or a tokenizer alone where there is no prior.
 
-    autoencoder_logdir: where the autoencoder lies, if not in logdir.
-    Raises `CheckpointError` for files that are missing, damaged or of another network; then nothing is written.
+    Where an error is raised, nothing has been written.
+
+    Args:
+        logdir: their folder, with or without its `saved_models`.
+        out: the folder to write; new, or empty.
+        options: what the files cannot tell.
+        say: called with a sentence on each network that was read.
+        autoencoder_logdir: where the autoencoder lies, if not in `logdir`.
+
+    Raises:
+        CheckpointError: if `out` holds something already, or for files that are missing, damaged or of another network.
+        SettingError: for options that do not fit the files.
     """
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} holds something already: choose another --out.")
@@ -125,7 +135,7 @@ def read_state(path: Path) -> State:
 
 
 def _refuse_strangers(prior: State, autoencoder: State, logdir: Path) -> None:
-    """A prior keeps a copy of its autoencoder's embedding, by which the two know each other."""
+    """Refuse a prior of another autoencoder: it keeps a copy of its own one's embedding, which is compared."""
     own, theirs = prior.get("embedding_weight"), autoencoder.get("ae.quantize.embed.weight")
     if own is None or theirs is None:
         return
@@ -137,6 +147,6 @@ def _refuse_strangers(prior: State, autoencoder: State, logdir: Path) -> None:
 
 
 def options_from(**values: Any) -> OfficialOptions:
-    """Options from values of which those that are None were not given."""
+    """Options from the values given; one that is None was not given, and keeps its default."""
     given = {name: value for name, value in values.items() if value is not None}
     return dataclasses.replace(OfficialOptions(), **given)

@@ -35,7 +35,8 @@ class _Half(NamedTuple):
 def autoencoder_from(state: State, image_size: int) -> BinaryAutoencoder:
     """The public autoencoder as ours: the same probabilities, and the same images from the same bits.
 
-    Their decoder reads `bits @ embed`; ours a 1×1 convolution of bits as -1 and 1: ½·embed, and a bias ½·Σ embed.
+    Their decoder reads `bits @ embed`. Ours reads a 1×1 convolution of bits as -1 and 1, with the weights ½·embed and
+    the bias ½·Σ embed.
     """
     keys = Keys(state, "autoencoder")
     keys.drop("disc.", "perceptual.", "ae.generator.logsigma.")
@@ -165,7 +166,19 @@ def _block(keys: Keys, theirs: str, letter: str, ours: str) -> State:
 
 
 def image_size_of(state: State, positions: int | None, asked: int | None) -> int:
-    """Pixels: as asked for, or as the prior's positions say."""
+    """Height and width of the images, in pixels.
+
+    Args:
+        state: the autoencoder's tensors, which say by what factor it reduces images.
+        positions: N of the prior; None where there is no prior.
+        asked: the size that is asked for, if any.
+
+    Returns:
+        The size asked for, else the one that follows from the prior's positions, else that of the public code (256).
+
+    Raises:
+        SettingError: if the size asked for is not the one that follows.
+    """
     factor = 2 ** _half(state, "ae.encoder.", ENCODER).letters.count("S")
     follows = None if positions is None else math.isqrt(positions) * factor
     if asked is not None and follows not in (None, asked):

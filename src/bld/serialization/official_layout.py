@@ -53,30 +53,35 @@ class OfficialOptions:
 
 
 def shape_of(state: State, name: str, ndim: int) -> tuple[int, ...]:
-    """The shape of a tensor that must be there, with so many dimensions."""
+    """The shape of a tensor; `CheckpointError` unless it is there and has `ndim` dimensions."""
     if name not in state or state[name].ndim != ndim:
         raise CheckpointError(f"The public checkpoint lacks '{name}': is the file whole, and of the public code?")
     return tuple(state[name].shape)
 
 
 class Keys:
-    """A state dict that is taken apart: what is asked for must be there, and what is left over is named."""
+    """A state dict from which tensors are taken one by one, so that missing and unknown ones are noticed.
+
+    Args:
+        state: the tensors by name.
+        what: what they belong to, for error messages.
+    """
 
     def __init__(self, state: State, what: str):
         self.left, self.what = dict(state), what
 
     def take(self, name: str) -> Tensor:
-        """A tensor in float32, contiguous."""
+        """Take out a tensor, in float32 and contiguous; `CheckpointError` if it is not there."""
         if name not in self.left:
             raise CheckpointError(f"The public {self.what} lacks '{name}': is the file whole, and of the public code?")
         return self.left.pop(name).float().contiguous()
 
     def drop(self, *prefixes: str) -> None:
-        """Leave out what is not needed."""
+        """Leave out the tensors whose names begin with one of the prefixes."""
         self.left = {name: tensor for name, tensor in self.left.items() if not name.startswith(prefixes)}
 
     def refuse_rest(self) -> None:
-        """Everything must have had a place."""
+        """Raise `CheckpointError` if any tensor is left, as it belongs to a network of another design."""
         for name in self.left:
             raise CheckpointError(
                 f"The public {self.what} has the unknown entry '{name}': it belongs to a network of another design."
@@ -84,7 +89,16 @@ class Keys:
 
 
 def loaded(build: Callable[[], Network], state: State, what: str) -> Network:
-    """The network with exactly these weights, in eval mode."""
+    """The network with exactly these weights, in eval mode.
+
+    Args:
+        build: makes the network; called on the meta device, so that no weights are initialised.
+        state: the weights by their names in the network.
+        what: what they belong to, for error messages.
+
+    Raises:
+        CheckpointError: if a weight is missing or has another shape.
+    """
     with torch.device("meta"):
         network = build()
     wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}

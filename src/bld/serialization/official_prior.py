@@ -15,7 +15,7 @@ from bld.serialization.official_layout import ENDS, PUBLIC_STEPS, Keys, Official
 
 
 def prior_from(state: State, options: OfficialOptions) -> tuple[Denoiser, BernoulliDiffusion]:
-    """The public denoiser as ours, and how it noises and generates: the same logits for z_t, t and condition."""
+    """The public denoiser as ours, with the same logits for z_t, t and condition, and how it noises and generates."""
     keys = Keys(state, "prior")
     keys.drop("embedding_weight")
     schedule = _schedule(keys, options.steps)
@@ -89,7 +89,7 @@ def _prior_config(state: State, steps: int, heads: int) -> DenoiserConfig:
 
 
 def positions_of(state: State) -> int:
-    """N, a square."""
+    """N, the positions of the prior; `CheckpointError` if they form no square."""
     N = shape_of(state, "_denoise_fn.pos_emb", 3)[1]
     if math.isqrt(N) ** 2 != N:
         raise CheckpointError(f"The public prior has {N} positions, which are no square.")

@@ -18,7 +18,16 @@ from bld.runtime.precision import allow_tf32
 
 
 def autocast_dtype(setting: str, device: torch.device) -> str:
-    """Accelerate's name of the precision: "auto" is bf16 where the device computes it natively, else "no"."""
+    """Accelerate's name of the precision.
+
+    Args:
+        setting: `mixed_precision` of the settings. "auto" is bf16 on GPUs that compute it natively and on CPUs that
+            multiply matrices faster in it, else float32.
+        device: what the training runs on.
+
+    Returns:
+        "bf16" or "fp16"; "no" for float32.
+    """
     if setting != "auto":
         return "no" if setting == "float32" else setting
     if device.type == "cuda":
@@ -42,7 +51,13 @@ def _cpu_is_faster_in_bf16() -> bool:
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:
-    """Accelerate's view of the machine: device, processes, precision."""
+    """Accelerate's view of the machine: device, processes, precision.
+
+    From now on products that stay float32 beside half precision may be rounded to TF32; without half precision none is.
+
+    Raises:
+        SettingError: for fp16 without a GPU.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = autocast_dtype(mixed_precision, device)
     if precision == "fp16" and device.type == "cpu":
@@ -67,7 +82,13 @@ def compile_network(network: nn.Module) -> None:
 
 
 def prepared(accelerator: Accelerator, network: nn.Module, parallel: str) -> nn.Module:
-    """The network as several processes train it: each holds all of it, or with "fsdp" a piece."""
+    """The network as several processes train it; with a single process the network itself.
+
+    Args:
+        accelerator: which knows the processes.
+        network: to train.
+        parallel: what each process holds: all of the network ("ddp"), or a piece of it ("fsdp").
+    """
     if accelerator.num_processes == 1:
         return network
     if parallel == "fsdp" or accelerator.distributed_type == DistributedType.FSDP:

@@ -29,14 +29,19 @@ class TrainingState:
 
 
 class CheckpointStore:
-    """The last few checkpoints of one stage, each a folder `step-00001000` with a checksum."""
+    """The last few checkpoints of one stage, each a folder `step-00001000` with a checksum.
+
+    Args:
+        folder: which holds them.
+        keep: how many are kept.
+    """
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder = folder
         self.keep = keep
 
     def save(self, state: TrainingState) -> Path:
-        """Write one checkpoint aside, sync it, rename it; then drop all but the last few."""
+        """Write one checkpoint aside, sync it, rename it; then drop all but the last few. Returns its folder."""
         target = self.folder / f"step-{state.step:08d}"
         aside = self.folder / f".{target.name}.part"
         shutil.rmtree(aside, ignore_errors=True)
@@ -81,7 +86,7 @@ class CheckpointStore:
         return TrainingState(step, read_tensors(weights), numbers)
 
     def clear(self) -> None:
-        """Remove all checkpoints: the stage is finished and its models are saved."""
+        """Remove all checkpoints, so that the stage begins anew."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -91,7 +96,7 @@ def _checksum(weights: Path, step: int, numbers: dict[str, Any]) -> str:
 
 
 def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """An optimizer's per-parameter tensors under flat names, whole; with FSDP every process must ask."""
+    """An optimizer's per-parameter tensors, whole, named PREFIX.INDEX.NAME; with FSDP every process must call it."""
     state = optimizer.state_dict()["state"]
     return {
         f"{prefix}.{index}.{name}": whole(value)

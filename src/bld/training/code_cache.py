@@ -38,11 +38,20 @@ HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
 class CacheKey:
     """All that decides the bits of a cache; two equal keys are two equal caches.
 
-    tokenizer: hash of encoder and config.  data: fingerprint of the images, preprocessed.
-    images: how many.  flips: whether each image is there mirrored too.  draws: samples per image and flip; 0 is one
-    most probable code.  seed: of the draws.  preprocessing: size, filter and background, for the reader.
-    values: what a code holds: "bits", their "probabilities", or "float16" numbers.
-    precision: of the encoder's products, "float32", "bf16" or "fp16"; empty in caches that did not say.
+    Attributes:
+        tokenizer: hash of encoder and config.
+        data: fingerprint of the images, preprocessed.
+        shape: (h, w, c) of a code.
+        images: how many.
+        flips: whether each image is there mirrored too.
+        draws: samples per image and flip; 0 is one most probable code, or its probabilities.
+        seed: of the draws.
+        preprocessing: size, filter and background, for readers of the header.
+        values: what a code holds: "bits", their "probabilities", or "float16" numbers.
+        precision: of the encoder's products, "float32", "bf16" or "fp16"; empty in caches that did not say.
+
+    Raises:
+        ValueError: for other `values`, or sizes that are no such numbers.
     """
 
     tokenizer: str
@@ -65,7 +74,7 @@ class CacheKey:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of one code."""
+        """Bytes of one row."""
         shape = CodeShape(*self.shape)
         return shape.packed_bytes if self.values == "bits" else int(BYTES_PER_NUMBER[self.values] * shape.bits)
 
@@ -81,9 +90,15 @@ class CacheKey:
 
 
 def to_rows(codes: Tensor, key: CacheKey) -> np.ndarray:
-    """Codes (B, …), as `CacheKey.values` says → rows (B, bytes), uint8.
+    """Codes as rows of a cache.
 
-    Numbers beyond float16's are cut off at its ends; probabilities are rounded to 255ths, at most 0.002 away.
+    Args:
+        codes: (B, …), holding what `CacheKey.values` says. Numbers beyond float16's are cut off at its ends;
+            probabilities are rounded to 255ths, at most 0.002 away.
+        key: of the cache.
+
+    Returns:
+        Rows (B, bytes), uint8.
     """
     if key.values == "bits":
         return pack(codes)
@@ -105,7 +120,11 @@ def from_rows(rows: np.ndarray, key: CacheKey) -> Tensor:
 
 
 class CodeCache:
-    """Random access to the codes of a data set."""
+    """Random access to the codes of a data set.
+
+    Raises:
+        CheckpointError: if the folder holds no whole cache.
+    """
 
     def __init__(self, folder: Path):
         header = read_json(folder / HEADER)
@@ -136,9 +155,16 @@ class CodeCache:
         return self.key.views
 
     def read(self, images: np.ndarray, views: np.ndarray | int = 0, generators: Generators = None) -> Tensor:
-        """Tokens (B, N, c) of the given images and views: bits, uint8, or real numbers, float32.
+        """The codes of some images.
 
-        generators: one a code, to draw bits with where their probabilities are cached; without, always the same bits.
+        Args:
+            images: (B,), their numbers in the cache.
+            views: (B,), or one for all.
+            generators: one per code, to draw bits with where their probabilities are cached; without them the bits are
+                always the same.
+
+        Returns:
+            Tokens (B, N, c), bits as uint8 or real numbers as float32.
         """
         return self.read_with_probs(images, views, generators)[0]
 
@@ -156,7 +182,16 @@ class CodeCache:
 
 
 def open_cache(folder: Path, key: CacheKey, say: Callable[[str], None]) -> CodeCache | None:
-    """The cache in the folder if it was made with this key; None if there is none, or it is stale or damaged."""
+    """The cache in a folder, if it was made with this key.
+
+    Args:
+        folder: which may hold a cache.
+        key: that of the wanted cache.
+        say: called with the reason why a cache that is there is not used.
+
+    Returns:
+        The cache; None if there is none, or it is stale or damaged.
+    """
     if not (folder / HEADER).is_file():
         return None
     try:
@@ -180,11 +215,18 @@ def write_cache(
     at_a_time: int = 128,
     processes: Processes = ALONE,
 ) -> CodeCache:
-    """Make a cache, going on where interrupted ones with the same key stopped; several processes share the work.
-
-    encode: given ranges of at most `at_a_time` images, yields the rows (n·views, bytes) of `to_rows` for each in turn.
+    """Make a cache, going on where interrupted calls with the same key stopped.
 
     Images are written in blocks (`bld.io.resumable_rows`), so that an interruption costs little.
+
+    Args:
+        folder: of the cache.
+        key: of the cache.
+        encode: given ranges of images, yields the rows (n·views, bytes) of `to_rows` for each range in turn.
+        labels: int64 (images,), or None.
+        classes: their names, in label order.
+        at_a_time: the most images in one of the ranges.
+        processes: those that share the work.
     """
     with processes.main_first():
         if processes.is_main:

@@ -1,4 +1,4 @@
-"""The vectors that images are conditioned on: of their captions by a frozen text encoder, or the user's own.
+"""The vectors that images are conditioned on: of their captions by a frozen text encoder, or given by users.
 
     vectors.bin   a row for each image of the source, in the order of their names: 1 and the vector, or zeros for none
     header.json   the key of everything that made the rows
@@ -40,8 +40,12 @@ Say = Callable[[str], None]
 class VectorKey:
     """All that decides the vectors.
 
-    encoder: fingerprint of the text encoder; "" for the user's own vectors.  data: fingerprint of the captions, or of
-    the vectors' file.  images: of the source.  width: V.  values: "float16" or "float32".
+    Attributes:
+        encoder: fingerprint of the text encoder; "" for vectors given by users.
+        data: fingerprint of the captions, or of the vectors' file.
+        images: how many the source has.
+        width: V.
+        values: "float16" or "float32".
     """
 
     encoder: str
@@ -56,12 +60,16 @@ class VectorKey:
         return (1 + self.width) * np.dtype(self.values).itemsize
 
     def digest(self) -> str:
-        """16 hexadecimal digits."""
+        """16 hexadecimal digits that change with any of these."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 class VectorCache:
-    """Random access to the vectors of a source's images."""
+    """Random access to the vectors of a source's images.
+
+    Raises:
+        CheckpointError: if the folder holds no whole cache.
+    """
 
     def __init__(self, folder: Path):
         header = read_json(folder / HEADER)
@@ -77,27 +85,38 @@ class VectorCache:
 
     @property
     def width(self) -> int:
-        """V."""
+        """V, the width of a vector."""
         return self.key.width
 
     def read(self, rows: np.ndarray | Tensor) -> Tensor:
-        """float32 (B, 1 + V) of these images of the source: 1 and the vector, or zeros for none."""
+        """Rows of these images of the source, float32 (B, 1 + V): 1 and the vector, or zeros for none."""
         return torch.from_numpy(self._rows[np.asarray(rows)].astype(np.float32))
 
 
 @dataclass(frozen=True)
 class ImageVectors:
-    """The vectors of some of a source's images.  rows: int64 (n,), which."""
+    """The vectors of some of a source's images.
+
+    Attributes:
+        cache: the vectors of all of them.
+        rows: int64 (n,), the numbers of these images in the source.
+    """
 
     cache: VectorCache
     rows: Tensor
 
     def read(self, images: np.ndarray | Tensor) -> Tensor:
-        """float32 (B, 1 + V) of these of them."""
+        """Rows of these of the n images, float32 (B, 1 + V): 1 and the vector, or zeros for none."""
         return self.cache.read(self.rows[torch.as_tensor(images)])
 
     def centre_and_scale(self) -> tuple[Tensor, Tensor]:
-        """((V,), ()): the mean, and the root mean square of what differs from it, over some of them, evenly spread."""
+        """The mean of the vectors, and the root mean square of their entries' differences from it.
+
+        Both are taken over some of the images, evenly spread.
+
+        Returns:
+            The mean (V,) and the scale (), float32; 0 and 1 where no image has a vector.
+        """
         some = torch.linspace(0, len(self.rows) - 1, min(MEASURED, len(self.rows)), dtype=torch.float64).round().long()
         rows = self.read(some)
         vectors = rows[rows[:, 0] > 0, 1:].double()
@@ -118,9 +137,21 @@ def condition_width(settings: Settings) -> int:
 def condition_vectors(
     settings: Settings, source: ImageSource, folder: Path, device: torch.device, processes: Processes, say: Say
 ) -> VectorCache | None:
-    """The cached vectors of the source's images, made only as far as they are not there; None where none are asked for.
+    """The cached vectors of a source's images, made only as far as they are not there.
 
-    Raises `DataError` where there are no captions, or where the user's vectors do not fit the images.
+    Args:
+        settings: of the run, which say what is conditioned on.
+        source: the images.
+        folder: of the cache.
+        device: what the text encoder runs on.
+        processes: those that share the work.
+        say: called with a sentence on what is missing, stale or used as it is.
+
+    Returns:
+        The vectors; None where the settings ask for none.
+
+    Raises:
+        DataError: if there are no captions, or if the vectors given do not fit the images.
     """
     if settings.prior.text_encoder:
         return _of_captions(settings, source, folder, device, processes, say)

@@ -1,4 +1,4 @@
-"""Settings from presets, a run's `config.yaml` and `key=value` words, in this order."""
+"""Settings from a run's `config.yaml`, presets and `key=value` words; later ones override earlier ones."""
 
 from __future__ import annotations
 
@@ -45,10 +45,16 @@ def load_settings(
     words: Sequence[str] = (),
     over: dict[str, Any] | None = None,
 ) -> Settings:
-    """Settings from a base tree, changed by a preset (its name, or a YAML file), changed by `key=value` words.
+    """Settings from a base tree, a preset, another tree and words; each overrides the ones before it.
 
-    over: a tree that goes over the preset, and under the words.
-    Raises `SettingError` naming the nearest known preset or key, or the value that does not fit.
+    Args:
+        preset: its name, or a YAML file.
+        base: a tree to begin with, such as a run's; what none of them sets keeps its default.
+        words: `key=value`, with dotted keys.
+        over: a tree that overrides the preset, and is overridden by the words.
+
+    Raises:
+        SettingError: naming the nearest known preset or key, or the value that does not fit.
     """
     tree = dict(base or {})
     if preset is not None:

@@ -11,10 +11,14 @@ from bld.runtime.distributed import spread_like, whole
 
 
 class WeightAverage:
-    """Exponential moving average of a model's parameters; early on it forgets faster, so a short run is not lost.
+    """Exponential moving average of a model's parameters; early on it forgets faster, which suits short trainings.
 
-    Buffers, such as a codebook that is an average already, are copied.  Where FSDP spreads the parameters over
+    Buffers, such as a codebook that is an average already, are copied. Where FSDP spreads the parameters over
     processes, each averages its own pieces, and `gathered` puts them together.
+
+    Args:
+        model: whose parameters are averaged; the average begins with a copy of them.
+        decay: the most that an update keeps of the average, 0 or more and below 1; 0 copies the model.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -34,7 +38,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Move towards the model after optimizer step `step` (1, 2, …): decay is min(ema_decay, (1+n)/(10+n))."""
+        """Move towards the model after optimizer step n = `step` (1, 2, …), with decay min(decay, (1+n)/(10+n))."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(_local(self._mine), _local(list(self._trained.parameters())), 1 - decay)
         for buffer, theirs_now in zip(self.model.buffers(), self._trained.buffers(), strict=True):
@@ -42,7 +46,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def gathered(self) -> nn.Module:
-        """The averaged model, whole; where it is spread, every process must ask."""
+        """The averaged model, whole; where it is spread, every process must call this."""
         if self.is_spread:
             for mine, piece in zip(self.model.parameters(), self._mine, strict=True):
                 mine.copy_(whole(piece))

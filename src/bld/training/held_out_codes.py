@@ -19,9 +19,15 @@ AT_A_TIME = 32  # images at 256×256
 
 
 def draws_of(tokenizer: BinaryAutoencoder, training_draws: int, wanted: int = CODE_DRAWS) -> int:
-    """How often to draw each held-out image for a prior that was trained on so many draws of each training image.
+    """How often to draw the code of each held-out image for a prior.
 
-    0, the most probable codes alone, where nothing is drawn: of a vq tokenizer, or with codes.draws=0.
+    Args:
+        tokenizer: whose codes the prior is trained on.
+        training_draws: codes.draws, the draws of each training image.
+        wanted: draws of each held-out image, wherever codes are drawn.
+
+    Returns:
+        Draws of each image; 0, the most probable code alone, where nothing is drawn (vq, or codes.draws=0).
     """
     return wanted if tokenizer.bottleneck.is_random and training_draws > 0 else 0
 
@@ -30,7 +36,17 @@ def draws_of(tokenizer: BinaryAutoencoder, training_draws: int, wanted: int = CO
 def held_out_entropy(
     tokenizer: BinaryAutoencoder, images: ImageSet, rows: Tensor, *, batch_size: int = AT_A_TIME
 ) -> CodeEntropy | None:
-    """What the drawn codes of the images `rows` (n,) hold; None where codes are not drawn bits."""
+    """What the bits of drawn codes hold, measured on the encoder's probabilities.
+
+    Args:
+        tokenizer: which draws the codes.
+        images: held-out ones.
+        rows: (n,), which of them.
+        batch_size: images at a time at 256×256; changes nothing else.
+
+    Returns:
+        The entropies of the codes; None where codes are not drawn bits.
+    """
     if not (tokenizer.is_binary and tokenizer.bottleneck.is_random):
         return None
     parts = rows.split(tokenizer.config.images_at_a_time(batch_size))
@@ -42,10 +58,18 @@ def held_out_entropy(
 def held_out_codes(
     tokenizer: BinaryAutoencoder, images: ImageSet, rows: Tensor, *, draws: int, seed: int, batch_size: int = AT_A_TIME
 ) -> Tensor:
-    """Codes of the images `rows` (n,) as tokens (n, max(1, draws), N, c), on the CPU.
+    """Codes of some images. Draw d of image i depends on (seed, d, i) alone.
 
-    Draw d of image i depends on (seed, d, i) alone.  draws: 0 gives each image's most probable code.
-    batch_size: images at a time at 256×256; changes nothing.
+    Args:
+        tokenizer: which draws the codes.
+        images: held-out ones.
+        rows: (n,), which of them.
+        draws: of each image; 0 gives its most probable code.
+        seed: of the draws.
+        batch_size: images at a time at 256×256; changes nothing else.
+
+    Returns:
+        Tokens (n, max(1, draws), N, c), on the CPU.
     """
     parts = []
     for part in rows.split(tokenizer.config.images_at_a_time(batch_size)):

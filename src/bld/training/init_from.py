@@ -1,4 +1,4 @@
-"""What a run begins with in place of chance: a tokenizer given as it is, or the weights of another model.
+"""What a run begins with in place of random weights: a tokenizer used as it is, or the weights of another model.
 
 The architecture comes with them into the run's settings; training settings stay those of the preset.
 """
@@ -43,7 +43,9 @@ LEAST_KEPT = 0.5  # of a network's parameters: with less, beginning from the oth
 class Origin:
     """A folder with models of ours: a run, a pipeline, or one model alone.
 
-    name: what it is recorded as, an absolute path or a name of the hub.
+    Attributes:
+        name: what it is recorded as, an absolute path or a name of the hub.
+        folder: where the models lie; the local copy of those of the hub.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Origin:
         return load_prior(self._need("prior"))
 
     def process(self) -> Process | None:
-        """How the prior generates, where that is told."""
+        """How the prior generates; None where that is not told."""
         folder = self._whole / "diffusion"
         return load_process(folder) if folder.is_dir() else None
 
@@ -120,7 +122,9 @@ class Origin:
 class Beginning:
     """What a command asks a run to begin with.
 
-    given: where its tokenizer comes from, to be used as it is.  begun: by stage, whose weights it begins with.
+    Attributes:
+        given: where its tokenizer comes from, if that is used as it is.
+        begun: by stage, where the weights come from that the stage begins with.
     """
 
     given: Origin | None = None
@@ -128,10 +132,19 @@ class Beginning:
 
     @classmethod
     def asked(cls, run: RunFolder, stages: Sequence[str], tokenizer: str | None, init_from: str | None) -> Beginning:
-        """What is asked and not yet done; `SettingError` for what comes too late.
+        """What is asked for and not yet done.
 
-        stages: what the command trains.  A prior that is trained on begins with its own tokenizer, unless the run has
-        one already.
+        A prior that is trained on begins with its own tokenizer, unless the run has one already.
+
+        Args:
+            run: which begins or goes on.
+            stages: those that the command trains.
+            tokenizer: folder or name on the hub of the tokenizer to use as it is (--tokenizer); None asks for none.
+            init_from: folder or name on the hub of the weights to begin with (--init-from); None asks for none.
+
+        Raises:
+            SettingError: if the run has begun such a stage already.
+            CheckpointError: if the model that is asked for is not there.
         """
         given, begun = None, {}
         if tokenizer is not None and not _is_recorded(run, "tokenizer", "given", tokenizer):
@@ -157,12 +170,15 @@ class Beginning:
 
     @property
     def image_size(self) -> int | None:
-        """Pixels that the tokenizer asks for."""
+        """Height and width of the images that the tokenizer takes, in pixels; None if no tokenizer comes along."""
         origin = self.given or self.begun.get("tokenizer")
         return None if origin is None else origin.tokenizer().config.image_size
 
     def settings(self) -> dict[str, Any]:
-        """The settings that come along: what the networks look like, and how the prior noises."""
+        """The settings that come along: what the networks look like, and how the prior noises.
+
+        With a tokenizer that is used as it is, so does the way that its images became squares (resample, background).
+        """
         tree: dict[str, Any] = {}
         tokenizer = self.given or self.begun.get("tokenizer")
         if tokenizer is not None:
@@ -175,12 +191,12 @@ class Beginning:
         return tree
 
     def check(self, settings: Settings) -> None:
-        """A given tokenizer cannot be given another shape."""
+        """Raise `SettingError` if the settings describe another tokenizer than the given one."""
         if self.given is not None:
             _refuse_other_tokenizer(self.given, self.given.tokenizer().config, settings.tokenizer)
 
     def record(self, run: RunFolder) -> None:
-        """Put a given tokenizer in its place and note everything, so that the run goes on without being told again."""
+        """Save a given tokenizer in the run and note everything, so that the run goes on without being told again."""
         for stage, origin in self.begun.items():
             run.record(stage, init_from=origin.name)
         if self.given is not None:
@@ -238,17 +254,34 @@ def _prior_settings(origin: Origin) -> dict[str, Any]:
 
 
 def begin_tokenizer(model: BinaryAutoencoder, origin: Origin) -> str:
-    """Give the tokenizer the weights of another, where they fit; returns what was kept, in a sentence."""
+    """Give the tokenizer the weights of another, where they fit.
+
+    Returns:
+        What was kept, in a sentence.
+
+    Raises:
+        SettingError: if less than half of its weights could be kept.
+    """
     return _transfer("tokenizer", model, origin.tokenizer().state_dict(), origin, [])
 
 
 def begin_prior(
     model: Transformer, origin: Origin, classes: Sequence[str], process: Process, tokenizer: BinaryAutoencoder
 ) -> str:
-    """Give the prior the weights of another, where they fit; returns what was kept, in a sentence or two.
+    """Give the prior the weights of another, where they fit.
 
-    classes: the names of the model's own classes; those that the other knows keep its tokens.  tokenizer: whose codes
-    the prior is trained on.
+    Args:
+        model: the prior.
+        origin: which has the other prior.
+        classes: the names of the model's own classes; those that the other knows keep its tokens.
+        process: how the prior noises and generates.
+        tokenizer: whose codes the prior is trained on.
+
+    Returns:
+        What was kept and what differs, in a sentence.
+
+    Raises:
+        SettingError: if less than half of its weights could be kept.
     """
     other = origin.prior()
     state, notes = dict(other.state_dict()), []
@@ -314,7 +347,7 @@ def _other_meaning(process: Process, theirs: Process | None) -> list[str]:
 
 
 def beginning_of(run: RunFolder, stage: str) -> Origin | None:
-    """Where the weights of a stage that has no checkpoint yet come from; None for chance."""
+    """Where the weights of a stage that has no checkpoint yet come from; None if they are random."""
     name = run.progress().get(stage, {}).get("init_from")
     return None if name is None or run.checkpoints(stage).list() else Origin.find(name)
 

@@ -15,7 +15,10 @@ WARMUP_PART_OF_BUDGET = 0.05
 class StageClock:
     """Progress of a stage: 0 at its start, 1 at its end, whichever of steps and time budget comes first.
 
-    steps: to do.  budget_seconds: of training time, or None.  seconds: spent by earlier runs of the same command.
+    Args:
+        steps: to do.
+        budget_seconds: of training time; None is without a budget.
+        seconds: spent by earlier runs of the same command.
     """
 
     steps: int
@@ -28,15 +31,20 @@ class StageClock:
         return self.seconds + time.monotonic() - self._started
 
     def progress(self, step: int) -> float:
-        """0 … 1."""
+        """How far the stage has come after so many steps, 0 … 1."""
         by_time = self.elapsed() / self.budget_seconds if self.budget_seconds else 0.0
         return min(1.0, max(step / self.steps, by_time))
 
 
 def learning_rate(step: int, progress: float, settings: TrainingSettings, budgeted: bool) -> float:
-    """The rate for step `step` (0, 1, …): linear warm-up, then constant, cosine or linear decay with progress.
+    """The learning rate of a step: linear warm-up, then constant, cosine or linear decay with progress.
 
-    With a time budget the warm-up takes at most 5% of it, and the rate is always annealed to 0.
+    Args:
+        step: 0, 1, …
+        progress: of the stage, 0 … 1.
+        settings: how the stage is trained.
+        budgeted: whether it has a time budget; then the warm-up takes at most 5% of it, and the rate is always annealed
+            to 0.
     """
     warm = (step + 1) / settings.warmup_steps if settings.warmup_steps else 1.0
     if budgeted:

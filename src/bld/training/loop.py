@@ -1,4 +1,4 @@
-"""One loop for every stage: resume, train, and once in a while log, look and save."""
+"""One loop for every stage: resume, train, and once in a while log, measure, preview and save."""
 
 from __future__ import annotations
 
@@ -38,13 +38,22 @@ Say = Callable[[str], None]
 
 
 class DivergedError(UserError):
-    """Losses or gradients were not finite too many times in a row."""
+    """Gradients were not finite too many times in a row."""
 
 
 class StageRun:
-    """A stage on its way: model, average, optimizers, clock and log.
+    """A stage while it is trained: model, average, optimizers and clock, resumed from the newest checkpoint.
 
-    is_known: whether the model begins with weights worth measuring before the first step.
+    Args:
+        stage: to train.
+        run: whose folder holds checkpoints, metrics and models.
+        accelerator: precision and processes.
+        budget_seconds: time for the stage; None is without a budget.
+        say: called with each message for users.
+        is_known: whether the model begins with weights worth measuring before the first step.
+
+    Raises:
+        CheckpointError: if the checkpoints are those of another network.
     """
 
     def __init__(
@@ -135,7 +144,12 @@ class StageRun:
     # -- the loop -----------------------------------------------------------------------------------------
 
     def train(self) -> None:
-        """Train to the end of the steps or of the budget, then save the averaged model."""
+        """Train to the end of the steps or of the budget, then save the averaged model.
+
+        Raises:
+            DivergedError: if gradients were not finite too many times in a row; the state is saved.
+            KeyboardInterrupt: after the running step, if a signal asked for a stop; the state is saved.
+        """
         log = MetricsLog(self.run, self.stage.name, self.stage.settings, self.say, self.step, self.processes.is_main)
         try:
             first_step, started = self.step, time.monotonic()

@@ -1,4 +1,4 @@
-"""Where a stage's figures go: metrics.jsonl always, and the trackers of the settings, through Accelerate.
+"""Where a stage's metrics go: metrics.jsonl always, and the trackers of the settings, through Accelerate.
 
 `trackers: [tensorboard]`, the default, is used where it is installed; `wandb` (Weights & Biases) where it is asked for.
 """
@@ -25,9 +25,20 @@ Say = Callable[[str], None]
 
 
 class MetricsLog:
-    """Appends to metrics.jsonl, and to the trackers; with writes=False to none of them.
+    """Appends to metrics.jsonl and to the trackers.
 
-    step: what was logged past it by a run that was stopped is forgotten, and written again.
+    Args:
+        run: whose metrics.jsonl it is.
+        stage: named in every line, and before the names of metrics in the trackers.
+        settings: of the run; they name the trackers.
+        say: called with a sentence if TensorBoard is wanted and not installed.
+        step: that the stage goes on from. TensorBoard forgets what a stopped run logged past it, and it is logged
+            again; at 0 Weights & Biases begins a new run.
+        writes: whether anything is written; of several processes only one does.
+
+    Raises:
+        MissingPackageError: if wandb is wanted and not installed.
+        SettingError: if Weights & Biases refuses.
     """
 
     def __init__(
@@ -45,7 +56,7 @@ class MetricsLog:
         self._file = run.metrics.open("a", encoding="utf-8")
 
     def write(self, step: int, seconds: float, values: dict[str, float]) -> None:
-        """One line: stage, step, seconds of training so far, and the values."""
+        """Log the values: one line with stage, step, seconds of training so far and values, and to the trackers."""
         if self._file is None:
             return
         entry = {"stage": self.stage, "step": step, "seconds": round(seconds, 2), **values}
@@ -55,7 +66,7 @@ class MetricsLog:
             tracker.log({f"{self.stage}/{name}": value for name, value in values.items()}, step=step)
 
     def picture(self, step: int, path: Path) -> None:
-        """A picture that was written to a file: trackers show it, metrics.jsonl holds numbers only."""
+        """Give a picture that was written to a file to the trackers; metrics.jsonl holds numbers only."""
         if not self._trackers:
             return
         import numpy as np
@@ -80,7 +91,10 @@ class MetricsLog:
 
 
 def refuse_missing_trackers(settings: Settings) -> None:
-    """Raise before any work if a tracker that was asked for is not installed; TensorBoard is only used where it is."""
+    """Raise `MissingPackageError`, before any work, if a tracker that was asked for is not installed.
+
+    That can only be wandb: TensorBoard is used where it is installed.
+    """
     if "wandb" in settings.trackers and not _is_installed("wandb"):
         raise MissingPackageError(
             "The tracker wandb is not installed: pip install 'binary-latent-diffusion[wandb]', "

@@ -1,4 +1,4 @@
-"""Which images go into which step: an order that needs no state to resume, and never drops an image."""
+"""Which images go into which step: an order that needs no state to resume, and leaves out no image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from bld.seeding import keyed_permutation
 
 
 class KeyedOrder:
-    """Epoch after epoch in keyed permutations; step s takes positions s·B … (s+1)·B - 1 of that endless row."""
+    """All images, epoch after epoch in keyed permutations: step s takes positions s·B … (s+1)·B - 1 of this order.
+
+    Args:
+        images: how many there are.
+        batch_size: B.
+        seed: of the permutations.
+        purpose: what the order is for; another purpose makes other permutations.
+    """
 
     def __init__(self, images: int, batch_size: int, seed: int, purpose: str):
         self.images, self.batch_size, self.seed, self.purpose = images, batch_size, seed, purpose

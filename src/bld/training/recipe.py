@@ -36,7 +36,18 @@ Say = Callable[[str], None]
 
 @dataclass
 class Recipe:
-    """Trains what a run needs; the same call again goes on where the last one stopped."""
+    """Trains what a run needs; the same call again goes on where the last one stopped.
+
+    Args:
+        settings: of the run.
+        run: the folder that everything is written to.
+        say: called with each message for users; of several processes by the main one only.
+        budget_seconds: time for the whole run, which `train` shares between the stages; None trains all steps.
+
+    Raises:
+        SettingError: if a batch is too small to be shared by the processes.
+        MissingPackageError: if a tracker that was asked for is not installed.
+    """
 
     settings: Settings
     run: RunFolder
@@ -57,7 +68,12 @@ class Recipe:
     # -- images -------------------------------------------------------------------------------------------
 
     def images(self) -> tuple[ImageSet, ImageSet]:
-        """(train, held out), opened and verified once."""
+        """The images (train, held out), opened and verified once.
+
+        Raises:
+            DataError: if they cannot be used, are fewer than a batch, or are not those that the run was trained on.
+            SettingError: for guidance without classes, texts or vectors.
+        """
         if self._images is None:
             data = self.settings.data
             with self.processes.main_first():  # which leaves what it learns of the images in the run's folder
@@ -127,7 +143,17 @@ class Recipe:
     # -- stages -------------------------------------------------------------------------------------------
 
     def train_tokenizer(self, budget_seconds: float | None = None) -> BinaryAutoencoder:
-        """Stage one; returns the averaged tokenizer from RUN/tokenizer.  A given one is not trained: `SettingError`."""
+        """Train the tokenizer, the first stage.
+
+        Args:
+            budget_seconds: time for this stage; None trains all steps.
+
+        Returns:
+            The averaged tokenizer from RUN/tokenizer.
+
+        Raises:
+            SettingError: if the run uses a given tokenizer as it is.
+        """
         given = given_tokenizer(self.run)
         if given is not None:
             raise SettingError(
@@ -146,7 +172,7 @@ class Recipe:
             self._run(TokenizerStage(self.settings, train, held_out, self.accelerator, self.run), budget_seconds)
 
     def encode(self) -> CodeCache:
-        """Stage one and a half; returns the code cache of the training images."""
+        """Encode the training images, between the two stages; returns their code cache."""
         tokenizer, train = self._trained_tokenizer(), self.images()[0]
         started = time.monotonic()
         with self.locked():
@@ -173,7 +199,7 @@ class Recipe:
         return cache
 
     def condition_vectors(self) -> VectorCache | None:
-        """The vectors of all images, of their captions or the user's own; None where the settings ask for none."""
+        """The vectors of all images, of captions or given by users; None where the settings ask for none."""
         settings, device = self.settings, self.accelerator.device
         if not (settings.prior.text_encoder or settings.data.condition):
             return None
@@ -182,7 +208,14 @@ class Recipe:
             return condition_vectors(settings, source, self.run.conditions, device, self.processes, self.say)
 
     def train_prior(self, budget_seconds: float | None = None) -> None:
-        """Stage two; leaves a prior in RUN/prior."""
+        """Train the prior, the second stage, and save it in RUN/prior.
+
+        Args:
+            budget_seconds: time for this stage; None trains all steps.
+
+        Raises:
+            SettingError: if the run has no tokenizer yet.
+        """
         with self.locked():
             self._train_prior(budget_seconds)
 
@@ -201,7 +234,7 @@ class Recipe:
         )
 
     def train(self) -> None:
-        """All of it, within the time budget if there is one."""
+        """Train both stages, within the time budget if there is one."""
         with self.locked():
             self._train()
 
@@ -227,7 +260,7 @@ class Recipe:
         self.train_prior(max(budget - spent - around - reserved, 0.2 * budget))
 
     def locked(self) -> AbstractContextManager[object]:
-        """While entered no other command trains in this folder; `RunInUseError` if one does already."""
+        """A context in which no other command trains in this folder; `RunInUseError` if one does already."""
         return self.run.locked() if self.processes.is_main else nullcontext()
 
     # -- pieces -------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from bld.training.checkpoints import CheckpointStore
 from bld.training.config import load_settings
 from bld.training.settings import Settings, leaves, settings_tree
 
-# What a stage that has begun holds fast: another value makes another model, or measures on what it was trained on.
+# What cannot change once a stage has begun: another value makes another model, or measures on what it was trained on.
 FIXED_BY = {
     "tokenizer": ("tokenizer.", "data.crop", "data.background", "data.resample", "data.held_out", "seed"),
     "prior": ("prior.", "diffusion.", "data.captions", "data.condition"),
@@ -83,9 +83,12 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """While entered no other process trains in this folder; `RunInUseError` if one does already.
+        """A context in which no other process trains in this folder.
 
         The operating system holds the lock for as long as its process lives, so that a crash leaves none behind.
+
+        Raises:
+            RunInUseError: if another process trains in it already.
         """
         is_new = not self.path.exists()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -150,10 +153,20 @@ class RunFolder:
     ) -> Settings:
         """Settle the settings of a run that begins or goes on, and write them down.
 
-        A run that goes on keeps its settings where neither another preset nor words say otherwise; what shapes the
-        models it has begun to train cannot change any more (`SettingError`).  Of several processes one writes.
-        over: settings that come with what the run begins with; over the preset, under the words.  check: refuses
-        settings before they are written.
+        A run that goes on keeps its settings where neither another preset nor words say otherwise. What shapes the
+        models it has begun to train cannot change any more.
+
+        Args:
+            preset: its name, or a YAML file; None names none.
+            words: `key=value`, with dotted keys.
+            data: where the images are (data.location); None leaves them as they are.
+            writes: whether config.yaml is written; of several processes only one does.
+            over: settings that come with what the run begins with. They override the preset, and are overridden by the
+                words.
+            check: called with the settings before they are written, to refuse them.
+
+        Raises:
+            SettingError: if the settings do not fit, name no images, or would change what cannot change any more.
         """
         words = [*words] if data is None else [*words, f"data.location={json.dumps(data)}"]
         if not self.has_settings():

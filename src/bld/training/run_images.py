@@ -3,7 +3,7 @@
     RUN/data.json    location, fingerprint, classes and a few images' contents, as they were when the training began,
                      and where the line between training and held-out images lies
 
-Training, reports and evaluation all ask `images_of_run`, so that nothing is ever measured on what was trained on.
+Training, reports and evaluation all use `images_of_run`, so that nothing is measured on images that were trained on.
 """
 
 from __future__ import annotations
@@ -30,8 +30,14 @@ EXAMPLES = 8
 class DataRecord:
     """What a run remembers of its images.
 
-    contents: of up to `LOOKED_AT` images by name, a hash of their pixels.  held_out_below: an image is held out if its
-    `name_fractions` lies below; None in runs from before there were records, whose images were divided by number.
+    Attributes:
+        location: where they lay last.
+        fingerprint: of the source, when the training began.
+        images: how many the source had then.
+        classes: their names in label order, as the prior knows them.
+        contents: a hash of the pixels of up to `LOOKED_AT` images, by name.
+        held_out_below: an image is held out if its `name_fractions` lies below; None in runs from before there were
+            records, whose images were divided by number.
     """
 
     location: str
@@ -58,11 +64,20 @@ class DataRecord:
 def images_of_run(
     run: RunFolder, settings: Settings, everything: ImageSet, writes: bool = False
 ) -> tuple[ImageSet, ImageSet, list[str]]:
-    """(training part, held-out part, what the user should know) of a run's images.
+    """The images of a run, divided into those to train on and those to measure on.
 
-    everything: all usable images of the data.  writes: whether a run whose training has not begun takes note of them.
-    Raises DataError where they are not the images that the run was trained on, or have classes that its prior does not
-    know.
+    Args:
+        run: which begins or goes on.
+        settings: of the run.
+        everything: all usable images of the data.
+        writes: whether the run's record of its images is written. Once its training has begun, only their location, and
+            until the prior has begun their classes, change in the record.
+
+    Returns:
+        The training part, the held-out part, and what users should know, in sentences.
+
+    Raises:
+        DataError: if they are not the images that the run was trained on, or have classes that its prior does not know.
     """
     source, begun, remarks = everything.source, has_begun(run), []
     record = DataRecord.read(run) if begun else None
@@ -86,9 +101,12 @@ def images_of_run(
 
 
 def refuse_other_data(run: RunFolder, settings: Settings) -> None:
-    """Raises DataError where a run that has begun is given images that it was not trained on, before anything changes.
+    """Refuse images that a run was not trained on, before anything changes.
 
-    Images that are no longer there are no objection: a run that is done needs none.
+    Images that are no longer there are not refused, as a run that is done needs none.
+
+    Raises:
+        DataError: if the run has begun on other images, or its prior does not know the classes.
     """
     record = DataRecord.read(run) if has_begun(run) else None
     if record is None:
@@ -120,10 +138,17 @@ def has_begun(run: RunFolder) -> bool:
 def split_images(
     images: ImageSet, settings: Settings, below: float | None = None, by_number: bool = False
 ) -> tuple[ImageSet, ImageSet]:
-    """(training, held out): an image is held out if its name says so, whatever others there are.
+    """Divide images by their names, so that each stays on its side whatever other images there are.
 
-    below: the line that a run drew when it began; without one, that of these images.  by_number: as runs did before
-    they drew one.
+    Args:
+        images: to divide.
+        settings: of the run, which say how many are held out.
+        below: the bound that was found when the run began: an image is held out if its `name_fractions` lies below it.
+            Without one, that of these images.
+        by_number: whether to divide them by their numbers, as runs did before there was a bound.
+
+    Returns:
+        The training part and the held-out part.
     """
     seed = held_out_seed(settings)
     if by_number:
@@ -133,12 +158,12 @@ def split_images(
 
 
 def held_out_seed(settings: Settings) -> int:
-    """What decides, with an image's name, whether it is held out."""
+    """The seed that decides, with an image's name, whether it is held out."""
     return settings.seed if settings.data.held_out_seed is None else settings.data.held_out_seed
 
 
 def held_out_below(images: ImageSet, settings: Settings) -> float:
-    """Where the line lies that holds out as many images as the settings say."""
+    """The bound on `name_fractions` below which as many of the images lie as the settings hold out."""
     return images.line_for(settings.data.held_out_of(len(images)), held_out_seed(settings))
 
 
@@ -209,7 +234,7 @@ def _listed(names: list[str]) -> str:
 
 
 def keep_examples(run: RunFolder, held_out: ImageSet, seed: int) -> None:
-    """Write some held-out images into RUN/examples, once, for whoever tries the model and brings no picture."""
+    """Write some held-out images into RUN/examples, once, for users who try the model without a picture of theirs."""
     if run.example_images():
         return
     for number, row in enumerate(spread(len(held_out), EXAMPLES, seed)):

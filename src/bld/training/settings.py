@@ -1,4 +1,4 @@
-"""Everything that can be set about a run, as one typed tree; presets and `key=value` words change its leaves.
+"""Everything that can be set about a run, as one typed tree; presets and `key=value` words override its leaves.
 
 The order is: defaults, then the preset (or the run's own `config.yaml`), then the words of the command line.
 """
@@ -39,7 +39,7 @@ class DataSettings:
         held_out: part of the images (below 1) or number of them kept from training, to measure on; of a small set at
             most a fifth
         held_out_seed: which are kept from training; by default the run's seed.  Runs of several seeds that are to be
-            held against the same images have one in common
+            measured on the same images share one
         workers: processes that decode images; only used when they do not fit into memory
         memory_limit_gb: below this size all decoded images are held in memory
         max_megapixels: of one image, in millions; a larger one counts as unreadable
@@ -70,7 +70,10 @@ class DataSettings:
             raise SettingError(f"data.held_out is a part below 1 or a number of images, above 0, not {self.held_out}.")
 
     def held_out_of(self, images: int) -> float | int:
-        """What `ImageSet.split` is to hold out of so many images; a preset's 1000 suit large sets alone."""
+        """What `ImageSet.split` is to hold out of so many images: a fraction, or a number that is at most a fifth.
+
+        Presets hold out 1000 images, which suits only large sets.
+        """
         return self.held_out if self.held_out < 1 else min(int(self.held_out), max(1, images // 5))
 
 
@@ -201,16 +204,16 @@ class SamplingSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """A run, whole.
+    """All settings of a run.
 
     Args:
         preset: the name of the preset it began with, for the record
         seed: of every random draw
-        mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively
+        mixed_precision: float32 (off), bf16, fp16, or auto: bf16 where the device computes it natively and faster
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
         sizes_by_budget: whether a time budget chooses tokenizer.base_channels, prior.dim, prior.depth and prior.heads,
-            as far as no words give them, so that this machine can train them in that time
+            so that this machine can train them in that time; where words set one, that network keeps all of its own
         compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
         trackers: where metrics and previews go besides metrics.jsonl: tensorboard (where it is installed), wandb
     """
@@ -282,7 +285,12 @@ class Settings:
             )
 
     def process(self, shape: CodeShape, scale: float = 1.0) -> Process:
-        """How codes of this shape are noised and generated.  scale: standard deviation of real-valued ones."""
+        """How codes are noised and generated.
+
+        Args:
+            shape: of the codes.
+            scale: standard deviation of real-valued ones.
+        """
         return KINDS[self.prior.kind].of(self.diffusion, shape, scale)
 
     def denoiser(self, shape: CodeShape, num_classes: int, condition_dim: int = 0) -> DenoiserConfig:

@@ -11,7 +11,12 @@ STAGES = ("tokenizer", "prior")
 
 
 def split(budget_seconds: float, stages: Sequence[str] = STAGES) -> dict[str, float]:
-    """Seconds for each of the stages; of a whole run a part is kept for what comes after them."""
+    """Seconds for each of the stages.
+
+    Args:
+        budget_seconds: for all of them; of a whole run a part is kept for what comes after the stages.
+        stages: those that are trained; one alone gets the whole budget.
+    """
     if tuple(stages) != STAGES:
         return dict.fromkeys(stages, budget_seconds)
     tokenizer = TOKENIZER_SHARE * budget_seconds

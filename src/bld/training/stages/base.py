@@ -20,10 +20,17 @@ from bld.training.settings import Settings, TrainingSettings
 
 
 class Stage(ABC):
-    """What the loop needs of a stage; `model` is what is averaged, saved and used.
+    """What the loop needs of a stage.
 
-    prepared: the networks as they are trained, wrapped for data parallelism where there are several processes; the
-    loop sets it, and a training pass goes through these.  recomputed: what activation checkpointing computes twice.
+    Attributes:
+        name: "tokenizer" or "prior".
+        model: what is averaged, saved and used.
+        settings: of the run.
+        training: how this stage is trained.
+        accelerator: precision and processes.
+        prepared: the networks as they are trained, wrapped for data parallelism where there are several processes; the
+            loop sets it, and a training pass goes through these.
+        recomputed: the modules that activation checkpointing computes twice.
     """
 
     name: str
@@ -48,11 +55,21 @@ class Stage(ABC):
 
     @abstractmethod
     def train_step(self, batch: Any, step: int, progress: float, update: Update) -> dict[str, Tensor]:
-        """One micro-batch: losses, and `update(name, loss)` for each network.  Returns what to log, batch means."""
+        """Train on one micro-batch: compute losses, and call `update(name, loss)` for each network.
+
+        Args:
+            batch: one of `batches`.
+            step: 0, 1, …
+            progress: of the stage, 0 … 1.
+            update: makes the backward passes and optimizer steps.
+
+        Returns:
+            What to log, means over the micro-batch.
+        """
 
     @abstractmethod
     def measure(self, averaged: nn.Module) -> dict[str, float]:
-        """Figures on held-out images, to log."""
+        """Metrics on held-out images, to log."""
 
     @abstractmethod
     def preview(self, averaged: nn.Module, path: Path) -> None:
@@ -71,14 +88,21 @@ class Stage(ABC):
 
 @dataclass
 class Update:
-    """Backward, and after a step's last micro-batch clip and step: called by a stage once for each of its networks.
+    """Backward passes and, after a step's last micro-batch, optimizer steps: called once for each network of a stage.
 
-    A gradient that is not finite is skipped and counted where it is, on the device: the host does not wait to hear of
-    it.  No gradient outlives its step: it would take memory through the next forward.
+    A gradient that is not finite is skipped and counted on the device: the host does not wait to hear of it.
+    Gradients are deleted after each step, as they would take memory through the next forward pass.
 
-    skipped: of each network the gradients so far that were not finite, and in a row now; int64 (2,), on the device.
-    weight: what a micro-batch's mean counts in the mean over the global batch, times the number of processes, over
-    which data parallelism averages.
+    Attributes:
+        accelerator: precision and processes.
+        networks: as they are trained, by name.
+        optimizers: of the networks, by name.
+        clip_norm: gradients are scaled down to this norm; 0 leaves them as they are.
+        skipped: of each network the gradients so far that were not finite, and in a row now; int64 (2,), on the device.
+        weight: what a micro-batch's mean counts in the mean over the global batch, times the number of processes, over
+            which data parallelism averages.
+        is_last: whether the micro-batch is the last of its step.
+        norms: of each network's last gradient, before clipping.
     """
 
     accelerator: Accelerator

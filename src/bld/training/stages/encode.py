@@ -1,4 +1,4 @@
-"""From images to the code cache: once per tokenizer, so that the prior never touches a pixel."""
+"""From images to the code cache: once per tokenizer, so that the training of the prior needs no pixels."""
 
 from __future__ import annotations
 
@@ -31,9 +31,16 @@ def cache_key(
     precision: str,
     fresh: bool = False,
 ) -> CacheKey:
-    """What the cache of these images through this tokenizer is known by.
+    """The key of the cache of these images through this tokenizer.
 
-    fresh: whether the bits' probabilities are kept, for codes that are drawn anew whenever they are used.
+    Args:
+        tokenizer: which encodes.
+        images: to encode.
+        flips: whether each image is there mirrored too.
+        draws: samples per image and flip; 0 is one most probable code.
+        seed: of the draws.
+        precision: of the encoder's products, "float32", "bf16" or "fp16".
+        fresh: whether the bits' probabilities are kept, for codes that are drawn anew whenever they are used.
     """
     values, draws = kept_as(tokenizer.bottleneck, draws, fresh)
     return CacheKey(
@@ -51,7 +58,17 @@ def cache_key(
 
 
 def kept_as(bottleneck: Bottleneck, draws: int, fresh: bool) -> tuple[str, int]:
-    """(`CacheKey.values`, draws of each image) of a cache: probabilities are drawn from later, and vq draws nothing."""
+    """What a cache holds of each image.
+
+    Args:
+        bottleneck: of the tokenizer.
+        draws: samples that are asked for.
+        fresh: whether the bits' probabilities are to be kept, where there are any.
+
+    Returns:
+        `CacheKey.values`, and the draws of each image: 0 for probabilities, which are drawn from later, and for vq,
+            which draws nothing.
+    """
     if fresh and bottleneck.has_probs:
         return "probabilities", 0
     return "bits" if bottleneck.is_binary else "float16", draws if bottleneck.is_random else 0
@@ -69,7 +86,22 @@ def encode_images(
     workers: int = 0,
     say: Callable[[str], None],
 ) -> tuple[CodeCache, int]:
-    """(the code cache of the images, how many of them had to be encoded): made only as far as it is not there."""
+    """The code cache of some images, made only as far as it is not there.
+
+    Args:
+        folder: of the cache.
+        tokenizer: which encodes.
+        images: to encode; each is there mirrored too if their preprocessing flips.
+        draws: samples per image and flip; 0 is one most probable code.
+        seed: of the draws.
+        accelerator: precision and processes.
+        fresh: whether the bits' probabilities are kept, for codes that are drawn anew whenever they are used.
+        workers: processes that decode images.
+        say: called with a sentence on a cache that is used as it is, stale or damaged.
+
+    Returns:
+        The cache, and about how many of the images had to be encoded.
+    """
     key = cache_key(tokenizer, images, images.preprocessing.flip, draws, seed, precision_of(accelerator), fresh)
     cache = open_cache(folder, key, say)
     if cache is not None:

@@ -44,9 +44,11 @@ DRAWN_BOUND, PROBABLE_BOUND = "held_out_drawn_bits_per_bit", "held_out_bits_per_
 class HeldOutCodes(NamedTuple):
     """Codes of images the prior is not trained on.
 
-    tokens: (n · views, N, c) uint8, the views of an image in a row.  condition: the images' labels (n,) or vectors
-    (n, 1 + V), or None.  captions: n, or None.  draws: of each image from the encoder's probabilities, which are its
-    views; 0 is one view, the most probable code.
+    Attributes:
+        tokens: (n · views, N, c), bits as uint8 or real numbers as float32, the views of an image in a row.
+        condition: the images' labels (n,) or vectors (n, 1 + V), or None.
+        captions: those of the n images, or None.
+        draws: of each image from the encoder, which are its views; 0 is one view, the most probable code.
     """
 
     tokens: Tensor
@@ -60,15 +62,19 @@ class HeldOutCodes(NamedTuple):
         return DRAWN_BOUND if self.draws else PROBABLE_BOUND
 
     def condition_of(self, codes: Tensor) -> Tensor | None:
-        """What these of the codes are conditioned on."""
+        """The condition of these of the codes, given by their rows in `tokens`; None without conditions."""
         return None if self.condition is None else self.condition[codes // max(1, self.draws)]
 
 
 class Batch(NamedTuple):
     """What a step of the prior learns from.
 
-    codes: z_0 (B, N, c).  probs: what they were drawn from, where that is known.  t: (B,).  condition: labels (B,) or
-    vectors (B, 1 + V), or None.  positions: global ones, which name the draws.
+    Attributes:
+        codes: z_0, (B, N, c).
+        probs: (B, N, c) that they were drawn from, where that is known.
+        t: (B,) in 1 … T.
+        condition: labels (B,) or vectors (B, 1 + V), or None.
+        positions: in the order of the whole training; they key the draws.
     """
 
     codes: Tensor
@@ -79,7 +85,17 @@ class Batch(NamedTuple):
 
 
 class PriorStage(Stage):
-    """Codes in, a prior in RUN/prior out."""
+    """The training of a prior: from cached codes to RUN/prior.
+
+    Args:
+        settings: of the run.
+        cache: the codes of the training images.
+        held_out: the codes to measure on.
+        tokenizer: which made the codes; it decodes previews.
+        accelerator: precision and processes.
+        run: the folder that everything is written to.
+        vectors: of the cache's images, in their order; without them labels condition, where there are some.
+    """
 
     name = "prior"
     recomputed = (Block,)
@@ -94,7 +110,6 @@ class PriorStage(Stage):
         run: RunFolder,
         vectors: ImageVectors | None = None,
     ):
-        """vectors: of the cache's images, in their order; without them labels condition, where there are some."""
         self.settings, self.training, self.run = settings, settings.prior_training, run
         self.cache, self.held_out, self.accelerator = cache, held_out, accelerator
         self.tokenizer = tokenizer.to(accelerator.device)
@@ -119,7 +134,7 @@ class PriorStage(Stage):
         return begin_prior(self.model, origin, classes, self.process, self.tokenizer)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """The codes and what else is wanted of each step."""
+        """The codes of each step, with what the prior learns from beside them."""
         B, seed = self.training.batch_size, self.settings.seed
         order = KeyedOrder(len(self.cache), B, seed, "prior-order")
         for step in itertools.count(first_step):

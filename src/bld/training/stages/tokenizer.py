@@ -28,7 +28,11 @@ AT_A_TIME = 32  # at 256×256, when nothing is trained
 
 
 class TokenizerStage(Stage):
-    """Images in, a tokenizer in RUN/tokenizer out."""
+    """The training of a tokenizer: from images to RUN/tokenizer.
+
+    Raises:
+        SettingError: for an adaptive adversarial weight where networks are spread over processes.
+    """
 
     name = "tokenizer"
     recomputed = RECOMPUTED
@@ -71,7 +75,7 @@ class TokenizerStage(Stage):
         return begin_tokenizer(self.model, origin)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
-        """(images (B, 3, H, W) in [-1, 1], their global positions)."""
+        """Pairs of images (B, 3, H, W) in [-1, 1] and their positions in the order of the whole training."""
         order = KeyedOrder(len(self.train_images), self.training.batch_size, self.settings.seed, "tokenizer-order")
 
         def positions() -> Iterator[range]:
@@ -127,9 +131,16 @@ class TokenizerStage(Stage):
 
     @torch.no_grad()
     def reconstruct(self, averaged: nn.Module, count: int, drawn: bool = False) -> tuple[Tensor, Tensor]:
-        """(images, reconstructions) of some held-out images, always the same.
+        """Some held-out images and their reconstructions, always the same.
 
-        drawn: of codes drawn as the prior sees them, always the same too; else of the most probable codes.
+        Args:
+            averaged: the tokenizer.
+            count: the most images to take.
+            drawn: whether codes are drawn as the prior sees them, always the same too; else they are the most probable
+                ones.
+
+        Returns:
+            Images and reconstructions, each float32 (B, 3, H, W) in [-1, 1], on the CPU.
         """
         assert isinstance(averaged, BinaryAutoencoder)
         chosen = torch.tensor(spread(len(self.held_out), count, self.settings.seed))

@@ -10,7 +10,7 @@ import torch
 from bld.cli import build_parser, main
 from bld.cli.common import recipe_from
 from bld.planning import budget
-from bld.planning.budget import CHANNELS, PRIORS, WANTED_STEPS, Pace, measure, plan, training_flops
+from bld.planning.budget import CHANNELS, PRIORS, Pace, measure, plan, training_flops, wanted_steps
 from bld.planning.simulate import prior_step, tokenizer_step
 from bld.training import time_budget
 from bld.training.config import load_settings
@@ -36,10 +36,18 @@ def test_the_largest_sizes_are_taken_that_still_make_enough_steps(minutes: float
             / training_flops(budget.with_sizes(settings, {**other, **size}), stage)
             for size in sizes[stage]
         ]  # fmt: skip
-        enough = [i for i, n in enumerate(steps) if n >= WANTED_STEPS[stage]]
+        wanted = [wanted_steps(budget.with_sizes(settings, {**other, **size}), stage) for size in sizes[stage]]
+        enough = [i for i, (n, least) in enumerate(zip(steps, wanted, strict=True)) if n >= least]
         expected = max(enough, default=0)
         assert sizes[stage][expected].items() <= bought.sizes.items()
         assert bought.steps[stage] == min(int(steps[expected]), most)
+
+
+def test_a_larger_prior_is_to_see_more_images():
+    settings = load_settings("cifar10", words=["prior.dim=256", "prior.depth=8"])
+    deeper = load_settings("cifar10", words=["prior.dim=256", "prior.depth=16", "prior_training.batch_size=32"])
+    images = [wanted_steps(one, "prior") * one.prior_training.batch_size for one in (settings, deeper)]
+    assert images[0] == pytest.approx(0.018 * 6.4e6, rel=0.03) and images[1] == pytest.approx(2 * images[0], rel=0.05)
 
 
 def test_a_longer_time_or_a_faster_machine_never_gets_smaller_networks():

@@ -1,7 +1,7 @@
 """Sizes that suit a time budget on this machine: its pace is measured, the rest is arithmetic.
 
 A network too large for its time sees too few images to learn anything, and one too small stops learning early.  So the
-largest of a few sizes is taken that still makes enough steps.
+largest of a few sizes is taken that still sees enough of them (how many that is was measured: docs/what-works.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from bld.planning.cost import denoiser_flops, tokenizer_flops
+from bld.planning.cost import denoiser_flops, prior_parameters, tokenizer_flops
 from bld.priors import KINDS
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.accelerator import autocast_dtype
@@ -24,8 +24,9 @@ from bld.training.stages.prior import build_network
 from bld.training.time_budget import STAGES, split
 
 CHANNELS = (32, 64, 96, 128)  # of the tokenizer's first resolution
-PRIORS = ((128, 4), (192, 6), (256, 8), (384, 10), (512, 12), (512, 24))  # width and blocks
-WANTED_STEPS = {"tokenizer": 1500, "prior": 2000}
+PRIORS = ((128, 4), (192, 6), (256, 8), (384, 8), (512, 12), (512, 24))  # width and blocks
+WANTED_TOKENIZER_IMAGES = 128_000
+WANTED_IMAGES_PER_PARAMETER = 0.018  # of the prior
 WIDTH_OF_A_HEAD = 32
 TRAINING_COST = 3  # forward passes that a training step takes: one, and two as many operations backward
 MEASURED_STEPS, MEASURED_SECONDS = 3, 4.0
@@ -68,7 +69,7 @@ def plan(
     given: Sequence[str] = (),
     stages: Sequence[str] = STAGES,
 ) -> Plan:
-    """The sizes for a time budget: for each stage the largest that still makes enough steps, else the smallest.
+    """The sizes for a time budget: for each stage the largest that still sees enough images, else the smallest.
 
     Sizes are chosen only where the settings leave them to the budget (`sizes_by_budget`).
 
@@ -88,7 +89,7 @@ def plan(
         for chosen in _candidates(stage, settings, given):  # the largest first
             flops = training_flops(with_sizes(settings, {**sizes, **chosen}), stage)
             steps[stage] = int(seconds[stage] * getattr(pace, stage) / flops)
-            if steps[stage] >= WANTED_STEPS[stage]:
+            if steps[stage] >= wanted_steps(with_sizes(settings, {**sizes, **chosen}), stage):
                 break
         sizes |= chosen
         steps[stage] = min(steps[stage], getattr(settings, f"{stage}_training").steps)
@@ -102,6 +103,15 @@ def _candidates(stage: str, settings: Settings, given: Sequence[str]) -> Iterato
         found = [{"prior.dim": dim, "prior.depth": n, "prior.heads": dim // WIDTH_OF_A_HEAD} for dim, n in PRIORS]
     open_to_choice = settings.sizes_by_budget and not found[0].keys() & set(given)
     yield from reversed(found) if open_to_choice else [{}]
+
+
+def wanted_steps(settings: Settings, stage: str) -> float:
+    """How many steps a stage of these sizes is to make at least, so that the network is not too large for its time."""
+    images = float(WANTED_TOKENIZER_IMAGES)
+    if stage == "prior":
+        config = settings.denoiser(settings.tokenizer.code_shape, num_classes=0)
+        images = WANTED_IMAGES_PER_PARAMETER * prior_parameters(settings.prior.kind, config)
+    return images / getattr(settings, f"{stage}_training").batch_size
 
 
 def with_sizes(settings: Settings, sizes: dict[str, int]) -> Settings:

@@ -192,6 +192,13 @@ def denoiser_flops(kind: str, config: DenoiserConfig) -> int:
     return flops(lambda: prior(tokens, t))
 
 
+@lru_cache
+def prior_parameters(kind: str, config: DenoiserConfig) -> int:
+    """Numbers of a prior's network; nothing is allocated."""
+    with torch.device("meta"):
+        return parameters(KINDS[kind].network(config))
+
+
 def forwards(settings: Settings, num_classes: int) -> int:
     """Passes of the prior through a whole image for one sample.
 

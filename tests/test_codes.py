@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bld.codes import CodeShape, bit_entropy, bit_statistics, pack, to_grid, to_tokens, unpack
+from bld.codes import CodeShape, bit_entropy, bit_statistics, pack, to_grid, to_tokens, unpack, unpack_on_device
 from bld.errors import DataError, SettingError
 
 SIDES = st.integers(1, 9)
@@ -23,7 +23,8 @@ def test_packing_and_unpacking_gives_the_bits_back(count: int, h: int, w: int, c
     tokens = random_bits(count, h * w, c, seed=seed)
     packed = pack(tokens)
     assert packed.dtype == np.uint8 and packed.shape == (count, shape.packed_bytes)
-    assert torch.equal(unpack(packed, shape), tokens)
+    assert torch.equal(unpack(packed, shape), tokens) and torch.equal(unpack(torch.from_numpy(packed), shape), tokens)
+    assert torch.equal(unpack_on_device(torch.from_numpy(packed), shape.bits).view(tokens.shape), tokens)
     assert np.array_equal(pack(to_grid(tokens, shape)), packed)  # grid and tokens pack alike
     assert np.array_equal(pack(tokens.numpy()), packed)
 

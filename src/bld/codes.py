@@ -89,12 +89,30 @@ def pack(codes: Tensor | np.ndarray) -> np.ndarray:
     return np.packbits(flat, axis=1, bitorder="little")
 
 
-def unpack(packed: np.ndarray, shape: CodeShape) -> Tensor:
-    """Packed bytes (B, ⌈bits/8⌉), uint8 → tokens (B, N, c), uint8."""
+def unpack_on_device(packed: Tensor, count: int) -> Tensor:
+    """Bytes (B, n), uint8 → the first `count` of their bits, (B, count), uint8, by torch's operations."""
+    bits = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return bits.flatten(1)[:, :count]
+
+
+def unpack(packed: np.ndarray | Tensor, shape: CodeShape) -> Tensor:
+    """Packed codes → tokens (B, N, c), uint8, where the packed ones are.
+
+    Args:
+        packed: (B, ⌈bits/8⌉), uint8.
+        shape: of a code.
+
+    Raises:
+        DataError: if codes of that shape have another size.
+    """
     if packed.ndim != 2 or packed.shape[1] != shape.packed_bytes:
-        raise DataError(f"Packed codes of {shape} are {shape.packed_bytes} bytes each, not the shape {packed.shape}.")
-    bits = np.unpackbits(packed, axis=1, count=shape.bits, bitorder="little")
-    return torch.from_numpy(bits).view(len(packed), shape.positions, shape.c)
+        given = tuple(packed.shape)
+        raise DataError(f"Packed codes of {shape} are {shape.packed_bytes} bytes each, not the shape {given}.")
+    if isinstance(packed, Tensor) and packed.device.type != "cpu":
+        bits = unpack_on_device(packed, shape.bits)
+    else:
+        bits = torch.from_numpy(np.unpackbits(np.asarray(packed), axis=1, count=shape.bits, bitorder="little"))
+    return bits.reshape(len(packed), shape.positions, shape.c)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from bld.training.code_cache import CacheKey, CodeCache, from_rows, to_rows
 from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.stages.prior import PriorStage
+from bld.training.stages.prior import Batch, PriorStage
 
 REAL = ["tokenizer.bottleneck=gaussian", "prior.kind=gaussian"]
 PAPERS = {
@@ -118,7 +118,7 @@ def test_probabilities_come_back_to_a_255th():
     key = CacheKey("t", "d", (3, 2, 7), images=4, flips=False, draws=0, seed=0, values="probabilities")
     rows = to_rows(probs, key)
     assert rows.shape == (4, 42) == (4, key.row_bytes) and rows.dtype == np.uint8
-    again = from_rows(rows, key)
+    again = from_rows(torch.from_numpy(rows), key)
     assert (again - to_tokens(probs)).abs().max() <= 0.5 / 255 + 1e-7
     assert again[0, 0, :2].tolist() == [0, 1]  # what is certain stays certain
 
@@ -131,8 +131,8 @@ def test_each_step_draws_anew_from_the_probabilities(faithful):
     stage = staged(faithful)
     cache, images = CodeCache(faithful / "codes"), np.zeros(300, np.int64)
     assert cache.key.values == "probabilities" and cache.views == 1
-    codes = stage._codes(images, np.zeros(300, np.int64), range(300))[0].float()
-    probs = from_rows(np.array(cache._rows[:1]), cache.key)
+    codes = stage.codes(Batch(cache.rows(images), None, None, range(300)))[0].float()
+    probs = from_rows(cache.rows(np.zeros(1, np.int64)), cache.key)
     assert set(codes.unique().tolist()) == {0, 1}
     deviation = (probs * (1 - probs) / 300).sqrt()
     assert ((codes.mean(0) - probs[0]).abs() > 4.5 * deviation[0] + 1e-6).sum() < 10
@@ -142,11 +142,12 @@ def test_each_step_draws_anew_from_the_probabilities(faithful):
 def test_batches_are_drawn_by_their_place_in_the_training_alone(faithful):
     """The same step twice gives the same codes; two visits of the same image give two codes."""
     stage = staged(faithful)
-    first = [batch[0] for batch in itertools.islice(stage.batches(0), 3)]
-    again = [batch[0] for batch in itertools.islice(stage.batches(1), 2)]
+    first = [stage.codes(batch)[0] for batch in itertools.islice(stage.batches(0), 3)]
+    again = [stage.codes(batch)[0] for batch in itertools.islice(stage.batches(1), 2)]
     assert all(torch.equal(a, b) for a, b in zip(first[1:], again, strict=True))
-    image = np.zeros(1, np.int64)
-    assert not torch.equal(stage._codes(image, image, range(1))[0], stage._codes(image, image, range(1, 2))[0])
+    row = stage.cache.rows(np.zeros(1, np.int64))
+    once, later = (Batch(row, None, None, places) for places in (range(1), range(1, 2)))
+    assert not torch.equal(stage.codes(once)[0], stage.codes(later)[0])
 
 
 def test_a_stopped_faithful_training_ends_in_the_same_weights(faithful, tmp_path, tiny_words):

@@ -12,7 +12,7 @@ from bld.training.settings import Settings, leaves, settings_tree
 
 PAPER = {"bedrooms256", "churches256", "ffhq256", "celebahq256", "imagenet256", "ffhq1024", "celebahq1024"}
 TABLE_4 = {f"bedrooms256{suffix}" for suffix in ("-vq", "-real", "-8x8", "-8x8-vq", "-8x8-real")}
-SHIPPED = PAPER | TABLE_4 | {"digits", "cifar10", "emoji64"}
+SHIPPED = PAPER | TABLE_4 | {"digits", "cifar10", "emoji64", "photos64", "photos128"}
 
 
 def test_the_papers_and_the_small_presets_are_shipped():

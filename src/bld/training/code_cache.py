@@ -108,15 +108,16 @@ def to_rows(codes: Tensor, key: CacheKey) -> np.ndarray:
     return codes.flatten(1).numpy(force=True).clip(-most, most).astype("<f2").view(np.uint8)
 
 
-def from_rows(rows: np.ndarray, key: CacheKey) -> Tensor:
-    """Rows (B, bytes), uint8 → tokens (B, N, c): bits, uint8, or their probabilities or real numbers, float32."""
+def from_rows(rows: Tensor, key: CacheKey) -> Tensor:
+    """Rows (B, bytes), uint8 → tokens (B, N, c): bits, uint8, or their probabilities or real numbers, float32.
+
+    The tokens are where the rows are: on a GPU, to which a row is much less to send.
+    """
     shape = CodeShape(*key.shape)
     if key.values == "bits":
         return unpack(rows, shape)
-    if key.values == "probabilities":
-        return torch.from_numpy(rows.astype(np.float32)).view(len(rows), shape.positions, shape.c) / 255
-    numbers = np.ascontiguousarray(rows).view("<f2").astype(np.float32)
-    return torch.from_numpy(numbers).view(len(rows), shape.positions, shape.c)
+    numbers = rows.float() / 255 if key.values == "probabilities" else rows.contiguous().view(torch.float16).float()
+    return numbers.view(len(rows), shape.positions, shape.c)
 
 
 class CodeCache:
@@ -166,19 +167,29 @@ class CodeCache:
         Returns:
             Tokens (B, N, c), bits as uint8 or real numbers as float32.
         """
-        return self.read_with_probs(images, views, generators)[0]
+        if generators is None:
+            generators = keyed_generators(self.key.seed, "codes", torch.as_tensor(images))
+        return self.drawn(self.rows(images, views), generators)[0]
 
-    def read_with_probs(
-        self, images: np.ndarray, views: np.ndarray | int = 0, generators: Generators = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What `read` gives, and the probabilities (B, N, c) that it was drawn from; None where none are cached."""
-        images = np.asarray(images)
-        cached = from_rows(self._rows[images * self.views + views], self.key)
+    def rows(self, images: np.ndarray, views: np.ndarray | int = 0) -> Tensor:
+        """The rows of these codes as they are kept, uint8 (B, bytes)."""
+        return torch.from_numpy(self._rows[np.asarray(images) * self.views + views])
+
+    def drawn(self, rows: Tensor, generators: Generators) -> tuple[Tensor, Tensor | None]:
+        """What is kept in rows: codes, and what they were drawn from, on the rows' device.
+
+        Args:
+            rows: uint8 (B, bytes).
+            generators: one per code, for the bits where their probabilities are kept.
+
+        Returns:
+            Tokens (B, N, c), bits as uint8 or real numbers as float32, and the bits' probabilities; None where those
+            are not kept.
+        """
+        cached = from_rows(rows, self.key)
         if self.key.values != "probabilities":
             return cached, None
-        if generators is None:
-            generators = keyed_generators(self.key.seed, "codes", images.tolist())
-        return (uniform(cached.shape, generators) < cached).to(torch.uint8), cached
+        return (uniform(cached.shape, generators, cached.device) < cached).to(torch.uint8), cached
 
 
 def open_cache(folder: Path, key: CacheKey, say: Callable[[str], None]) -> CodeCache | None:

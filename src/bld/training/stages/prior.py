@@ -70,15 +70,13 @@ class Batch(NamedTuple):
     """What a step of the prior learns from.
 
     Attributes:
-        codes: z_0, (B, N, c).
-        probs: (B, N, c) that they were drawn from, where that is known.
+        rows: of the cache, uint8 (B, bytes): the codes z_0 as they are kept.
         t: (B,) in 1 … T.
         condition: labels (B,) or vectors (B, 1 + V), or None.
         positions: in the order of the whole training; they key the draws.
     """
 
-    codes: Tensor
-    probs: Tensor | None
+    rows: Tensor
     t: Tensor
     condition: Tensor | None
     positions: range
@@ -149,14 +147,12 @@ class PriorStage(Stage):
                 condition = self._condition(images)
                 if condition is not None:
                     condition = self.model.dropped(condition, dropped[rows])
-                codes, probs = self._codes(images, views[rows].numpy(), mine)
-                yield Batch(codes, probs, t[rows], condition, mine)
+                yield Batch(self.cache.rows(images, views[rows].numpy()), t[rows], condition, mine)
 
-    def _codes(self, images: np.ndarray, views: np.ndarray, positions: range) -> tuple[Tensor, Tensor | None]:
-        """(z_0 (B, N, c), what it was drawn from): as cached, or drawn anew for each step (Algorithm 1, line 6)."""
-        fresh = self.cache.key.values == "probabilities"
-        generators = keyed_generators(self.settings.seed, "prior-codes", positions) if fresh else None
-        return self.cache.read_with_probs(images, views, generators)
+    def codes(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """z_0 (B, N, c) and its probabilities, on the device: as cached, or drawn for this step (Alg. 1, line 6)."""
+        rows = batch.rows.to(self.accelerator.device, non_blocking=True)
+        return self.cache.drawn(rows, keyed_generators(self.settings.seed, "prior-codes", batch.positions))
 
     def _condition(self, images: np.ndarray) -> Tensor | None:
         """Labels (B,) or vectors (B, 1 + V) of the images, as far as the prior is conditioned on them."""
@@ -167,13 +163,11 @@ class PriorStage(Stage):
     def train_step(self, batch: Batch, step: int, progress: float, update: Update) -> dict[str, Tensor]:
         """Noise the codes to step t, predict, update (Algorithm 1)."""
         device, settings = self.accelerator.device, self.settings
-        z0, t = batch.codes.to(device), batch.t.to(device)
-        denoise = self._denoise(
-            self.prepared[self.name], None if batch.condition is None else batch.condition.to(device)
-        )
-        known = {}
-        if settings.prior.soft_targets and batch.probs is not None and isinstance(self.process, BernoulliDiffusion):
-            known["probs"] = batch.probs.to(device)
+        (z0, probs), t = self.codes(batch), batch.t.to(device, non_blocking=True)
+        condition = None if batch.condition is None else batch.condition.to(device, non_blocking=True)
+        denoise, known = self._denoise(self.prepared[self.name], condition), {}
+        if settings.prior.soft_targets and probs is not None and isinstance(self.process, BernoulliDiffusion):
+            known["probs"] = probs
         generators = keyed_generators(settings.seed, "prior-noise", batch.positions)
         loss = self.process.training_loss(denoise, z0, t, generators, settings.prior.vlb_weight, **known)
         update("prior", loss.total)

@@ -17,11 +17,13 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import bld
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.evaluation.load_run import open_run
 from bld.priors import Denoiser, DenoiserConfig
 from bld.training.checkpoints import CheckpointStore
 from bld.training.code_cache import CodeCache
+from bld.training.config import load_settings
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.loop import DivergedError
@@ -229,6 +231,19 @@ def test_guidance_without_classes_is_refused_before_training(tmp_path, image_fol
     with pytest.raises(SettingError, match="guidance_scale=3"):
         train(tmp_path / "run", words, data=folder)
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_guidance_of_a_preset_is_left_out_where_there_are_no_classes(tmp_path, image_folder, tiny_words):
+    words = [*tiny_words, "tokenizer_training.steps=1", "prior_training.steps=1", "sampling.steps=2"]
+    assert load_settings("cifar10").sampling.guidance_scale == 4
+    for name, classes, guidance in (("with", 2, 4.0), ("without", 0, 1.0)):
+        run = RunFolder(tmp_path / name)
+        folder = str(image_folder(50, size=32, classes=classes, name=f"images-{name}"))
+        said: list[str] = []
+        Recipe(run.adopt("cifar10", words, folder), run, said.append).train()
+        pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(run.path)
+        assert pipe.index.sampling.guidance_scale == guidance and len(pipe(2, generator=0).images) == 2
+        assert any("cifar10" in line for line in said) == (not classes)
 
 
 def test_the_bound_on_held_out_codes_visits_every_step_equally_often(tmp_path, tiny_words):

@@ -17,6 +17,7 @@ from bld.tokenizer import BinaryAutoencoder
 from bld.training.accelerator import make_accelerator, precision_of, processes_of
 from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
+from bld.training.config import load_settings, preset_names
 from bld.training.held_out_codes import draws_of, held_out_codes, held_out_entropy
 from bld.training.init_from import beginning_of, given_tokenizer
 from bld.training.loop import StageRun
@@ -112,6 +113,9 @@ class Recipe:
         if settings.prior.text_encoder or settings.data.condition:
             return
         if scale != 1 and not (classes and settings.prior.class_conditional):
+            if settings.preset in preset_names() and load_settings(settings.preset).sampling.guidance_scale == scale:
+                self.say(f"There are no classes: the guidance of the preset {settings.preset} is left out.")
+                return  # nobody has asked for it
             raise SettingError(
                 f"sampling.guidance_scale={scale:g} needs classes, and {settings.data.location} is used without: "
                 "set sampling.guidance_scale=1, or put the images into one folder per class."

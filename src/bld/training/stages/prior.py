@@ -271,7 +271,8 @@ class PriorStage(Stage):
         save_process(self.run.diffusion, self.process)
         sampling, data = self.settings.sampling, self.settings.data
         steps = min(sampling.steps, self.process.steps) if self.process.may_skip else 0
-        defaults = SamplingDefaults(steps or None, self._temperature(), sampling.guidance_scale)
+        guidance = sampling.guidance_scale if averaged.config.is_conditional else 1.0
+        defaults = SamplingDefaults(steps or None, self._temperature(), guidance)
         classes = self.cache.classes if averaged.config.num_classes else []
         encoder = self.settings.prior.text_encoder
         index = PipelineIndex(

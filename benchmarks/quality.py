@@ -3,13 +3,15 @@
     python benchmarks/quality.py judge   --work WORK --data TRAIN.zip --test TEST.zip
     python benchmarks/quality.py measure --work WORK cifar10-base cifar10-decisive
     python benchmarks/quality.py train   --work WORK --data … --test … --minutes 16 20 cifar10-base
+    python benchmarks/quality.py sample  --work WORK --test … --minutes 16 20 cifar10-base --guidance 4
     python benchmarks/quality.py table
 
 `judge` trains the classifier that judges all: its features make the distances, its answers say whether a sample is
 recognised as its class; nothing else is ever trained on it.  `measure` times both training steps of each recipe in
 turn on an otherwise idle machine; `train` then gives each as many steps as its minutes (tokenizer, prior) hold at that
-pace, so that what else runs beside a training changes nothing.  Every part goes on where it was stopped.  Figures go
-into benchmarks/quality/results.json with machine and commit, sheets of samples and reconstructions into WORK.
+pace, so that what else runs beside a training changes nothing; `sample` judges a trained one at other guidance.  Every
+part goes on where it was stopped.  Figures go into benchmarks/quality/results.json with machine and commit, sheets of
+samples and reconstructions into WORK.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +48,7 @@ from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
 FOLDER = Path(__file__).parent / "quality"
 RESULTS = FOLDER / "results.json"
 JUDGED = 2000
-SAMPLED = ((16, 1.0), (16, 2.0), (8, 1.0), (64, 1.0))  # (steps, guidance), the most telling first
+SAMPLED = ((16, 1.0), (16, 2.0), (16, 4.0), (8, 1.0), (64, 1.0))  # (steps, guidance), the most telling first
 FEWER = 1000  # samples where steps are not 16, and to compare with, the first of those where they are
 
 
@@ -154,8 +156,7 @@ def train(args: argparse.Namespace, name: str) -> None:
     pace = json.loads((args.work / "paces.json").read_text())[name]
     assert pace["machine"] == here(), f"{name} was timed on {pace['machine']}, and this is {here()}: measure again."
     steps = {stage: round(60 * m / pace[stage]) for stage, m in zip(("tokenizer", "prior"), args.minutes, strict=True)}
-    label = f"{name}-{args.minutes[0]:g}-{args.minutes[1]:g}-seed{args.seed}"
-    run = args.work / "runs" / label
+    run = folder_of(args, name)
     preset, words = recipe(name)
     words = [
         *words, f"seed={args.seed}", "data.held_out=1000",
@@ -174,17 +175,47 @@ def train(args: argparse.Namespace, name: str) -> None:
         print(json.dumps(figures), flush=True)
 
 
+def folder_of(args: argparse.Namespace, name: str) -> Path:
+    return args.work / "runs" / f"{name}-{args.minutes[0]:g}-{args.minutes[1]:g}-seed{args.seed}"
+
+
 def judged(run: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Figures, as they come."""
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
-    judge = load_extractor(str(args.work / "judge"))
-    images = opened(args.test, pipe.image_size)
-    rows = torch.from_numpy(keyed_permutation(0, "quality-test", 0, len(images))[:JUDGED].copy())
-    real = torch.cat([images.uint8_centre(part) for part in rows.split(250)])
+    judge, real = load_extractor(str(args.work / "judge")), test_images(args, pipe.image_size)
     seen = extract(real.split(250), judge).features
     yield {"judge": judge.accuracy, **reconstructed(pipe, real, seen, judge, run), **bits(run)}
+    wanted = SAMPLED if pipe.diffusion.may_skip else [(None, guidance) for _, guidance in SAMPLED[:2]]
+    yield from sampled(pipe, judge, seen, run, args.seed, wanted)
+
+
+def test_images(args: argparse.Namespace, size: int) -> torch.Tensor:
+    """Some of the test images, always the same, uint8."""
+    images = opened(args.test, size)
+    rows = torch.from_numpy(keyed_permutation(0, "quality-test", 0, len(images))[:JUDGED].copy())
+    return torch.cat([images.uint8_centre(part) for part in rows.split(250)])
+
+
+def sample(args: argparse.Namespace, name: str) -> None:
+    """Add what samples of a trained run measure at other guidance to its row."""
+    run = folder_of(args, name)
+    mine = {"recipe": name, "minutes": args.minutes, "seed": args.seed, "instructions": instructions()}
+    row = next(row for row in json.loads(RESULTS.read_text()) if all(row[key] == mine[key] for key in mine))
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
+    judge = load_extractor(str(args.work / "judge"))
+    seen = extract(test_images(args, pipe.image_size).split(250), judge).features
+    for figures in sampled(pipe, judge, seen, run, args.seed, [(16, guidance) for guidance in args.guidance]):
+        row |= figures
+        keep(row)
+        print(json.dumps(figures), flush=True)
+
+
+def sampled(
+    pipe: Any, judge: Any, seen: torch.Tensor, run: Path, seed: int, wanted: Sequence[tuple[int | None, float]]
+) -> Iterator[dict[str, Any]]:
+    """Distance and recognised share of samples at each of the (steps, guidance), and a sheet of them."""
     classes = len(pipe.classes)
-    for asked, guidance in SAMPLED if pipe.diffusion.may_skip else [(None, guidance) for _, guidance in SAMPLED[:2]]:
+    for asked, guidance in wanted:
         if guidance != 1 and not classes:
             continue
         steps, count = asked or pipe.diffusion.steps, JUDGED if asked in (16, None) else FEWER
@@ -194,7 +225,7 @@ def judged(run: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             made = pipe(
                 100, class_labels=labels and labels[start : start + 100], num_inference_steps=asked,
                 guidance_scale=guidance,
-                generator=args.seed, first_index=start, batch_size=100, output_type="pt",
+                generator=seed, first_index=start, batch_size=100, output_type="pt",
             ).images  # fmt: skip
             parts.append(to_uint8(made * 2 - 1))
         seconds = time.perf_counter() - begun
@@ -289,13 +320,14 @@ def table() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["judge", "measure", "train", "table"])
+    parser.add_argument("what", choices=["judge", "measure", "train", "sample", "table"])
     parser.add_argument("recipes", nargs="*")
     parser.add_argument("--work", type=Path, default=Path("quality-work"), help="folder for judge and runs")
     parser.add_argument("--data", help="images to train on, in one folder per class")
     parser.add_argument("--test", help="images that nothing is trained on")
     parser.add_argument("--minutes", type=float, nargs=2, default=[16.0, 20.0], metavar=("TOKENIZER", "PRIOR"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance", type=float, nargs="+", default=[4.0], help="of `sample`")
     parser.add_argument("--epochs", type=int, default=8, help="of the judge")
     args = parser.parse_intermixed_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -307,6 +339,9 @@ def main() -> None:
     elif args.what == "train":
         for name in args.recipes:
             train(args, name)
+    elif args.what == "sample":
+        for name in args.recipes:
+            sample(args, name)
     else:
         table()
 

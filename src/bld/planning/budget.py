@@ -19,6 +19,7 @@ from bld.planning.cost import denoiser_flops, prior_parameters, tokenizer_flops
 from bld.priors import KINDS
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.accelerator import autocast_dtype
+from bld.training.optimizer import make_optimizer
 from bld.training.settings import Settings
 from bld.training.stages.prior import build_network
 from bld.training.time_budget import STAGES, split
@@ -174,7 +175,7 @@ def prior_step(settings: Settings, device: torch.device) -> Callable[[], None]:
     shape, B = settings.tokenizer.code_shape, settings.prior_training.batch_size
     process = settings.process(shape)
     model = build_network(process, settings.denoiser(shape, num_classes=0)).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer = make_optimizer(model, settings.prior_training)
     codes = torch.randint(0, 2, (B, shape.positions, shape.c), dtype=torch.uint8, device=device)
     codes = codes.float() if KINDS[process.kind].is_real else codes
 

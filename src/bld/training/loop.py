@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from bld.errors import CheckpointError, UserError
@@ -26,6 +26,7 @@ from bld.training.checkpoints import TrainingState, pack_optimizer, unpack_optim
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.metrics_log import MetricsLog
+from bld.training.optimizer import make_optimizer
 from bld.training.order import part_of
 from bld.training.run_folder import RunFolder
 from bld.training.stages.base import Stage, Update
@@ -78,19 +79,12 @@ class StageRun:
         state = self._load_networks()  # before they are wrapped, so that whole tensors fit
         self.networks: dict[str, nn.Module] = {}
         self.optimizers: dict[str, Optimizer] = {}
-        optimizer: Optimizer
         for name, network in self.plain.items():
             if stage.settings.compile:
                 compile_network(network)
             self.networks[name] = prepared(accelerator, network, stage.settings.parallel)
-            optimizer = AdamW(
-                network.parameters(),
-                lr=settings.learning_rate,
-                betas=(settings.beta1, settings.beta2),
-                weight_decay=settings.weight_decay,
-                fused=True,
-            )
-            self.optimizers[name] = accelerator.prepare_optimizer(optimizer)  # which knows about fp16's loss scale
+            # Prepared, it knows about fp16's loss scale.
+            self.optimizers[name] = accelerator.prepare_optimizer(make_optimizer(network, settings))
         stage.prepared = self.networks
         self.average.follow(self.networks[stage.name])
         skipped = {name: torch.zeros(2, dtype=torch.int64, device=accelerator.device) for name in self.networks}

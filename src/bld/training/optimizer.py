@@ -1,0 +1,112 @@
+"""How a network's weights move: by AdamW, or, inside a transformer's blocks, by Muon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from bld.training.accelerator import autocast_dtype
+from bld.training.settings import TrainingSettings
+
+MATRIX_RATE = 2.0  # of a matrix, times the learning rate
+MATRIX_WEIGHT_DECAY = 0.1
+MOMENTUM = 0.95
+RMS_OF_ADAM = 0.2  # of a number's step over the rate, so that rates mean the same for both
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+
+
+def make_optimizer(network: nn.Module, settings: TrainingSettings) -> AdamW:
+    """The optimizer of a network, as the settings of its training say; fused, so that it can skip a step by itself."""
+    betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
+    if settings.optimizer == "adamw":
+        return AdamW(network.parameters(), lr=settings.learning_rate, betas=betas, weight_decay=decay, fused=True)
+    named = list(network.named_parameters())
+    inside = {name for name, parameter in named if name.startswith("blocks.") and parameter.ndim == 2}
+    matrices, others = ([p for name, p in named if (name in inside) == wanted] for wanted in (True, False))
+    device = matrices[0].device if matrices else torch.device("cpu")
+    dtype = torch.bfloat16 if autocast_dtype("auto", device) == "bf16" else torch.float32
+    return Muon(matrices, others, settings.learning_rate, betas, decay, dtype)
+
+
+class Muon(AdamW):
+    """Steps of a network: Muon (Jordan et al. 2024) for some matrices, fused AdamW for its other parameters.
+
+    A matrix moves by its momentum with all singular values made about 1, which learns from every direction of the
+    gradient alike. A fused projection (3·D, D) counts as the three matrices that it holds.
+
+    Args:
+        matrices: the weights that Muon moves.
+        others: the other parameters.
+        learning_rate: of AdamW; matrices take `MATRIX_RATE` times as much.
+        betas: AdamW's.
+        weight_decay: AdamW's; matrices have `MATRIX_WEIGHT_DECAY`.
+        dtype: of the products that make a matrix orthogonal, bfloat16 where that is fast.
+    """
+
+    def __init__(
+        self,
+        matrices: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        learning_rate: float,
+        betas: tuple[float, float],
+        weight_decay: float,
+        dtype: torch.dtype,
+    ):
+        groups: list[dict[str, Any]] = [{"params": list(others)}, {"params": list(matrices), "is_muon": True}]
+        super().__init__(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Move every parameter that has a gradient; none, if `found_inf` says that one is not finite."""
+        every = self.param_groups
+        try:
+            self.param_groups = [group for group in every if not group.get("is_muon")]
+            super().step(closure)
+        finally:
+            self.param_groups = every
+        for group in every:
+            if group.get("is_muon"):
+                self._move(group["params"], MATRIX_RATE * group["lr"])
+
+    def _move(self, parameters: Sequence[nn.Parameter], rate: float) -> None:
+        bad: Tensor | None = getattr(self, "found_inf", None)
+        alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+        for parameter in parameters:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(parameter)
+            gradient, momentum = parameter.grad, state["momentum"]
+            changed = momentum.lerp(gradient, 1 - MOMENTUM)
+            momentum.copy_(changed if bad is None else torch.where(bad > 0, momentum, changed))
+            alike.setdefault(parameter.shape, []).append((parameter, gradient.lerp(changed, MOMENTUM)))
+        for shape, pairs in alike.items():
+            rows, columns = shape
+            parts = 3 if rows == 3 * columns else 1
+            stacked = torch.stack([update for _, update in pairs]).view(-1, rows // parts, columns)
+            steps = orthogonal(stacked, self.dtype) * (RMS_OF_ADAM * max(rows // parts, columns) ** 0.5)
+            for (parameter, _), step in zip(pairs, steps.view(len(pairs), rows, columns), strict=True):
+                moved = parameter * (1 - rate * MATRIX_WEIGHT_DECAY) - rate * step
+                parameter.copy_(moved if bad is None else torch.where(bad > 0, parameter, moved))
+
+
+def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """Matrices (n, a, b) → about their nearest orthogonal ones, by a quintic Newton-Schulz iteration, float32.
+
+    Singular values come out between about 0.7 and 1.2, which serves as well as 1 and takes few iterations.
+    """
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = (matrices.mT if is_tall else matrices).to(dtype)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(ITERATIONS):
+        square = x @ x.mT
+        x = a * x + (b * square + c * square @ square) @ x
+    return (x.mT if is_tall else x).float()

@@ -18,6 +18,7 @@ MOMENTUM = 0.95
 RMS_OF_ADAM = 0.2  # of a number's step over the rate, so that rates mean the same for both
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+LOOKS_AT = ("cpu",)  # devices where looking at a number does not wait for others
 
 
 def make_optimizer(network: nn.Module, settings: TrainingSettings) -> AdamW:
@@ -76,37 +77,49 @@ class Muon(AdamW):
 
     def _move(self, parameters: Sequence[nn.Parameter], rate: float) -> None:
         bad: Tensor | None = getattr(self, "found_inf", None)
-        alike: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]] = {}
+        if bad is not None and bad.device.type in LOOKS_AT:
+            if bool(bad):
+                return
+            bad = None
+        alike: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in parameters:
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
-            if not state:
-                state["step"], state["momentum"] = torch.zeros(()), torch.zeros_like(parameter)
-            gradient, momentum = parameter.grad, state["momentum"]
-            changed = momentum.lerp(gradient, 1 - MOMENTUM)
-            momentum.copy_(changed if bad is None else torch.where(bad > 0, momentum, changed))
-            alike.setdefault(parameter.shape, []).append((parameter, gradient.lerp(changed, MOMENTUM)))
-        for shape, pairs in alike.items():
-            rows, columns = shape
-            parts = 3 if rows == 3 * columns else 1
-            stacked = torch.stack([update for _, update in pairs]).view(-1, rows // parts, columns)
-            steps = orthogonal(stacked, self.dtype) * (RMS_OF_ADAM * max(rows // parts, columns) ** 0.5)
-            for (parameter, _), step in zip(pairs, steps.view(len(pairs), rows, columns), strict=True):
-                moved = parameter * (1 - rate * MATRIX_WEIGHT_DECAY) - rate * step
-                parameter.copy_(moved if bad is None else torch.where(bad > 0, parameter, moved))
+            if parameter.grad is not None:
+                alike.setdefault(parameter.shape, []).append(parameter)
+                if not self.state[parameter]:
+                    self.state[parameter] = {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
+        for (rows, columns), same in alike.items():
+            height = rows // 3 if rows == 3 * columns else rows
+            updates = torch.empty(len(same), rows, columns, dtype=self.dtype, device=same[0].device)
+            for parameter, update in zip(same, updates, strict=True):
+                update.copy_(self._update(parameter, bad))
+            steps = orthogonal(updates.view(-1, height, columns)).view_as(updates)
+            size = rate * RMS_OF_ADAM * max(height, columns) ** 0.5
+            for parameter, step in zip(same, steps, strict=True):
+                before = None if bad is None else parameter.clone()
+                parameter.mul_(1 - rate * MATRIX_WEIGHT_DECAY).add_(step, alpha=-size)
+                if bad is not None and before is not None:
+                    parameter.copy_(torch.where(bad > 0, before, parameter))
+
+    def _update(self, parameter: nn.Parameter, bad: Tensor | None) -> Tensor:
+        """The gradient, carried on by the momentum (Nesterov), which it changes; where `bad` is set it does not."""
+        momentum, gradient = self.state[parameter]["momentum"], parameter.grad
+        assert gradient is not None
+        if bad is not None:
+            gradient = torch.where(bad > 0, momentum, gradient)
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        return gradient.lerp(momentum, MOMENTUM)
 
 
-def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """Matrices (n, a, b) → about their nearest orthogonal ones, by a quintic Newton-Schulz iteration, float32.
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Matrices (n, a, b) → about their nearest orthogonal ones, by a quintic Newton-Schulz iteration in their dtype.
 
     Singular values come out between about 0.7 and 1.2, which serves as well as 1 and takes few iterations.
     """
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if is_tall else matrices).to(dtype)
+    x = matrices.mT if is_tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
         square = x @ x.mT
-        x = a * x + (b * square + c * square @ square) @ x
-    return (x.mT if is_tall else x).float()
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x

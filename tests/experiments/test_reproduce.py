@@ -308,6 +308,12 @@ def test_the_paper_scale_says_what_it_costs_and_waits(tmp_path, capsys, image_fo
     assert "repeat the command with --yes" in said.err
 
 
+@pytest.mark.parametrize("name", ["figure5", "table4"])
+def test_what_measures_without_gradients_trains_what_is_missing(name, tmp_path):
+    pytest.importorskip("vector_quantize_pytorch")
+    assert run(tmp_path, name, "--seeds", "1").startswith("# ")
+
+
 def test_runs_of_other_settings_or_images_are_never_taken(root, monkeypatch, capsys, image_folder):
     run(root, "figure5")
     monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, words=(*TINY.words, "prior_training.steps=5")))

@@ -128,7 +128,8 @@ def test_a_device_is_priced_in_the_precision_that_it_trains_in():
     ],
 )
 def test_a_sample_costs_its_passes(words: list[str], classes: int, passes: int):
-    assert forwards(settings("cifar10", "sampling.steps=0", *words), classes) == passes
+    plain = ("sampling.steps=0", "sampling.guidance_scale=1", "prior.patch_size=1")
+    assert forwards(settings("cifar10", *plain, *words), classes) == passes
 
 
 def tokenizer_training(s: Settings, images: int) -> tuple[nn.Module, Callable[[], None]]:
@@ -252,7 +253,7 @@ def test_info_prints_a_plan_and_refuses_what_there_is_not(capsys: pytest.Capture
         assert "--utilisation above 0" in capsys.readouterr().err
         assert main(["info", "cifar10", *words]) == 2
         assert "name it with --device" in capsys.readouterr().err
-    assert main(["info", "cifar10", "--device", "h200", "parallel=fsdp"]) == 0
+    assert main(["info", "churches256", "--device", "h200", "parallel=fsdp"]) == 0
     assert "fsdp" in capsys.readouterr().out
     with pytest.raises(SettingError, match="Unknown device"):
         device_named("abacus")

@@ -105,8 +105,11 @@ AS_IN_THE_PAPER = (
     "tokenizer.bit_noise=1",
     "objective.bit_flips=0",
     "codes.fresh=false",
+    "prior.patch_size=1",
     "prior.soft_targets=false",
+    "prior_training.optimizer=adamw",
     "diffusion.target=flip",
+    "sampling.guidance_scale=1",
 )
 """What the small presets do otherwise than the paper, but for the tokenizer's cheap body, which all rows share."""
 

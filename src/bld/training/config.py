@@ -22,15 +22,17 @@ FAITHFUL = (
     "codes.fresh=true",
     "prior.evidence=false",
     "prior.null_condition=absent",
+    "prior.patch_size=1",
     "prior.soft_targets=false",
     "diffusion.target=flip",
     "prior_training.ema_decay=0",
     "prior_training.clip_norm=0",
+    "prior_training.optimizer=adamw",
     "sampling.steps=0",
 )
 """The paper's method to the letter, over any preset: three residual blocks a level in the decoder, codes drawn anew at
-each step, the network's output as it is, the condition's token left out for guidance, flip as the target, all T steps,
-and neither weight averages nor gradient clipping, of which the paper says nothing."""
+each step, a token for each position, the network's output as it is, the condition's token left out for guidance, flip
+as the target, all T steps, Adam, and neither weight averages nor gradient clipping, of which the paper says nothing."""
 
 
 def preset_names() -> list[str]:

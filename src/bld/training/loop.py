@@ -137,6 +137,7 @@ class StageRun:
 
     # -- the loop -----------------------------------------------------------------------------------------
 
+    @torch.enable_grad()  # whoever calls: what measures without gradients may train what is missing
     def train(self) -> None:
         """Train to the end of the steps or of the budget, then save the averaged model.
 

@@ -41,6 +41,10 @@ def fails(capsys):
     return run
 
 
+def assert_names(sentence, *tokens):
+    assert not [token for token in map(str, tokens) if token not in sentence], sentence
+
+
 def test_help_lists_every_command_without_loading_torch():
     code = "import sys; from bld.cli import main\n"
     code += "try: main(['--help'])\nexcept SystemExit: assert 'torch' not in sys.modules"
@@ -72,14 +76,22 @@ def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_words, c
 
 
 def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, tiny_words, capsys):
-    """Its real figures are in docs/results.md; here the networks are tiny and hardly trained."""
-    assert main(["demo", "--out", str(tmp_path / "demo"), *tiny_words]) == 0
-    out = capsys.readouterr().out
-    accuracy = float(re.search(r"recognised as their class .*: ([\d.]+)% of 500", out)[1])
-    both = re.search(r"Held-out reconstructions: ([\d.]+) dB PSNR, ([\d.]+) dB from drawn codes \(180 images", out)
-    decibels, drawn = float(both[1]), float(both[2])
-    assert accuracy < 30 and 5 < drawn <= decibels < 20
-    assert (tmp_path / "demo" / "report.html").is_file()
+    """The figures are those of the run it leaves, measured here once more."""
+    from bld.evaluation.digit_accuracy import digit_accuracy
+    from bld.pipeline import BinaryLatentDiffusionPipeline
+    from bld.training.run_folder import RunFolder
+
+    run, labels = tmp_path / "demo", [*range(10)] * 50
+    assert main(["demo", "--out", str(run), *tiny_words]) == 0
+    samples, held_out = re.findall(r"^(?:Samples|Held-out) .*$", capsys.readouterr().out, re.MULTILINE)
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
+    made = pipe(class_labels=labels, num_inference_steps=16, temperature=0.9, generator=0, output_type="np").images
+    percent = float(re.search(r"([\d.]+)% of 500\b", samples)[1])
+    assert percent == pytest.approx(100 * digit_accuracy(made.mean(-1), labels), abs=0.051)
+    decibels, drawn = map(float, re.findall(r"([\d.]+) dB", held_out))
+    measured = [line["held_out_psnr"] for line in RunFolder(run).read_metrics() if "held_out_psnr" in line]
+    assert decibels == pytest.approx(measured[-1], abs=0.051) and drawn <= decibels
+    assert "180 images" in held_out and (run / "report.html").is_file()
 
 
 def test_the_stages_one_at_a_time_make_the_same_models(tmp_path, tiny_words, trained_run):
@@ -108,7 +120,7 @@ def test_samples_depend_on_seed_and_number_only_and_are_not_made_twice(trained_r
     assert main([*words, "--num", "12", "--out", str(tmp_path / "a"), "--batch-size", "12"]) == 0
     assert main([*words, "--num", "5", "--out", str(tmp_path / "b"), "--batch-size", "2"]) == 0
     assert main([*words, "--num", "12", "--out", str(tmp_path / "b"), "--batch-size", "7"]) == 0
-    assert "(7 of them new)" in capsys.readouterr().out
+    assert re.search(r"^12 images .*\(7 .*new", capsys.readouterr().out, re.MULTILINE)
     for i in range(12):
         assert (tmp_path / "a" / f"{i:06d}.png").read_bytes() == (tmp_path / "b" / f"{i:06d}.png").read_bytes()
     assert json.loads((tmp_path / "a" / "settings.json").read_text())["steps"] == 4
@@ -117,7 +129,7 @@ def test_samples_depend_on_seed_and_number_only_and_are_not_made_twice(trained_r
 def test_images_of_other_settings_are_not_mixed(trained_run, tmp_path, fails):
     words = ["sample", str(trained_run), "--num", "2", "--steps", "2", "--out", str(tmp_path / "a")]
     assert main(words) == 0
-    assert "choose another --out" in fails(*words, "--seed", "1")
+    assert_names(fails(*words, "--seed", "1"), tmp_path / "a", "--out")
 
 
 def test_images_of_another_model_are_not_taken_for_this_one(run_copy, trained_run, tmp_path, fails):
@@ -125,7 +137,7 @@ def test_images_of_another_model_are_not_taken_for_this_one(run_copy, trained_ru
     assert main(["sample", str(trained_run), *words]) == 0
     assert main(["sample", str(run_copy), *words]) == 0  # a copy is the same model
     assert main(["train-prior", "--out", str(run_copy), "prior_training.steps=7"]) == 0
-    assert "another model" in fails("sample", run_copy, *words)
+    assert_names(fails("sample", run_copy, *words), tmp_path / "a", "--out")
 
 
 def test_inpaint_writes_fillings_beside_the_original(trained_run, tmp_path):
@@ -166,19 +178,19 @@ def test_info_works_for_presets_and_runs_with_settings_anywhere(trained_run, cap
 def test_a_preset_is_chosen_by_the_size_of_the_images(tmp_path, image_folder, capsys):
     words = ["tokenizer_training.batch_size=64", "--out", str(tmp_path / "run")]
     assert main(["train-tokenizer", "--data", str(image_folder(8, size=32)), *words]) == 2
-    assert "cifar10 suits these images" in capsys.readouterr().out
+    assert "cifar10" in capsys.readouterr().out
 
 
 # -- bad input ------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_command_option_setting_or_preset_names_the_nearest(fails, tmp_path):
-    assert "Did you mean 'train'" in fails("trian")
+    assert "'train'?" in fails("trian")
     assert "--ouut" in fails("train", "--data", "digits", "--out", tmp_path, "--ouut", "x")
     train = ("train", "--data", "digits", "--out", tmp_path / "r")
-    assert "Did you mean 'digits'" in fails(*train, "--preset", "digit")
-    assert "Did you mean 'prior.dim'" in fails(*train, "--preset", "digits", "prior.dmi=3")
-    assert "'soon' is not a time" in fails(*train, "--budget", "soon")
+    assert "'digits'?" in fails(*train, "--preset", "digit")
+    assert "'prior.dim'?" in fails(*train, "--preset", "digits", "prior.dmi=3")
+    assert_names(fails(*train, "--budget", "soon"), "'soon'", "30m")
     assert "--data" in fails("train", "--out", tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
@@ -186,10 +198,10 @@ def test_an_unknown_command_option_setting_or_preset_names_the_nearest(fails, tm
 def test_a_few_unreadable_images_do_not_keep_a_preset_from_being_chosen(image_folder, tmp_path, fails, capsys):
     folder = image_folder(30)
     (folder / "000.png").write_bytes(b"not an image")
-    assert "fewer than a batch" in fails("train", "--data", folder, "--out", tmp_path / "r")
+    assert "tokenizer_training.batch_size=" in fails("train", "--data", folder, "--out", tmp_path / "r")
     for path in folder.iterdir():
         path.write_bytes(b"")
-    assert "None of the images" in fails("train", "--data", folder, "--out", tmp_path / "s")
+    assert_names(fails("train", "--data", folder, "--out", tmp_path / "s"), "None", folder)
 
 
 def test_what_the_system_refuses_is_one_sentence(fails, tmp_path):
@@ -222,7 +234,7 @@ def test_unreadable_images_are_left_out_and_listed_but_not_too_many(fails, tmp_p
         *words,
     ]
     assert main(words) == 0
-    assert "2 unreadable images are left out" in capsys.readouterr().out
+    assert "2 unreadable" in capsys.readouterr().out
     listed = (tmp_path / "run" / "skipped_images.txt").read_text()
     assert "000.png" in listed and "001.png" in listed
     for i in range(3, 8):
@@ -233,8 +245,8 @@ def test_unreadable_images_are_left_out_and_listed_but_not_too_many(fails, tmp_p
 
 def test_too_few_images_and_sizes_that_do_not_divide(fails, tmp_path, image_folder):
     data = ("train", "--data", image_folder(10), "--out", tmp_path / "r", "--preset", "digits")
-    assert "fewer than a batch of 64" in fails(*data)
-    assert "choose 8" in fails(*data, "tokenizer.image_size=9")
+    assert_names(fails(*data), "images", "64", "tokenizer_training.batch_size=")
+    assert_names(fails(*data, "tokenizer.image_size=9"), " 9 ", " 8,")
 
 
 def test_the_perceptual_term_is_never_dropped_silently(fails, tmp_path, tiny_words, monkeypatch, capsys):
@@ -246,40 +258,38 @@ def test_the_perceptual_term_is_never_dropped_silently(fails, tmp_path, tiny_wor
     refused = fails(*train, "--out", tmp_path / "a", "objective.perceptual=1")
     assert "VGG-16" in refused and "objective.perceptual=0" in refused
     assert main([*train, "--out", str(tmp_path / "b")]) == 0
-    assert "perceptual term is switched off" in capsys.readouterr().out
+    assert "objective.perceptual=0" in capsys.readouterr().out
 
 
 def test_a_run_of_another_shape_or_unfinished_or_damaged(fails, run_copy, tmp_path):
-    assert "another --out" in fails("train", "--out", run_copy, "prior.dim=64")
-    assert "another --out" in fails("train", "--out", run_copy, "--preset", "cifar10")
-    assert "run bld train-tokenizer" in fails(
-        "encode", "--out", tmp_path / "new", "--data", "digits", "--preset", "digits"
-    )
+    assert_names(fails("train", "--out", run_copy, "prior.dim=64"), "prior.dim=32", "64", "--out")
+    assert_names(fails("train", "--out", run_copy, "--preset", "cifar10"), run_copy, "--out", "as it was")
+    assert "bld train-tokenizer" in fails("encode", "--out", tmp_path / "new", "--data", "digits", "--preset", "digits")
     weights = run_copy / "prior" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "damaged" in fails("sample", run_copy)
     (run_copy / "model_index.json").unlink()
     assert "model_index.json" in fails("sample", run_copy)
-    assert "not a run folder" in fails("report", tmp_path / "nothing")
+    assert_names(fails("report", tmp_path / "nothing"), tmp_path / "nothing", "config.yaml")
 
 
 def test_impossible_sampling_requests(fails, trained_run, tmp_path):
     sample = ("sample", trained_run, "--out", tmp_path / "s")
-    assert "1 to 64 steps" in fails(*sample, "--steps", "65", "--num", "1")
-    assert "above 0" in fails(*sample, "--temperature", "0", "--num", "1")
-    assert "Unknown class 'dog'" in fails(*sample, "--classes", "dog")
-    assert "at least 1" in fails(*sample, "--num", "0")
-    assert "cannot be used here" in fails(*sample, "--device", "toaster")
-    assert "cannot be used here" in fails("reconstruct", trained_run, "--data", "digits", "--device", "toaster")
-    assert "at least 1" in fails("info", "digits", "--images", "-1")
+    assert_names(fails(*sample, "--steps", "65", "--num", "1"), "64 steps", "not 65")
+    assert_names(fails(*sample, "--temperature", "0", "--num", "1"), "temperature", "above 0", "not 0.0")
+    assert_names(fails(*sample, "--classes", "dog"), "'dog'")
+    assert_names(fails(*sample, "--num", "0"), "--num", "at least 1", "not 0")
+    for words in (sample, ("reconstruct", trained_run, "--data", "digits")):
+        assert_names(fails(*words, "--device", "toaster"), "'toaster'", "--device cpu")
+    assert_names(fails("info", "digits", "--images", "-1"), "--images", "at least 1", "not -1")
 
 
 def test_images_and_masks_that_are_none(fails, trained_run, tmp_path):
     (tmp_path / "text.png").write_text("hello")
     Image.new("RGB", (8, 8)).save(tmp_path / "black.png")
     words = ("inpaint", trained_run, "--out", tmp_path / "o")
-    assert "no image" in fails(*words, "--image", tmp_path / "none.png", "--mask", tmp_path / "black.png")
-    assert "cannot be read" in fails(*words, "--image", tmp_path / "text.png", "--mask", tmp_path / "black.png")
+    assert "none.png" in fails(*words, "--image", tmp_path / "none.png", "--mask", tmp_path / "black.png")
+    assert "text.png" in fails(*words, "--image", tmp_path / "text.png", "--mask", tmp_path / "black.png")
     assert "black everywhere" in fails(*words, "--image", tmp_path / "black.png", "--mask", tmp_path / "black.png")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_every_figure_comes_with_what_moves_it(run_copy, features, capsys):
     assert record["extractor"]["name"] == "classifier digits" and len(record["extractor"]["sha256"]) == 16
     said = capsys.readouterr().out
     assert "FD (classifier digits)" in said and "FID" not in said
-    assert "Only 60 images for 128 features" in said
+    assert "60 images for 128 features" in said
 
 
 def test_the_batch_size_changes_no_figure(run_copy, features):
@@ -121,7 +122,8 @@ def test_images_of_another_program_are_judged(tmp_path, features, run_copy, caps
     assert record["samples"]["images"] == 12 and record["samples"]["format"] == [".png"]
     Image.new("RGB", (9, 8)).save(folder / "wide.png")
     assert main([*words, "--out", str(tmp_path / "x.json")]) == 2
-    assert "wide.png is 9×8, and the reference images are judged at 8×8: add --resize" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert all(words in error for words in ("wide.png", "9×8", "8×8", "--resize"))
     assert main([*words, "--metrics", "fd", "--resize", "--out", str(tmp_path / "x.json")]) == 0
 
 
@@ -146,15 +148,15 @@ def test_cas_recognises_classes_it_was_taught():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Nothing to judge"),
-        (["RUN", "--metrics", "fidd"], "Unknown metric 'fidd'"),
-        (["RUN", "--num", "0"], "num is at least 1, not 0"),
-        (["RUN", "--num", "3", "--metrics", "precision"], "precision needs at least 4 images"),
-        (["RUN", "--metrics", "fd", "--num", "12", "--classes", "eleven"], "Unknown class 'eleven'"),
-        (["RUN", "--metrics", "cas", "--data", "PLAIN"], "cas tests on real images with the prior's classes"),
-        (["--samples", "digits"], "name them with --data"),
-        (["--samples", "digits", "--data", "digits", "--metrics", "psnr"], "psnr needs a run"),
-        (["RUN", "--metrics", "fd", "--data", "nowhere"], "There is nothing at nowhere"),
+        ([], "RUN.*--samples"),
+        (["RUN", "--metrics", "fidd"], "'fidd'.*'fd'"),
+        (["RUN", "--num", "0"], "num .*at least 1, not 0"),
+        (["RUN", "--num", "3", "--metrics", "precision"], "precision .*at least 4 .* 3 samples"),
+        (["RUN", "--metrics", "fd", "--num", "12", "--classes", "eleven"], "class 'eleven'"),
+        (["RUN", "--metrics", "cas", "--data", "PLAIN"], "cas .*PLAIN.* none: .*folder per class"),
+        (["--samples", "digits"], "--data"),
+        (["--samples", "digits", "--data", "digits", "--metrics", "psnr"], "psnr .*--samples"),
+        (["RUN", "--metrics", "fd", "--data", "nowhere"], "nothing at nowhere"),
     ],
 )
 def test_what_cannot_be_judged_is_one_sentence(words, message, run_copy, features, image_folder, capsys, tmp_path):
@@ -162,7 +164,9 @@ def test_what_cannot_be_judged_is_one_sentence(words, message, run_copy, feature
     words = [named.get(word, word) for word in words]
     assert main(["evaluate", *words, "--features", str(features), "--out", str(tmp_path / "e.json")]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    for name, path in named.items():
+        error = error.replace(path, name)
+    assert re.search(message, error) and error.count("\n") == 1, error
 
 
 def test_neighbours_are_drawn_and_named(run_copy, features, capsys):
@@ -172,7 +176,7 @@ def test_neighbours_are_drawn_and_named(run_copy, features, capsys):
             assert picture.size == (5 * 66 - 2, 3 * 66 - 2)
         assert "digit-" in capsys.readouterr().out
     assert main(["neighbours", str(run_copy), "--k", "0", "--steps", "2"]) == 2
-    assert "k is 1 to the number of images (1617), not 0" in capsys.readouterr().err
+    assert re.search(r"\bk\b.*1617.*not 0", capsys.readouterr().err)
 
 
 def test_bits_are_of_several_draws_of_each_code_and_say_so(run_copy, features):
@@ -193,5 +197,5 @@ def test_images_of_several_sizes_are_taken_at_the_smallest_and_that_is_said(imag
         Image.new("RGB", (9, 40), "red").save(path)
     assert small == large
     assert main(["train-features", "--data", str(large), "--steps", "1", "--out", str(tmp_path / "features")]) == 0
-    assert "images of 9 to 24 pixels: all are taken at 9 (--image-size)" in capsys.readouterr().out
+    assert re.search(r"\b9 to 24\b.* 9 .*--image-size", capsys.readouterr().out)
     assert json.loads((tmp_path / "features" / "config.json").read_text())["image_size"] == 9

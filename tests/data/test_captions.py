@@ -123,12 +123,12 @@ def test_no_captions_are_none(tmp_path: Path):
 def test_a_table_that_names_no_image_is_refused_with_both_names(tmp_path: Path):
     images = folder(tmp_path / "f", {"a.png": png()})
     folder(tmp_path / "t", {"x.jsonl": b'{"file_name": "f/a.png", "text": "x"}', "y.csv": b"file_name\na.png\n"})
-    with pytest.raises(DataError, match=r"no caption for any of the 1 images .*its first file is f/a.png; .* is a.png"):
+    with pytest.raises(DataError, match=r"\b1 images.* f/a\.png;.* a\.png"):
         said(images, str(tmp_path / "t" / "x.jsonl"))
-    with pytest.raises(DataError, match="needs a column file_name and a column text"):
+    with pytest.raises(DataError, match=r"file_name.* text"):
         said(images, str(tmp_path / "t" / "y.csv"))
-    with pytest.raises(DataError, match="Cannot read the table"):
+    with pytest.raises(DataError, match=r"z\.csv"):
         said(images, str(tmp_path / "t" / "z.csv"))
     (tmp_path / "t" / "bad.jsonl").write_text("{")
-    with pytest.raises(DataError, match=r"The table of captions bad.jsonl cannot be read .* set data.captions"):
+    with pytest.raises(DataError, match=r"bad\.jsonl.*data\.captions"):
         said(images, str(tmp_path / "t" / "bad.jsonl"))

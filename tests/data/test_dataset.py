@@ -90,7 +90,7 @@ def test_indices_come_as_lists_arrays_or_tensors_and_may_be_none_at_all(folder, 
 
 @pytest.mark.parametrize("memory", [{}, ON_DEMAND])
 def test_views_need_one_seed_each(folder, memory):
-    with pytest.raises(SettingError, match="one seed"):
+    with pytest.raises(SettingError, match=r"seed.* 2 and 1\b"):
         ImageSet.open(folder, PREP, **memory).views([0, 1], [0])
 
 
@@ -124,7 +124,7 @@ def test_too_many_unreadable_images_are_an_error_with_counts_and_place(pack, png
 
 
 def test_a_set_without_a_single_readable_image_is_an_error(pack):
-    with pytest.raises(DataError, match="1 of 1 images"):
+    with pytest.raises(DataError, match=r"\b1 of 1\b.*a\.png"):
         ImageSet.open(pack("folder", {"a.png": b""}), PREP, max_bad_fraction=1.0)
 
 
@@ -160,12 +160,12 @@ def test_split_is_keyed_by_its_seed(folder):
 
 @pytest.mark.parametrize("held_out", [0, 20, 21, -1, 0.0, 1.0, 1.5, -0.1, float("nan")])
 def test_splits_with_an_empty_part_are_refused(folder, held_out):
-    with pytest.raises(DataError, match="at least one image"):
+    with pytest.raises(DataError, match=rf"{held_out} of 20 .*data\.held_out"):
         ImageSet.open(folder, PREP).split(held_out, seed=0)
 
 
 def test_one_image_cannot_be_split(pack, png):
-    with pytest.raises(DataError, match="of 1 images"):
+    with pytest.raises(DataError, match=r"0\.5 of 1\b.*data\.held_out"):
         ImageSet.open(pack("folder", {"a.png": png(0)}), PREP).split(0.5, seed=0)
 
 
@@ -209,7 +209,7 @@ def test_random_crops_are_the_same_with_and_without_workers(folder):
 def test_an_image_lost_while_training_is_one_clear_sentence(folder, workers):
     images = ImageSet.open(folder, PREP, **ON_DEMAND)
     (folder / "cat" / "03.png").unlink()
-    with pytest.raises(DataError, match=r"^Cannot read cat/03.png in [^\n]*$"):
+    with pytest.raises(DataError, match=rf"^[^\n]*cat/03\.png in {folder}[^\n]*$"):
         list(images.loader([([13], [0])], workers=workers))
 
 

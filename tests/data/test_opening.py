@@ -108,7 +108,6 @@ def test_fingerprint_changes_with_any_file(kind, pack, png, tmp_path):
         same = same[:1]
     assert len({*same}) == 1
     assert len({*same, *changed}) == 5
-    assert int(same[0], 16) >= 0
 
 
 def test_folder_fingerprint_notices_new_content_of_the_same_size(pack, png):
@@ -164,13 +163,13 @@ def test_nothing_there_is_said(tmp_path):
 
 @pytest.mark.parametrize("kind", ["folder", "a.zip", "a.tar", "a.tgz"])
 def test_no_image_in_it_is_said_with_the_extensions(kind, pack):
-    with pytest.raises(DataError, match=r"No image in .*: need files ending in .*png"):
+    with pytest.raises(DataError, match=rf"image in .*{kind}: .*\bpng\b"):
         open_images(pack(kind, {"readme.txt": b""}))
 
 
 def test_other_files_are_no_archives(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
-    with pytest.raises(DataError, match="neither a folder nor"):
+    with pytest.raises(DataError, match=r"a\.txt is neither .*\.zip.*\.tar"):
         open_images(tmp_path / "a.txt")
 
 
@@ -178,7 +177,7 @@ def test_other_files_are_no_archives(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"garbage" * 1000, b"\x1f\x8bgarbage"])
 def test_broken_archives_are_refused(name, data, tmp_path):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match="is broken or no"):
+    with pytest.raises(DataError, match=f"{name} is broken"):
         open_images(tmp_path / name)
 
 
@@ -187,7 +186,7 @@ def test_broken_archives_are_refused(name, data, tmp_path):
 def test_truncated_archives_are_refused(name, length, pack, png):
     path = pack(name, {f"{i}.png": png(i, 32, 32) for i in range(9)})
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(DataError, match="is broken or no"):
+    with pytest.raises(DataError, match=f"{name} is broken"):
         open_images(path)
 
 
@@ -196,7 +195,7 @@ def test_a_damaged_header_inside_a_tar_does_not_pass_for_its_end(pack, png):
     data = bytearray(path.read_bytes())
     data[data.index(b"1.png")] ^= 1
     path.write_bytes(data)
-    with pytest.raises(DataError, match="neither a header nor the end"):
+    with pytest.raises(DataError, match=r"a\.tar is broken.*header.* byte \d+"):
         open_images(path)
 
 
@@ -256,7 +255,7 @@ def test_unreadable_images_are_named(kind, pack, png):
     files = {"garbage.png": b"no image", "half.png": png(0, 64, 64)[:2000], "empty.jpg": b""}
     source = open_images(pack(kind, files))
     for index, name in enumerate(source.names):
-        with pytest.raises(DataError, match=f"Cannot read {name} in .*{kind}") as caught:
+        with pytest.raises(DataError, match=f" {name} in .*{kind}") as caught:
             source.read(index)
         assert "0x" not in str(caught.value)  # no memory address
 
@@ -265,7 +264,7 @@ def test_an_image_that_vanished_is_named(pack, png):
     path = pack("folder", {"a.png": png(0)})
     source = open_images(path)
     (path / "a.png").unlink()
-    with pytest.raises(DataError, match=r"Cannot read a.png"):
+    with pytest.raises(DataError, match=r" a\.png in "):
         source.read(0)
 
 

@@ -117,7 +117,7 @@ FRACTIONS_OF_3 = [0x6E789E6AA1B965F4 / 2**64, 0.7457817572627011, 0.945495680091
         ({"image_size": 0}, "image_size is 0"),
         ({"image_size": 32.0}, "image_size is 32.0"),
         ({"image_size": True}, "image_size is True"),
-        ({"crop": "centre"}, "Did you mean 'center'"),
+        ({"crop": "centre"}, "crop is 'centre'.*'center'"),
         ({"resample": "nearest"}, "resample is 'nearest'"),
         ({"flip": "yes"}, "flip is 'yes'"),
         ({"background": (0, 0, 256)}, "background is"),
@@ -141,5 +141,4 @@ def test_key_is_json_and_holds_what_changes_the_centre_view():
 
 def test_a_background_from_yaml_is_a_tuple():
     prep = Preprocessing(32, background=[1, 2, 3])
-    assert prep == Preprocessing(32, background=(1, 2, 3))
-    assert hash(prep)
+    assert len({prep, Preprocessing(32, background=(1, 2, 3))}) == 1

@@ -87,9 +87,9 @@ def test_patterns_name_shards(shards: Path, pattern: str, count: int):
 
 
 def test_a_missing_shard_is_named(shards: Path):
-    with pytest.raises(DataError, match=r"no shard .*a-002\.tar"):
+    with pytest.raises(DataError, match=r"shard .*a-002\.tar"):
         open_images(f"{shards}/a-{{000..002}}.tar")
-    with pytest.raises(DataError, match=r"no shard .*b-\*\.tar"):
+    with pytest.raises(DataError, match=r"shard .*b-\*\.tar"):
         open_images(f"{shards}/b-*.tar")
 
 
@@ -200,7 +200,7 @@ def test_a_killed_decoding_process_is_one_sentence(pack, png, monkeypatch):
         return read(index)
 
     monkeypatch.setattr(images.source, "read", deadly)
-    with pytest.raises(DataError, match=r"has died.*lower data\.workers \(now 1\)"):
+    with pytest.raises(DataError, match=r"process .*data\.workers \(now 1\)"):
         list(images.centres([range(0, 2), range(2, 4)], workers=1))
 
 
@@ -247,10 +247,10 @@ def test_a_named_table_and_other_classes_are_another_fingerprint(pack, png, tmp_
 @pytest.mark.parametrize(
     "text, sentence",
     [
-        ("file,label\n1.png,a\n", r"no class for 1 of 2 images, the first is 2\.png"),
-        ("file,caption\n1.png,a\n2.png,b\n", "names no classes: it needs a column"),
-        ("", "names no classes"),
-        ("\x00", "names no classes|cannot be read"),
+        ("file,label\n1.png,a\n", r"t\.csv .*\b1 of 2 .* 2\.png.*data\.labels"),
+        ("file,caption\n1.png,a\n2.png,b\n", r"t\.csv .*file_name.* label"),
+        ("", r"t\.csv .*file_name.* label"),
+        ("\x00", r"t\.csv .*(file_name.* label|data\.labels)"),
     ],
 )
 def test_a_table_that_does_not_serve_is_one_sentence(pack, png, tmp_path: Path, text: str, sentence: str):
@@ -258,10 +258,10 @@ def test_a_table_that_does_not_serve_is_one_sentence(pack, png, tmp_path: Path, 
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=sentence):
         open_images(images, labels=str(tmp_path / "t.csv"))
-    with pytest.raises(DataError, match="Cannot read the table"):
+    with pytest.raises(DataError, match=r"none\.csv"):
         open_images(images, labels=str(tmp_path / "none.csv"))
     (tmp_path / "t.json").write_text("[1")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"t\.json .*data\.labels"):
         open_images(images, labels=str(tmp_path / "t.json"))
 
 
@@ -307,14 +307,14 @@ def test_a_data_set_without_labels_or_images_says_so(png, tmp_path: Path):
     _dataset(png, labels=False).save_to_disk(tmp_path / "plain")
     assert open_images(tmp_path / "plain").classes == []
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "text")
-    with pytest.raises(DataError, match="no column of images, only text"):
+    with pytest.raises(DataError, match=r"column of images, .* text\."):
         open_images(tmp_path / "text")
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nobody/nothing:test", "hf:nothing"])
 def test_a_data_set_that_cannot_be_had_is_one_sentence(name: str, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("offline")))
-    with pytest.raises(DataError, match=rf"{name} cannot be loaded \(offline\): check its name, its split"):
+    with pytest.raises(DataError, match=rf"{name} .*\(offline\).* split"):
         open_images(name)
 
 

@@ -188,10 +188,10 @@ def test_a_code_s_bound_depends_on_its_own_generator_only():
 
 def test_impossible_requests_are_refused():
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 4))
-    with pytest.raises(SettingError, match="at least 1 draw per step, not 0"):
+    with pytest.raises(SettingError, match=r"\b1 draw .*not 0"):
         diffusion.likelihood_bits(Oracle(TRUTH, diffusion), CODES, draws=0)
     with pytest.raises(SettingError, match=r"1 to 4 steps.*not 5"):
         diffusion.likelihood_bits(Oracle(TRUTH, diffusion), CODES, steps=5)
     previous = BernoulliDiffusion(diffusion.schedule, target="previous")
-    with pytest.raises(SettingError, match="cannot skip steps"):
+    with pytest.raises(SettingError, match=r"'previous'.* 4 steps"):
         previous.likelihood_bits(lambda z, t: torch.zeros(z.shape), CODES, steps=2)

@@ -102,25 +102,25 @@ def test_the_previous_target_samples_with_all_steps_and_refuses_fewer():
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 8), target="previous")
     codes = sample_codes(lambda z, t: torch.full(z.shape, 9.0), (2, 3, 2), diffusion)
     assert (codes == 1).all()
-    with pytest.raises(SettingError, match="cannot skip"):
+    with pytest.raises(SettingError, match="'previous'"):
         sample_codes(lambda z, t: torch.zeros(z.shape), (2, 3, 2), diffusion, steps=4)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"temperature": 0}, "temperature is above 0.*not 0"),
-        ({"temperature": float("nan")}, "temperature is above 0.*not nan"),
+        ({"temperature": 0}, "temperature .*above 0.*not 0"),
+        ({"temperature": float("nan")}, "temperature .*above 0.*not nan"),
         ({"steps": 17}, "1 to 16 steps.*not 17"),
-        ({"shape": (0, 3, 2)}, r"positive numbers, not \(0, 3, 2\)"),
+        ({"shape": (0, 3, 2)}, r"\(n, N, c\).*not \(0, 3, 2\)"),
         ({"shape": (2, 6)}, r"\(n, N, c\).*not \(2, 6\)"),
         ({"generators": keyed_generators(0, "x", range(3))}, "3 generators.*2 samples.*one per sample"),
         ({"resample": 0}, "at least 1.*got 0"),
         ({"corrector_steps": -1}, "at least 0.*-1"),
-        ({"known": torch.zeros(1, 3, 2)}, "both `known` bits and a `mask`"),
-        ({"mask": torch.zeros(3)}, "both `known` bits and a `mask`"),
-        ({"final": "sample"}, "final is .*'z1', not 'sample'"),
-        ({"known_bits": "noisy"}, "known_bits.*'noised' or 'clean', not 'noisy'"),
+        ({"known": torch.zeros(1, 3, 2)}, "`known`.*`mask`"),
+        ({"mask": torch.zeros(3)}, "`known`.*`mask`"),
+        ({"final": "sample"}, "final .*'z1'.* 'sample'"),
+        ({"known_bits": "noisy"}, "known_bits.*'noised'.*'clean'.*'noisy'"),
     ],
 )
 def test_an_impossible_request_is_refused_with_its_value_and_a_cure(settings: dict, message: str):
@@ -182,5 +182,5 @@ def test_final_z1_keeps_known_bits_and_needs_two_steps():
     drawn = sample_codes(lambda z, t: torch.zeros(z.shape), (5, 4, 3), diffusion, known=known, mask=mask, final="z1")
     assert (drawn[:, 2:] == 1).all()
     one = BernoulliDiffusion(NoiseSchedule("linear", 1))
-    with pytest.raises(SettingError, match="one step alone"):
+    with pytest.raises(SettingError, match="final='z1'"):
         sample_codes(lambda z, t: torch.zeros(z.shape), (1, 4, 3), one, final="z1")

@@ -137,9 +137,9 @@ def test_the_previous_target_says_the_previous_bit_itself(schedule: NoiseSchedul
     found = diffusion.reverse_probs(p0.logit().view(2, 1, 1), BIT, t, t - 1)
     torch.testing.assert_close(found.flatten(), p0, **EXACT)
     if t > 1:
-        with pytest.raises(SettingError, match=r"cannot skip steps.*all"):
+        with pytest.raises(SettingError, match=rf"'previous'.* {schedule.steps} steps"):
             diffusion.reverse_probs(p0.logit().view(2, 1, 1), BIT, t, t - 2)
-        with pytest.raises(SettingError, match=r"cannot skip steps.*all"):
+        with pytest.raises(SettingError, match=rf"'previous'.* {schedule.steps} steps"):
             diffusion.reverse_probs(p0.logit().view(2, 1, 1), BIT, torch.tensor([t, t]), torch.tensor([t - 2, t - 1]))
 
 
@@ -167,20 +167,20 @@ def test_half_precision_logits_are_computed_in_float32():
 @pytest.mark.parametrize("t, s", [(3, 3), (2, 3), (9, 1), (1, -1)])
 def test_a_step_that_does_not_go_back_is_refused(t: int, s: int):
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 8))
-    with pytest.raises(SettingError, match=f"0 ≤ s < t ≤ 8; got {t} to {s}"):
+    with pytest.raises(SettingError, match=f"s < t ≤ 8.* {t} to {s}"):
         diffusion.reverse_probs(torch.zeros(2, 1, 1), BIT, t, s)
 
 
 def test_a_step_outside_the_schedule_is_refused():
-    with pytest.raises(SettingError, match="Step 9 lies outside 0 … 8"):
+    with pytest.raises(SettingError, match=r" 9 .*\b0 … 8\b"):
         BernoulliDiffusion(NoiseSchedule("linear", 8)).diffuse(BIT, 9)
 
 
 def test_unknown_names_are_refused_with_the_nearest_known_one():
     schedule = NoiseSchedule("linear", 8)
-    with pytest.raises(SettingError, match=r"'flips'.*Did you mean 'flip'"):
+    with pytest.raises(SettingError, match=r"'flips'.*'flip'\?"):
         BernoulliDiffusion(schedule, target="flips")
-    with pytest.raises(SettingError, match=r"'plug-in'.*Did you mean 'plugin'"):
+    with pytest.raises(SettingError, match=r"'plug-in'.*'plugin'\?"):
         BernoulliDiffusion(schedule, posterior="plug-in")
 
 

@@ -171,10 +171,10 @@ def test_the_absent_null_has_no_parameters():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"num_classes": 3, "condition_dim": 5}, "not on 3 classes and vectors of width 5"),
-        ({"condition_dim": -1}, "prior.condition_dim is -1, but must be 0 .none. to 65536"),
-        ({"condition_dim": 10**9}, "prior.condition_dim is 1000000000"),
-        ({"null_condition": "absnt"}, "prior.null_condition 'absnt'.*Did you mean 'absent'"),
+        ({"num_classes": 3, "condition_dim": 5}, r"\b3 classes.* width 5: .*num_classes.*condition_dim"),
+        ({"condition_dim": -1}, r"prior\.condition_dim is -1\b.* 0 .*65536"),
+        ({"condition_dim": 10**9}, r"prior\.condition_dim is 1000000000\b.*65536"),
+        ({"null_condition": "absnt"}, r"prior\.null_condition 'absnt'.*'absent'\?"),
     ],
 )
 def test_an_impossible_condition_is_refused_with_its_value_and_a_cure(settings: dict, message: str):
@@ -185,9 +185,9 @@ def test_an_impossible_condition_is_refused_with_its_value_and_a_cure(settings: 
 @pytest.mark.parametrize(
     "what, condition, message",
     [
-        ("vectors", torch.zeros(4, V + 2), r"wants vectors, float \(B, 5\), not float32 \(4, 7\)"),
-        ("vectors", torch.zeros(4, dtype=torch.long), r"wants vectors, float \(B, 5\), not int64 \(4,\)"),
-        ("labels", torch.zeros(4, V), r"wants labels, int64 \(B,\), not float32 \(4, 5\)"),
+        ("vectors", torch.zeros(4, V + 2), r"vectors.* float \(B, 5\).*float32 \(4, 7\)"),
+        ("vectors", torch.zeros(4, dtype=torch.long), r"vectors.* float \(B, 5\).*int64 \(4,\)"),
+        ("labels", torch.zeros(4, V), r"labels.* int64 \(B,\).*float32 \(4, 5\)"),
     ],
 )
 def test_a_condition_of_another_kind_is_refused(what: str, condition: Tensor, message: str):

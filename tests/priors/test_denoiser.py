@@ -181,17 +181,17 @@ def test_evidence_is_kept_with_the_weights():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"depth": 0}, "prior.depth is 0, but must be 1 to 1000"),
+        ({"depth": 0}, r"prior\.depth is 0\b.*\b1 to 1000"),
         ({"steps": -3}, "prior.steps is -3"),
         ({"num_classes": -1}, "prior.num_classes.*not -1"),
-        ({"dim": 510}, r"prior.dim \(510\) must be divisible by prior.heads \(8\)"),
-        ({"dim": 18, "heads": 2}, r"prior.dim \(18\) must be divisible by 4"),
+        ({"dim": 510}, r"prior\.dim \(510\).*prior\.heads \(8\)"),
+        ({"dim": 18, "heads": 2}, r"prior\.dim \(18\).* 4\b"),
         ({"patch_size": 3}, r"prior.patch_size is 3.*16×16"),
         ({"patch_size": 0}, r"prior.patch_size is 0"),
-        ({"mlp_ratio": 0.0}, "prior.mlp_ratio is 0.0, but must be above 0"),
+        ({"mlp_ratio": 0.0}, r"prior\.mlp_ratio is 0\.0\b.*above 0"),
         ({"layer_scale": -1.0}, "prior.layer_scale is -1.0"),
-        ({"step_embedding": "tabel"}, "prior.step_embedding.*'tabel'.*Did you mean 'table'"),
-        ({"evidence": "flips"}, "prior.evidence.*'flips'.*Did you mean 'flip'"),
+        ({"step_embedding": "tabel"}, r"prior\.step_embedding.*'tabel'.*'table'\?"),
+        ({"evidence": "flips"}, r"prior\.evidence.*'flips'.*'flip'\?"),
     ],
 )
 def test_an_impossible_denoiser_is_refused_with_its_value_and_a_cure(settings: dict, message: str):

@@ -149,15 +149,15 @@ def test_extreme_log_variances_are_cut_off():
 
 @pytest.mark.parametrize("kind", ["vq", "gaussian"])
 def test_only_bits_that_are_drawn_have_probabilities(kind: str):
-    with pytest.raises(SettingError, match=f"tokenizer.bottleneck={kind} has no bit probabilities: use encode"):
+    with pytest.raises(SettingError, match=rf"tokenizer\.bottleneck={kind} .*\bencode\b"):
         build(kind).encode_probs(pictures(1))
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"bottleneck": "gausian"}, "Unknown tokenizer.bottleneck 'gausian'.*Did you mean 'gaussian'"),
-        ({"bottleneck": "vq"}, "tokenizer.code_bits is 32, and a vq codebook has 2\\^code_bits vectors.*at most 16"),
+        ({"bottleneck": "gausian"}, r"tokenizer\.bottleneck 'gausian'.*'gaussian'\?"),
+        ({"bottleneck": "vq"}, r"tokenizer\.code_bits is 32\b.*\bvq\b.* 16\b"),
     ],
 )
 def test_an_impossible_bottleneck_is_refused_with_its_value_and_a_cure(settings: dict, message: str):
@@ -182,5 +182,5 @@ def test_without_its_package_a_vq_tokenizer_is_one_sentence(monkeypatch: pytest.
 def test_the_entropy_of_bits_that_are_not_drawn_is_refused():
     objective = ReconstructionObjective(ObjectiveConfig(perceptual=0, code_entropy=0.1))
     images = pictures(1)
-    with pytest.raises(SettingError, match=r"objective.code_entropy=0.1 is about drawn bits: set it to 0"):
+    with pytest.raises(SettingError, match=r"objective\.code_entropy=0\.1 .*to 0\b.*tokenizer\.bottleneck=bernoulli"):
         objective(images, images, None)

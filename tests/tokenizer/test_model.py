@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -205,7 +207,7 @@ def test_a_half_precision_tokenizer_still_gives_float32():
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 15), (2, 1, 16, 16), (3, 16, 16), (2, 3, 32, 32)])
 def test_images_of_another_shape_are_refused(model: BinaryAutoencoder, shape: tuple[int, ...]):
-    with pytest.raises(SettingError, match=r"\(B, 3, 16, 16\), not .*: resize or crop"):
+    with pytest.raises(SettingError, match=rf"\(B, 3, 16, 16\), not {re.escape(str(shape))}"):
         model.encode_probs(torch.zeros(shape))
 
 
@@ -218,21 +220,21 @@ def test_codes_of_another_shape_are_refused(model: BinaryAutoencoder, shape: tup
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"image_size": 250}, "250 is not divisible by the downsampling factor 16.*choose 256"),
-        ({"image_size": 8}, "8 is not divisible.*choose 16"),
-        ({"image_size": 0}, "tokenizer.image_size is 0, but must be 1 to 65536"),
+        ({"image_size": 250}, r"\b250 .*factor 16\b.* 256\b"),
+        ({"image_size": 8}, r"\b8 .*factor 16\b.*: \w+ 16\b"),
+        ({"image_size": 0}, r"tokenizer\.image_size is 0\b.*\b1 to 65536"),
         ({"code_bits": 0}, "tokenizer.code_bits is 0"),
         ({"base_channels": -1}, "tokenizer.base_channels is -1"),
         ({"res_blocks": 0}, "tokenizer.res_blocks is 0"),
         ({"patch_size": 0}, "tokenizer.patch_size is 0"),
         (
             {"image_size": 36, "patch_size": 3, "channel_multipliers": (1, 1, 2, 4)},
-            "36 is not .* factor 24 .*patch_size of 3",
+            r"\b36 .*factor 24\b.*patch_size of 3\b",
         ),
-        ({"resampling": "shufle"}, "Unknown tokenizer.resampling 'shufle'. Did you mean 'shuffle'"),
-        ({"bit_noise": 0}, r"tokenizer.bit_noise \(η\) is 0, but must be above 0"),
-        ({"bit_noise": 1.5}, r"tokenizer.bit_noise \(η\) is 1.5"),
-        ({"decoder_res_blocks": -1}, "tokenizer.decoder_res_blocks is -1, but must be 0 .* to 100"),
+        ({"resampling": "shufle"}, r"tokenizer\.resampling 'shufle'.*'shuffle'\?"),
+        ({"bit_noise": 0}, r"tokenizer\.bit_noise .*is 0\b.*above 0"),
+        ({"bit_noise": 1.5}, r"tokenizer\.bit_noise .*is 1\.5\b"),
+        ({"decoder_res_blocks": -1}, r"tokenizer\.decoder_res_blocks is -1\b.* 0 .*to 100\b"),
         ({"embed_dim": 0}, "tokenizer.embed_dim is 0"),
         ({"channel_multipliers": ()}, "channel_multipliers.* is 0"),
         ({"channel_multipliers": (1, 0, 2)}, "channel_multipliers.* is 0"),
@@ -245,5 +247,5 @@ def test_an_impossible_tokenizer_is_refused_with_its_value_and_a_cure(settings: 
 
 def test_lists_from_a_config_file_become_tuples():
     config = AutoencoderConfig(image_size=32, channel_multipliers=[1, 2], attention_resolutions=[16])
-    assert config == AutoencoderConfig(image_size=32, channel_multipliers=(1, 2), attention_resolutions=(16,))
-    assert hash(config) is not None
+    same = AutoencoderConfig(image_size=32, channel_multipliers=(1, 2), attention_resolutions=(16,))
+    assert len({config, same}) == 1

@@ -111,7 +111,7 @@ def test_all_that_changed_is_named(tmp_path: Path):
     write(tmp_path)
     said: list[str] = []
     open_cache(tmp_path, dataclasses.replace(KEY, tokenizer="x", seed=4), said.append)
-    assert "tokenizer, seed changed" in said[0]
+    assert "(tokenizer, seed " in said[0]
 
 
 @pytest.mark.parametrize("torn", ["", "2", "2\n2"])
@@ -198,7 +198,7 @@ def test_a_stale_cache_interrupted_while_it_is_made_again_is_never_used(tmp_path
 
 
 def test_an_encoder_that_gives_too_little_is_a_sentence(tmp_path: Path):
-    with pytest.raises(DataError, match="3 bytes for 4 images of 24 each"):
+    with pytest.raises(DataError, match=r"\b3 bytes .* 4 images .* 24\b"):
         write(tmp_path, encode=lambda wanted: [np.zeros((1, 3), np.uint8)])
     assert open_cache(tmp_path, KEY, pytest.fail) is None
 
@@ -218,10 +218,10 @@ def test_a_truncated_file_is_noticed_and_the_cache_made_again(tmp_path: Path, na
 def test_lost_codes_and_labels_of_another_number_are_noticed(tmp_path: Path):
     write(tmp_path)
     np.save(tmp_path / "labels.npy", np.zeros(4, np.int64))
-    with pytest.raises(CheckpointError, match=r"labels of shape \(4,\), not \(11,\)"):
+    with pytest.raises(CheckpointError, match=r"labels\.npy .*\(4,\), not \(11,\)"):
         CodeCache(tmp_path)
     (tmp_path / "codes.bin").unlink()
-    with pytest.raises(CheckpointError, match="has 0 bytes, not 264"):
+    with pytest.raises(CheckpointError, match=r"codes\.bin .*\b0 bytes.* 264\b"):
         CodeCache(tmp_path)
 
 
@@ -229,7 +229,7 @@ def test_a_header_from_elsewhere_is_a_sentence(tmp_path: Path):
     write(tmp_path)
     for text in ("[]", "{}", '{"key": {"shape": [1, 2, 3]}, "classes": []}', '{"key": 3, "classes": []}'):
         (tmp_path / "header.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"not a code cache header.*delete"):
+        with pytest.raises(CheckpointError, match=rf"header\.json .*delete {tmp_path}"):
             CodeCache(tmp_path)
 
 
@@ -277,5 +277,5 @@ def test_a_cache_made_before_there_were_real_values_still_opens(tmp_path: Path):
     assert torch.equal(open_cache(tmp_path, KEY, pytest.fail).read(np.arange(11)), BITS[:, 0])
     header["key"]["values"] = "int4"
     (tmp_path / "header.json").write_text(json.dumps(header))
-    with pytest.raises(CheckpointError, match="probabilities, float16, not 'int4'"):
+    with pytest.raises(CheckpointError, match=r"header\.json .*float16.*'int4'"):
         CodeCache(tmp_path)

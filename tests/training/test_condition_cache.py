@@ -182,7 +182,7 @@ def test_another_encoder_than_the_trained_one_is_refused(texts: Path, tmp_path: 
     shutil.copytree(texts, tmp_path / "run")
     tiny_clip(tmp_path / "run" / "text_encoder", seed=1)
     pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(tmp_path / "run")
-    with pytest.raises(CheckpointError, match="is not the one this prior was trained with"):
+    with pytest.raises(CheckpointError, match=r"run/text_encoder .*model_index\.json"):
         pipe(prompt="a red square")
 
 
@@ -192,9 +192,11 @@ def test_repeating_the_command_trains_nothing_and_keeps_the_vectors(texts: Path,
     said: list[str] = []
     recipe = Recipe(run.settings(), run, said.append)
     recipe.train()
-    assert "The prior is trained already (400 steps)." in said
+    assert any("prior" in line and "(400 steps)" in line for line in said)
+    vectors = run.conditions / "vectors.bin"
+    stamp = vectors.stat().st_mtime_ns
     recipe.condition_vectors()
-    assert any("fit and are used as they are" in line for line in said)
+    assert vectors.stat().st_mtime_ns == stamp
 
 
 def test_other_captions_make_the_vectors_and_the_prior_anew(texts: Path, tmp_path: Path):
@@ -215,8 +217,8 @@ def test_other_captions_make_the_vectors_and_the_prior_anew(texts: Path, tmp_pat
         Recipe(run.adopt(None, ["prior_training.steps=3"], None), run, said.append).train_prior()
     finally:
         moved.write_text(kept)
-    assert any("stale (data changed)" in line for line in said)
-    assert any("captions or vectors have changed" in line for line in said)
+    assert any("(data changed)" in line for line in said)
+    assert any("captions" in line and "prior" in line for line in said)
     assert run.progress()["prior"]["steps"] == 3
 
 
@@ -232,8 +234,7 @@ def test_the_report_asks_for_captions_and_tells_how(texts: Path, tmp_path: Path)
     shutil.copytree(texts, tmp_path / "run")
     said: list[str] = []
     page = write_report(RunFolder(tmp_path / "run"), say=said.append).read_text()
-    assert "every row was asked for one caption of an unseen image" in page
-    assert "--prompt &#39;a red square&#39;" in page and "knowing its caption" in page
+    assert "caption of an unseen image" in page and "--prompt &#39;a red square&#39;" in page
 
 
 def run_bld(capsys: pytest.CaptureFixture, *words: object, status: int = 0) -> str:
@@ -251,8 +252,8 @@ def test_the_command_line_samples_from_prompts(texts: Path, tmp_path: Path, caps
     assert found == ["red", "blue", "red", "blue"]
     assert json.loads((out / "settings.json").read_text())["prompts"] == ["a red square", "a blue square"]
     run_bld(capsys, *words, "--prompt", "a red square", "--prompt", "a blue square")  # the same, said otherwise
-    assert "other settings" in run_bld(capsys, *words, "--prompt", "a green square", status=2)
-    assert "--classes and --prompt were given" in run_bld(capsys, *words, "--classes", "0", "--prompt", "a", status=2)
+    assert f"{out / 'settings.json'}" in run_bld(capsys, *words, "--prompt", "a green square", status=2)
+    assert "--classes and --prompt" in run_bld(capsys, *words, "--classes", "0", "--prompt", "a", status=2)
     pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(texts)
     np.save(tmp_path / "v.npy", pipe.encode_prompt(["a yellow square"]).numpy())
     run_bld(capsys, "sample", texts, "--num", 2, "--out", tmp_path / "v", "--condition", tmp_path / "v.npy")
@@ -262,7 +263,7 @@ def test_the_command_line_samples_from_prompts(texts: Path, tmp_path: Path, caps
     run_bld(capsys, "inpaint", texts, "--image", tmp_path / "image.png", "--mask", tmp_path / "mask.png",
             "--prompt", "a green square", "--num", 2, "--out", tmp_path / "filled")  # fmt: skip
     assert colour_of(Image.open(tmp_path / "filled" / "000.png")) == "green"
-    assert "vectors of width 16, of " in run_bld(capsys, "info", texts)
+    assert "width 16, of " in run_bld(capsys, "info", texts)
 
 
 # -- vectors of one's own ---------------------------------------------------------------------------------
@@ -302,7 +303,7 @@ def test_pictures_follow_vectors_too(vector_run: Path):
     images = pipe(condition=np.repeat(asked, 8, 0), generator=0, guidance_scale=2.0).images
     assert [colour_of(image) for image in images] == [name for name in COLOURS for _ in range(8)]
     page = (vector_run / "report.html").read_text()
-    assert "one vector of an unseen image" in page and "report-vectors.npy" in page
+    assert "vector of an unseen image" in page and "report-vectors.npy" in page
 
 
 def test_training_on_vectors_goes_on_exactly(vectors: tuple[Path, Path], vector_run: Path, tmp_path: Path):
@@ -353,7 +354,7 @@ def test_stale_or_damaged_vectors_are_made_again(vectors: tuple[Path, Path], tmp
     assert np.allclose(cached(tmp_path / "c", file, images, said).read(np.arange(60))[:, 1:], np.load(file))
     (tmp_path / "c" / "vectors.bin").write_bytes(b"half")
     assert np.allclose(cached(tmp_path / "c", file, images, said).read(np.arange(60))[:, 1:], np.load(file))
-    assert "stale (data changed)" in said[0] and "damaged" in said[1] and len(said) == 2
+    assert "(data changed)" in said[0] and "damaged" in said[1] and len(said) == 2
 
 
 def test_an_interrupted_cache_goes_on_with_the_blocks_that_are_left(
@@ -364,7 +365,7 @@ def test_an_interrupted_cache_goes_on_with_the_blocks_that_are_left(
     table = np.load(vectors[1])
     table[40] = np.nan
     np.save(file, table)
-    with pytest.raises(DataError, match=r"Row 40 of .*v.npy holds a value that is not a finite float32"):
+    with pytest.raises(DataError, match=r"\b40 .*v\.npy .*finite"):
         cached(tmp_path / "c", file, images)
     assert (tmp_path / "c" / "done-0").read_text() == "0\n1\n"
     assert not (tmp_path / "c" / "header.json").exists()
@@ -373,10 +374,10 @@ def test_an_interrupted_cache_goes_on_with_the_blocks_that_are_left(
 @pytest.mark.parametrize(
     "array, message",
     [
-        (np.zeros((59, 2)), "59 vectors for the 60 images of .*: give one for each image, in the sorted order"),
-        (np.zeros(60), r"float64 of shape \(60,\): vectors are numbers of shape \(n, V\)"),
-        (np.zeros((60, 2), "U1"), "vectors are numbers"),
-        (np.full((60, 2), 1e39), "Row 0 of .* is not a finite float32"),
+        (np.zeros((59, 2)), r"v\.npy .*\b59 vectors .* 60 images .*sorted.*\.npz"),
+        (np.zeros(60), r"v\.npy .*float64 .*\(60,\).* \(n, V\)"),
+        (np.zeros((60, 2), "U1"), r"v\.npy .*<U1 .* numbers"),
+        (np.full((60, 2), 1e39), r"\b0 .*v\.npy .*finite"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow")
@@ -391,9 +392,8 @@ def test_a_file_without_vectors_is_refused(vectors: tuple[Path, Path], tmp_path:
     np.savez(tmp_path / "v.npz", vectors=np.zeros((1, 2)), names=["000.png"])
     np.savez(tmp_path / "w.npz", embeddings=np.zeros((60, 2)))
     for name, message in {
-        "v.npy": "cannot be read", "none.npy": "No such file",
-        "v.npz": "no vector for 59 of 60 images, the first is 001",
-        "w.npz": "lacks an array",
+        "v.npy": r"/v\.npy .*numpy", "none.npy": r"none\.npy .*No such file",
+        "v.npz": r"v\.npz .*\b59 of 60 .* 001\b", "w.npz": r"w\.npz .*`vectors`.*`names`",
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=message):
             cached(tmp_path / "c", tmp_path / name, vectors[0])
@@ -419,9 +419,9 @@ def test_paths_in_settings_hold_from_elsewhere(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["prior.text_encoder=x", "data.condition=y"], "both condition the prior"),
-        (["prior.text_encoder=x", "data.captions=none"], "needs captions, and data.captions=none"),
-        (["prior.null_condition=nothing"], "null_condition"),
+        (["prior.text_encoder=x", "data.condition=y"], r"prior\.text_encoder=x .*data\.condition=y"),
+        (["prior.text_encoder=x", "data.captions=none"], r"prior\.text_encoder=x .*data\.captions=none .*=auto"),
+        (["prior.null_condition=nothing"], r"prior\.null_condition.*'absent'.*nothing"),
     ],
 )
 def test_settings_that_contradict_are_refused(words: list[str], message: str):
@@ -435,15 +435,15 @@ def test_images_without_captions_and_folders_without_an_encoder_are_refused(clip
     def ask(*words: str) -> None:
         condition_vectors(load_settings(words=words), images, tmp_path, torch.device("cpu"), Processes(), print)
 
-    with pytest.raises(DataError, match=r"needs captions, and .* has none: put a metadata.jsonl"):
+    with pytest.raises(DataError, match=r"captions.*/images .*metadata\.jsonl.*data\.captions"):
         ask(f"prior.text_encoder={clip}")
     (tmp_path / "t.csv").write_text("file_name,text\n000.png,a red square\n")
-    with pytest.raises(CheckpointError, match=r"The text encoder .*nothing cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"encoder .*/nothing .*safetensors"):
         ask(f"prior.text_encoder={tmp_path / 'nothing'}", f"data.captions={tmp_path / 't.csv'}")
     bert = tmp_path / "bert"
     bert.mkdir()
     (bert / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(CheckpointError, match="a model of the kind bert, where the text model of a CLIP is wanted"):
+    with pytest.raises(CheckpointError, match=r" bert, .*\bCLIP\b"):
         ask(f"prior.text_encoder={bert}", f"data.captions={tmp_path / 't.csv'}")
 
 
@@ -454,25 +454,25 @@ def test_images_without_a_caption_are_trained_on_without_one(clip, image_folder,
     found = condition_vectors(settings, images, tmp_path / "c", torch.device("cpu"), Processes(), said.append)
     rows = found.read(np.arange(4))
     assert rows[:, 0].tolist() == [0, 1, 0, 0] and not rows[[0, 2, 3]].any() and rows[1].abs().sum() > 1
-    assert said == ["3 of 4 images have no caption: they are trained on without one."]
+    assert len(said) == 1 and said[0].startswith("3 of 4 images")
 
 
 def test_what_the_prior_cannot_be_asked_for_is_refused(texts: Path, vector_run: Path, trained_run: Path):
     load = bld.BinaryLatentDiffusionPipeline.from_pretrained
     of_text, of_vectors, of_classes = load(texts), load(vector_run), load(trained_run)
     for pipe, asked, message in [
-        (of_classes, {"prompt": "a"}, "not conditioned on text: it takes one of 10 class_labels"),
-        (of_classes, {"condition": np.zeros(3)}, "knows no vectors: it takes one of 10 class_labels"),
-        (of_vectors, {"prompt": "a"}, "not conditioned on text: it takes vectors of width 2 as condition"),
-        (of_text, {"class_labels": 1}, "no classes: it takes a prompt or vectors of width 16 as condition"),
-        (of_text, {"prompt": "a", "class_labels": 1}, "class_labels and prompt were given"),
-        (of_text, {"prompt": ["a", "b"], "num_images": 3}, "2 prompts were given for 3 images"),
-        (of_text, {"prompt": []}, r"A prompt is a text or a list of texts, not \[\]"),
-        (of_text, {"prompt": [3]}, r"not \[3\]"),
-        (of_text, {"condition": ["red"]}, "A condition is an array of numbers"),
-        (of_text, {"num_images_per_prompt": 2}, "num_images_per_prompt=2 makes so many images of each prompt"),
-        (of_text, {"condition": np.zeros((2, 3))}, r"shape \(2, 3\) was given: give \(16,\) or \(n, 16\)"),
-        (of_text, {"condition": np.full(16, np.nan)}, "not finite numbers"),
+        (of_classes, {"prompt": "a"}, "text: .* 10 class_labels"),
+        (of_classes, {"condition": np.zeros(3)}, "vectors: .* 10 class_labels"),
+        (of_vectors, {"prompt": "a"}, r"text: .*width 2\b.* condition"),
+        (of_text, {"class_labels": 1}, r"\b1\b.* classes: .*prompt.*width 16\b.* condition"),
+        (of_text, {"prompt": "a", "class_labels": 1}, "class_labels and prompt"),
+        (of_text, {"prompt": ["a", "b"], "num_images": 3}, "2 prompts .* 3 images"),
+        (of_text, {"prompt": []}, r"prompt .*not \[\]"),
+        (of_text, {"prompt": [3]}, r"prompt .*not \[3\]"),
+        (of_text, {"condition": ["red"]}, "condition .*array of numbers"),
+        (of_text, {"num_images_per_prompt": 2}, "num_images_per_prompt=2 "),
+        (of_text, {"condition": np.zeros((2, 3))}, r"condition .*\(2, 3\).* \(n, 16\)"),
+        (of_text, {"condition": np.full(16, np.nan)}, "condition .*finite"),
     ]:
         with pytest.raises(bld.errors.UserError, match=message):
             pipe(**asked)

@@ -96,7 +96,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_any_work(tmp_path, mo
     monkeypatch.setitem(sys.modules, "wandb", None)
     run = RunFolder(tmp_path / "run")
     settings = run.adopt("digits", ["trackers=[wandb]"], "digits")
-    with pytest.raises(MissingPackageError, match=r"wandb is not installed: pip install .*\[wandb\]"):
+    with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[wandb\]"):
         Recipe(settings, run, lambda _: None)
 
 
@@ -110,7 +110,7 @@ def test_without_tensorboard_one_sentence_says_so_and_metrics_go_on(tmp_path, mo
     assert len(RunFolder(tmp_path / "run").read_metrics()) == 1
 
 
-@pytest.mark.parametrize("word, says", [("trackers=wandb", "a list"), ("trackers=[mlflow]", "wandb")])
+@pytest.mark.parametrize("word, says", [("trackers=wandb", "trackers.* list"), ("trackers=[mlflow]", "wandb.*mlflow")])
 def test_what_is_no_list_of_known_trackers_is_refused(word, says):
     with pytest.raises(SettingError, match=says):
         load_settings(words=[word])

@@ -117,9 +117,9 @@ def test_parameters_agree_within_a_percent():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["prior.kind=gaussian"], "set tokenizer.bottleneck=gaussian, or another prior.kind"),
-        (["tokenizer.bottleneck=gaussian"], "set prior.kind=gaussian, or another bottleneck"),
-        (["prior.kind=autoregresive"], "prior.kind"),
+        (["prior.kind=gaussian"], r"prior\.kind=gaussian .*tokenizer\.bottleneck=gaussian"),
+        (["tokenizer.bottleneck=gaussian"], r"tokenizer\.bottleneck=gaussian .*prior\.kind=gaussian"),
+        (["prior.kind=autoregresive"], r"prior\.kind 'autoregresive'.*'autoregressive'\?"),
     ],
 )
 def test_kinds_that_do_not_fit_are_refused(words, message):
@@ -129,13 +129,13 @@ def test_kinds_that_do_not_fit_are_refused(words, message):
 
 def test_options_of_another_kind_are_refused(runs):
     pipes = {kind: bld.BinaryLatentDiffusionPipeline.from_pretrained(path) for kind, path in runs.items()}
-    with pytest.raises(SettingError, match="corrector_steps belongs to the bernoulli prior; this one is absorbing"):
+    with pytest.raises(SettingError, match=r"corrector_steps .*bernoulli.*absorbing"):
         pipes["absorbing"](1, corrector_steps=1)
-    with pytest.raises(SettingError, match="reveal belongs to the absorbing prior; this one is bernoulli"):
+    with pytest.raises(SettingError, match=r"reveal .*absorbing.*bernoulli"):
         pipes["bernoulli"](1, reveal="confidence")
-    with pytest.raises(SettingError, match="one step per position"):
+    with pytest.raises(SettingError, match=r"autoregressive .*not 3\b"):
         pipes["autoregressive"](1, num_inference_steps=3)
-    with pytest.raises(SettingError, match="Only the Bernoulli diffusion has posteriors"):
+    with pytest.raises(SettingError, match=r"posteriors.* absorbing\b"):
         pipes["absorbing"].with_posterior("plugin")
     with pytest.raises(SettingError, match="no code length"):
         pipes["gaussian"].likelihood_bits(torch.zeros(1, *pipes["gaussian"].tokenizer.code_shape))

@@ -140,7 +140,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path, ti
     newest.write_bytes(newest.read_bytes()[:-100])
     heard = []
     train(run.path, ["tokenizer_training.steps=8"], stages=["tokenizer"], heard=heard)
-    assert any("damaged" in line for line in heard) and any("goes on from step 5" in line for line in heard)
+    assert any("damaged" in line for line in heard) and any("from step 5" in line for line in heard)
     assert same(weights(whole, "tokenizer"), weights(run, "tokenizer"))
 
 
@@ -152,7 +152,7 @@ def test_no_space_left_is_one_sentence_and_the_last_checkpoint_survives(tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("bld.training.checkpoints.save_file", full)
-    with pytest.raises(CheckpointError, match="No space is left"):
+    with pytest.raises(CheckpointError, match=rf"space .*{run.path}"):
         train(run.path, ["tokenizer_training.steps=8"], stages=["tokenizer"])
     monkeypatch.undo()
     assert run.checkpoints("tokenizer").list() == [survivor]
@@ -174,24 +174,22 @@ def test_a_prior_of_an_older_tokenizer_is_trained_anew_and_said(run_copy):
     heard = []
     before = weights(RunFolder(run_copy), "prior")
     run = train(run_copy, ["tokenizer_training.steps=8"], data=None, heard=heard)
-    assert any("trained anew" in line for line in heard) and not any("prior goes on" in line for line in heard)
+    assert any("prior is trained anew" in line for line in heard)
     assert not same(weights(run, "prior"), before) and run.progress()["prior"]["steps"] == 6
 
 
 def test_a_fitting_cache_is_used_as_it_is(run_copy):
-    heard = []
     stamp = (run_copy / "codes" / "codes.bin").stat().st_mtime_ns
-    train(run_copy, ["prior_training.steps=7"], data=None, heard=heard)
-    assert any("used as it is" in line for line in heard)
+    train(run_copy, ["prior_training.steps=7"], data=None)
     assert (run_copy / "codes" / "codes.bin").stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize("word", ["prior.dim=64", "tokenizer.code_bits=16", "diffusion.steps=32", "seed=1"])
 def test_a_run_folder_of_another_shape_is_refused_and_left_alone(run_copy, word):
     config = (run_copy / "config.yaml").read_text()
-    with pytest.raises(SettingError, match="choose another --out") as caught:
+    key, value = word.split("=")
+    with pytest.raises(SettingError, match=rf"{run_copy} .*{key}=\w+.* {value}: .*--out"):
         RunFolder(run_copy).adopt(None, [word], None)
-    assert word.split("=")[0] in str(caught.value)
     assert (run_copy / "config.yaml").read_text() == config
 
 
@@ -209,14 +207,14 @@ def test_what_no_stage_has_begun_to_train_can_still_change(tmp_path, tiny_words)
     run.adopt("digits", tiny_words, "digits")
     train(run.path, [], data=None, stages=["tokenizer"])
     assert run.adopt(None, ["prior.dim=64"], None).prior.dim == 64
-    with pytest.raises(SettingError, match="another --out"):
+    with pytest.raises(SettingError, match=r"tokenizer\.code_bits=\d+.* 8: .*--out"):
         run.adopt(None, ["tokenizer.code_bits=8"], None)
 
 
 def test_another_network_in_the_checkpoints_is_one_sentence(tmp_path, tiny_words):
     words = [*tiny_words, "objective.adversarial=0.5", "objective.discriminator_layers=1"]
     run = train(tmp_path / "run", [*words, "objective.discriminator_channels=8"], stages=["tokenizer"])
-    with pytest.raises(CheckpointError, match="hold another discriminator"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/tokenizer .*discriminator .*--out"):
         train(run.path, ["objective.discriminator_channels=16", "tokenizer_training.steps=8"], stages=["tokenizer"])
 
 
@@ -279,9 +277,8 @@ def test_of_a_small_set_at_most_a_fifth_is_held_out_whatever_number_a_preset_nam
 
 
 def test_fewer_images_than_a_batch_are_refused_with_the_cure(tmp_path, image_folder, tiny_words):
-    with pytest.raises(DataError, match=r"tokenizer_training\.batch_size=") as caught:
+    with pytest.raises(DataError, match=r" 32: .*tokenizer_training\.batch_size=\d"):
         train(tmp_path / "run", tiny_words, data=str(image_folder(20)))
-    assert "fewer than a batch of 32" in str(caught.value)
 
 
 def test_unlabelled_images_train_an_unconditional_prior(tmp_path, image_folder, tiny_words):
@@ -412,7 +409,7 @@ def test_a_clock_ends_with_the_steps_or_the_budget_whichever_comes_first():
 
 
 def test_a_vanished_run_or_a_damaged_config_is_one_sentence(run_copy, tmp_path):
-    with pytest.raises(CheckpointError, match="not a run folder"):
+    with pytest.raises(CheckpointError, match=r"nothing .*config\.yaml"):
         RunFolder(tmp_path / "nothing").settings()
     (run_copy / "config.yaml").write_text("{[")
     with pytest.raises(CheckpointError, match="damaged"):

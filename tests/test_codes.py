@@ -55,7 +55,7 @@ def test_positions_are_in_row_major_order():
 
 @pytest.mark.parametrize("value", [2, -1, 0.5, float("nan")])
 def test_only_bits_are_packed(value: float):
-    with pytest.raises(DataError, match="Bits are 0 or 1"):
+    with pytest.raises(DataError, match=r"\b0 or 1\b.* to (1\.0|1|2\.0|2|nan)\."):
         pack(torch.tensor([[0, 1, value]]))
 
 
@@ -69,11 +69,11 @@ def test_other_shapes_are_refused_with_both_shapes():
     shape = CodeShape(2, 3, 4)
     with pytest.raises(SettingError, match=r"4 dimensions.*\(2, 6, 4\)"):
         to_tokens(torch.zeros(2, 6, 4))
-    with pytest.raises(SettingError, match=r"\(2, 5, 4\) are not codes of 2×3×4"):
+    with pytest.raises(SettingError, match=r"\(2, 5, 4\).* 2×3×4\b"):
         to_grid(torch.zeros(2, 5, 4), shape)
     with pytest.raises(SettingError, match=r"\(6, 4\)"):
         to_grid(torch.zeros(6, 4), shape)
-    with pytest.raises(DataError, match=r"2×3×4 are 3 bytes each, not the shape \(2, 4\)"):
+    with pytest.raises(DataError, match=r"2×3×4 .*\b3 bytes .*\(2, 4\)"):
         unpack(np.zeros((2, 4), np.uint8), shape)
 
 

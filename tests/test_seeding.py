@@ -159,7 +159,7 @@ def test_a_generator_moves_on_from_draw_to_draw():
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_generators_than_samples_is_refused(count: int):
-    with pytest.raises(SettingError, match=f"{count} generators were given for 2 samples: give one per sample"):
+    with pytest.raises(SettingError, match=f"{count} generators .*2 samples"):
         uniform((2, 3), keyed_generators(0, "x", range(count)))
 
 

@@ -144,22 +144,21 @@ def test_a_table_comes_back_and_a_damaged_one_is_a_sentence(tmp_path):
     whole = (tmp_path / "a.npz").read_bytes()
     for cut in (0, 10, len(whole) // 2):
         (tmp_path / "a.npz").write_bytes(whole[:cut])
-        with pytest.raises(DataError, match=r"is damaged .* delete it"):
+        with pytest.raises(DataError, match=r"a\.npz is damaged"):
             read_table(tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize(
-    ("metric", "n", "message"),
-    [("fd", 1, "fd needs at least 2"), ("kid", 9, "kid needs at least 10"), ("is", 9, "is needs at least 10"),
-     ("precision", 3, "precision needs at least 4"), ("recall", 3, "recall needs at least 4")],
+    ("metric", "n", "least"),
+    [("fd", 1, 2), ("kid", 9, 10), ("is", 9, 10), ("precision", 3, 4), ("recall", 3, 4)],
 )  # fmt: skip
-def test_too_few_images_are_refused_with_the_number_needed(metric, n, message):
-    with pytest.raises(DataError, match=message):
+def test_too_few_images_are_refused_with_the_number_needed(metric, n, least):
+    with pytest.raises(DataError, match=rf"^{metric} .*\b{least} images.*\b{n} samples.*\b100\b"):
         score(FeatureTable(normal(n, 2, 0), normal(n, 2, 0)), FeatureTable(normal(100, 2, 1)), [metric])
 
 
 def test_unknown_metrics_and_mixed_extractors_are_refused():
-    with pytest.raises(SettingError, match=r"Unknown metric 'fdd'. Did you mean 'fd'\?"):
+    with pytest.raises(SettingError, match=r"'fdd'.*'fd'\?"):
         score(FeatureTable(normal(9, 2, 0)), FeatureTable(normal(9, 2, 0)), ["fdd"])
     with pytest.raises(SettingError, match="different extractors"):
         score(FeatureTable(normal(9, 2, 0)), FeatureTable(normal(9, 3, 0)), ["fd"])
@@ -171,5 +170,5 @@ def test_without_the_library_the_extra_is_named(metric, monkeypatch):
     for module in ("metric_fid", "metric_kid", "metric_isc", "metric_prc"):
         monkeypatch.setitem(sys.modules, f"torch_fidelity.{module}", None)
     table = FeatureTable(normal(50, 2, 0), normal(50, 3, 0))
-    with pytest.raises(MissingPackageError, match=r"pip install 'binary-latent-diffusion\[metrics\]'"):
+    with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[metrics\]"):
         score(table, table, [metric])

@@ -68,16 +68,16 @@ def test_a_torchscript_file_is_an_extractor(tmp_path):
 
 
 def test_what_is_no_extractor_is_a_sentence(tmp_path, folder):
-    with pytest.raises(SettingError, match="There are no features 'inceptio'"):
+    with pytest.raises(SettingError, match=r"features 'inceptio'.* inception\b"):
         load_extractor("inceptio")
     (tmp_path / "bad.pt").write_bytes(b"no torchscript")
-    with pytest.raises(SettingError, match="is not a TorchScript file"):
+    with pytest.raises(SettingError, match=r"bad\.pt .*TorchScript"):
         load_extractor(tmp_path / "bad.pt")
     fields = json.loads((folder / "config.json").read_text())
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({**fields, "_class_name": "Denoiser"}))
-    with pytest.raises(CheckpointError, match="holds no classifier"):
+    with pytest.raises(CheckpointError, match=r"other holds no classifier"):
         load_extractor(other)
     (other / "config.json").write_text(json.dumps({**fields, "width": 9}))
     (other / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
@@ -87,7 +87,7 @@ def test_what_is_no_extractor_is_a_sentence(tmp_path, folder):
 
 def test_images_without_classes_teach_no_classifier(image_folder, tmp_path):
     plain = ImageSet.open(image_folder(12), Preprocessing(8)).split(3, 0)
-    with pytest.raises(DataError, match="has no classes to learn"):
+    with pytest.raises(DataError, match=r"images .*classes.* folder per class"):
         train_classifier(*plain, tmp_path / "out", steps=1)
 
 
@@ -106,5 +106,5 @@ def test_inception_without_its_weights_is_a_sentence(monkeypatch, tmp_path):
         raise OSError("Name or service not known")
 
     monkeypatch.setattr(module, "load_state_dict_from_url", offline)
-    with pytest.raises(SettingError, match=r"Inception's weights could not be loaded .*connect to the network once"):
+    with pytest.raises(SettingError, match=r"Inception.*\(Name or service not known\).*--features"):
         load_extractor("inception")

@@ -89,7 +89,7 @@ def test_a_revision_is_a_branch_of_its_own_and_a_proposal_touches_none(hub, pipe
     assert BinaryLatentDiffusionPipeline.from_pretrained("me/digits").fingerprint() == pipe.fingerprint()
     loaded = BinaryLatentDiffusionPipeline.from_pretrained("me/digits", revision="brighter")
     assert loaded.fingerprint() == other.fingerprint()
-    with pytest.raises(CheckpointError, match=r"at nowhere .*check the name"):
+    with pytest.raises(CheckpointError, match=r"me/digits.* at nowhere .*: .*\bname\b"):
         BinaryLatentDiffusionPipeline.from_pretrained("me/digits", revision="nowhere")
 
 
@@ -97,9 +97,9 @@ def test_a_private_model_opens_with_its_token_only(hub, pipe, monkeypatch):
     pipe.push_to_hub("me/secret", private=True)
     assert hub.private == {"me/secret"}
     monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(CheckpointError, match="There is no folder me/secret, and the hub did not give"):
+    with pytest.raises(CheckpointError, match=r"me/secret.*\btoken\b"):
         BinaryLatentDiffusionPipeline.from_pretrained("me/secret")
-    with pytest.raises(CheckpointError, match=r"did not take me/other .the token is missing"):
+    with pytest.raises(CheckpointError, match=r"me/other \([^)]*\btoken\b.*\)"):
         pipe.push_to_hub("me/other")
     assert BinaryLatentDiffusionPipeline.from_pretrained("me/secret", token=TOKEN).image_size == 8
 
@@ -110,11 +110,11 @@ def test_an_unreachable_hub_is_one_sentence_and_a_copy_once_loaded_serves_withou
     hub.shutdown()
     hub.server_close()
     assert BinaryLatentDiffusionPipeline.from_pretrained("me/digits").fingerprint() == pipe.fingerprint()
-    with pytest.raises(CheckpointError, match="check the name, the token and the connection"):
+    with pytest.raises(CheckpointError, match=r"me/never-seen.* connection"):
         BinaryLatentDiffusionPipeline.from_pretrained("me/never-seen")
-    with pytest.raises(CheckpointError, match="The hub did not take me/digits"):
+    with pytest.raises(CheckpointError, match=r"me/digits .* connection"):
         pipe.push_to_hub("me/digits")
-    with pytest.raises(SettingError, match="such as you/flowers"):
+    with pytest.raises(SettingError, match=r"you/flowers.*'digits'"):
         pipe.push_to_hub("digits")
 
 

@@ -81,22 +81,22 @@ def test_classes_are_named_by_number_or_name_and_wrong_ones_refused(pipe):
     by_name = pipe(1, class_labels="7", generator=0, output_type="latent").images
     assert torch.equal(by_name, pipe(1, class_labels=7, generator=0, output_type="latent").images)
     assert len(pipe(class_labels=[1, "2", 3], num_inference_steps=1).images) == 3
-    for wrong, words in ((10, "outside 0 … 9"), (-1, "outside"), ("seven", "Unknown class")):
+    for wrong, words in ((10, r"\b10\b.*\b0 … 9\b"), (-1, r"-1\b.*\b0 … 9\b"), ("seven", "class 'seven'")):
         with pytest.raises(SettingError, match=words):
             pipe(1, class_labels=wrong)
-    with pytest.raises(SettingError, match="one per image"):
+    with pytest.raises(SettingError, match=r"\b2 class labels .*\b3 images"):
         pipe(3, class_labels=[1, 2])
 
 
 @pytest.mark.parametrize(
     "args, words",
     [
-        ({"num_images": 0}, "at least 1"),
-        ({"num_inference_steps": 65}, "1 to 64 steps"),
-        ({"num_inference_steps": 0}, "1 to 64 steps"),
-        ({"temperature": 0.0}, "above 0"),
-        ({"output_type": "png"}, "output_type"),
-        ({"generator": [torch.Generator()]}, "one per image"),
+        ({"num_images": 0}, "images .*at least 1, not 0"),
+        ({"num_inference_steps": 65}, "1 to 64 steps.*not 65"),
+        ({"num_inference_steps": 0}, "1 to 64 steps.*not 0"),
+        ({"temperature": 0.0}, r"temperature .*above 0.*not 0\.0"),
+        ({"output_type": "png"}, "output_type 'png'"),
+        ({"generator": [torch.Generator()]}, "1 generators .*[02-9] images"),
     ],
 )
 def test_impossible_requests_are_one_sentence(pipe, args, words):
@@ -154,7 +154,7 @@ def test_a_callback_may_change_the_latents_and_sampling_goes_on_from_those(pipe)
     assert not torch.equal(changed, plain) and torch.equal(changed, seen[-1])
     last = {**args, "callback_on_step_end": lambda p, i, t, k: {"latents": 1 - k["latents"]} if i == 3 else k}
     assert torch.equal(pipe(**last).images, 1 - plain)
-    with pytest.raises(SettingError, match="gave latents of"):
+    with pytest.raises(SettingError, match=r"callback .*latents of \(1, .* \(2, "):
         pipe(**args, callback_on_step_end=lambda p, i, t, k: {"latents": k["latents"][:1]})
 
 
@@ -202,7 +202,7 @@ def test_masks_of_arrays_and_tensors_mean_the_same_as_pictures(pipe, picture, ma
 def test_masks_that_cannot_be_meant_are_refused(pipe, picture):
     with pytest.raises(SettingError, match="black everywhere"):
         pipe.inpaint(picture, np.zeros((8, 8), np.uint8))
-    with pytest.raises(SettingError, match="must be equal"):
+    with pytest.raises(SettingError, match=r"mask .*\b8, 9\b.*\b8, 8\b"):
         pipe.inpaint(picture, np.ones((9, 8), np.uint8))
 
 
@@ -248,7 +248,7 @@ def test_tiling_changes_memory_only(trained_run, picture, mask, monkeypatch):
 
 @pytest.mark.parametrize("rows", [0, -128])
 def test_strips_without_rows_are_refused(pipe, rows):
-    with pytest.raises(SettingError, match="1 row or more"):
+    with pytest.raises(SettingError, match=rf"\b1 row .*not {rows}\b"):
         pipe.enable_tiling(rows)
 
 

@@ -247,14 +247,14 @@ def test_info_prints_a_plan_and_refuses_what_there_is_not(capsys: pytest.Capture
     ):
         assert words in out
     assert main(["info", "cifar10", "--device", "h20"]) == 2
-    assert "Did you mean 'h200'?" in capsys.readouterr().err
+    assert "'h200'?" in capsys.readouterr().err
     for words in (["--devices", "0"], ["--utilisation", "1.5"]):
         assert main(["info", "cifar10", "--device", "h200", *words]) == 2
         assert "--utilisation above 0" in capsys.readouterr().err
         assert main(["info", "cifar10", *words]) == 2
-        assert "name it with --device" in capsys.readouterr().err
+        assert "--device," in capsys.readouterr().err
     assert main(["info", "churches256", "--device", "h200", "parallel=fsdp"]) == 0
     assert "fsdp" in capsys.readouterr().out
-    with pytest.raises(SettingError, match="Unknown device"):
+    with pytest.raises(SettingError, match="device 'abacus'"):
         device_named("abacus")
     assert all(0 < device.single <= device.half for device in DEVICES.values())

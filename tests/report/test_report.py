@@ -133,7 +133,6 @@ def test_without_a_prior_the_tokenizer_is_shown_alone(run_copy: Path):
     shutil.rmtree(run_copy / "prior")
     page = _report(run_copy)
     assert page.sections() == ["reconstructions", "bits", "curves", "settings"]
-    assert "The prior is not trained yet" in page.text
 
 
 def test_without_prior_cache_and_metrics_there_is_still_a_page(run_copy: Path):
@@ -149,9 +148,9 @@ def test_without_the_images_the_page_says_so_and_goes_on(run_copy: Path):
     said: list[str] = []
     page = _report(run_copy, said)
     assert page.sections() == [name for name in EVERY_SECTION if name != "neighbours"]
-    assert "could not be opened" in page.text and "There is nothing at /gone/<b>away</b>" in page.text
+    assert "/gone/<b>away</b>" in page.text
     assert not page.all("b")
-    assert len(said) == 1 and "without original images" in said[0]
+    assert len(said) == 1 and "/gone/<b>away</b>" in said[0]
 
 
 def test_hostile_class_names_and_paths_stay_text(run_copy: Path, tmp_path: Path):
@@ -183,5 +182,5 @@ def test_unlabelled_images_of_a_folder(image_folder, tiny_words: list[str], tmp_
 def test_an_empty_run_is_refused_in_a_sentence(run_copy: Path):
     shutil.rmtree(run_copy / "tokenizer")
     (run_copy / "model_index.json").unlink()
-    with pytest.raises(CheckpointError, match="nothing to report"):
+    with pytest.raises(CheckpointError, match=rf"{run_copy} .*tokenizer"):
         write_report(RunFolder(run_copy), device="cpu")

@@ -129,21 +129,21 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
     "short config": (lambda f: truncate(f / "config.json"), "config.json is damaged"),
     "binary config": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "config.json is damaged"),
-    "list config": (lambda f: (f / "config.json").write_text("[1]"), "no known model, where a prior is expected"),
+    "list config": (lambda f: (f / "config.json").write_text("[1]"), r"no known model.* a prior .*Denoiser"),
     "wrong class": (
         lambda f: edit(f / "config.json", lambda c: c.update(_class_name="BinaryAutoencoder")),
-        "holds BinaryAutoencoder, where a prior is expected",
+        r"BinaryAutoencoder.* a prior .*Denoiser",
     ),
     "unknown field": (
         lambda f: edit(f / "config.json", lambda c: c.update(detph=3)),
-        "entry 'detph', unknown to bld.*Did you mean 'depth'.*newer version",
+        r"config\.json .*'detph'.* bld \d.*'depth'\?",
     ),
     "wrong type": (
         lambda f: edit(f / "config.json", lambda c: c.update(dim="16")),
-        "value of the wrong kind",
+        r"config\.json .*'int' and 'str'",
     ),
-    "wrong shape": (reshape, r"'head.bias' should be \(4,\), found \(5,\)"),
-    "tensor lost": (lose, "'head.bias' should be .* found nothing"),
+    "wrong shape": (reshape, r"'head\.bias' .*\(4,\).*\(5,\)"),
+    "tensor lost": (lose, r"'head\.bias' .*\(4,\).* nothing"),
     "deeper config": (
         lambda f: edit(f / "config.json", lambda c: c.update(depth=3)),
         "'blocks.2.*found nothing",
@@ -192,14 +192,13 @@ def test_a_damaged_diffusion_is_one_sentence(tmp_path: Path, change: Callable[[d
 def test_a_damaged_index_is_one_sentence(tmp_path: Path, change: Callable[[dict], None]):
     save_index(tmp_path, PipelineIndex([]))
     edit(tmp_path / "model_index.json", change)
-    with pytest.raises(CheckpointError, match="is not a pipeline's index"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/model_index\.json "):
         load_index(tmp_path)
 
 
 def test_the_tokenizer_s_hash_follows_what_makes_the_codes(tmp_path: Path):
     model = tokenizer()
     first = tokenizer_hash(model)
-    assert len(first) == 16 and int(first, 16) >= 0
     save_model(tmp_path, model)
     assert tokenizer_hash(load_tokenizer(tmp_path)) == first
     with torch.no_grad():
@@ -302,7 +301,7 @@ def test_a_truncated_or_lost_file_falls_back_to_the_checkpoint_before(
     assert store.latest(said.append).step == 1
     path.unlink()
     assert store.latest(said.append).step == 1
-    assert len(said) == 2 and all("The one before it is used." in text for text in said)
+    assert len(said) == 2 and all("step-00000002" in text for text in said)
     shutil.rmtree(tmp_path / "step-00000001")
     assert store.latest(said.append) is None
 
@@ -337,9 +336,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_previous_checkpoint(
             patch.setattr(files.tempfile, "mkstemp", full)
         else:
             patch.setattr(Path, "replace", full)
-        with pytest.raises(CheckpointError, match=r"No space is left.*intact.*free some space"):
+        with pytest.raises(CheckpointError, match=rf"space .*{tmp_path}.*intact"):
             store.save(state(2))
-        with pytest.raises(CheckpointError, match="No space is left"):
+        with pytest.raises(CheckpointError, match=rf"space .*{tmp_path / 'model'}"):
             save_model(tmp_path / "model", prior())
     shutil.rmtree(tmp_path / "model", ignore_errors=True)
     assert sorted(tmp_path.rglob("*")) == before

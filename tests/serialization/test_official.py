@@ -133,7 +133,7 @@ def test_an_autoencoder_alone_becomes_a_tokenizer_of_256_pixels_that_reconstruct
     write(tmp_path / "log", "binaryae", make_autoencoder(Layout(size=64, attn=(), ch_mult=(1, 1, 1, 1, 1, 1))))
     command = ["convert", "official", str(tmp_path / "log"), "--out", str(tmp_path / "out")]
     assert main(command) == 0
-    assert "256×256 pixels as codes of 8×8×6 bits" in capsys.readouterr().out
+    assert "256×256 pixels as codes of 8×8×6" in capsys.readouterr().out
     assert not (tmp_path / "out" / "model_index.json").exists()
     assert main([*command[:-1], str(tmp_path / "small"), "--image-size", "32"]) == 0
     assert main(["reconstruct", str(tmp_path / "small"), "--data", str(image_folder(4, size=32))]) == 0
@@ -153,10 +153,10 @@ def test_the_step_of_the_files_is_the_newest_average_or_the_one_asked_for(tmp_pa
 
     assert taken() == 100  # of the averages; not by the order of their names
     assert taken(step=5) == 5 and taken(step=200) == 200
-    with pytest.raises(CheckpointError, match="no binaryae of step 7, only 5, 90, 100, 200"):
+    with pytest.raises(CheckpointError, match=r"binaryae .* 7, .* 5, 90, 100, 200: .*--step"):
         taken(step=7)
     write(tmp_path, "binaryae", states[5], "0005")
-    with pytest.raises(CheckpointError, match="the step 5 twice"):
+    with pytest.raises(CheckpointError, match=r"step 5 twice .*0005"):
         convert(tmp_path, tmp_path / "twice", OfficialOptions(), quiet)
 
 
@@ -166,7 +166,7 @@ def test_a_prior_may_lie_in_another_folder_and_have_other_steps_than_its_autoenc
     write(tmp_path / "ae", "binaryae", autoencoder, 8100000)
     write(tmp_path / "prior", "bld", make_prior(layout, autoencoder), 960000)
     options = OfficialOptions(heads=4, step=960000)
-    with pytest.raises(CheckpointError, match="no autoencoder: name its folder with --autoencoder"):
+    with pytest.raises(CheckpointError, match=r"no autoencoder: .*--autoencoder"):
         convert(tmp_path / "prior", tmp_path / "out", options, quiet)
     convert(tmp_path / "prior", tmp_path / "out", options, quiet, tmp_path / "ae")
     assert load_tokenizer(tmp_path / "out" / "tokenizer").config.image_size == 16
@@ -181,11 +181,11 @@ def test_the_number_of_steps_comes_from_the_schedule_or_is_64_and_contradictions
     autoencoder, prior = written(tmp_path / "log", layout)
     convert(tmp_path / "log", tmp_path / "a", OfficialOptions(heads=4), quiet)
     assert load_process(tmp_path / "a" / "diffusion").steps == load_prior(tmp_path / "a" / "prior").config.steps == 10
-    with pytest.raises(SettingError, match="T = 10, not 64"):
+    with pytest.raises(SettingError, match=r"T = 10, not 64: .*--diffusion-steps"):
         convert(tmp_path / "log", tmp_path / "b", OfficialOptions(heads=4, steps=64), quiet)
-    with pytest.raises(SettingError, match="images of 16 pixels with this autoencoder, not 256"):
+    with pytest.raises(SettingError, match=r"\b16 pixels .*not 256: .*--image-size"):
         convert(tmp_path / "log", tmp_path / "b", OfficialOptions(heads=4, image_size=256), quiet)
-    with pytest.raises(SettingError, match="12 heads cannot share"):
+    with pytest.raises(SettingError, match=r"\b12 heads .*--heads"):
         convert(tmp_path / "log", tmp_path / "b", OfficialOptions(), quiet)
     k = torch.tensor([1.0, 0.7, 0.2, 0.0])
     write(tmp_path / "log", "bld", {**prior, "scheduler.k_final": k})
@@ -227,18 +227,18 @@ def damaged(name: str, path: Path, state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "name, words",
     {
-        "unknown entry": "unknown entry 'ae.encoder.blocks.0.extra'",
-        "another network": "is this a public autoencoder",
-        "a missing block": "in no order",
-        "a missing tensor": "lacks 'ae.encoder.blocks.1.conv2.weight'",
-        "a missing embedding": "lacks 'ae.quantize.embed.weight'",
-        "another width": "does not fit together",
+        "unknown entry": "'ae.encoder.blocks.0.extra'",
+        "another network": "public autoencoder?",
+        "a missing block": "encoder.blocks",
+        "a missing tensor": "'ae.encoder.blocks.1.conv2.weight'",
+        "a missing embedding": "'ae.quantize.embed.weight'",
+        "another width": "should be (",
         "no multiples": "no multiples",
-        "no tensors": "something else than named tensors",
-        "no dict": "something else than named tensors",
-        "a pickle that acts": "cannot be read as the weights",
-        "cut short": "cannot be read as the weights",
-        "noise": "cannot be read as the weights",
+        "no tensors": "named tensors",
+        "no dict": "named tensors",
+        "a pickle that acts": "(UnpicklingError)",
+        "cut short": "cannot be read",
+        "noise": "cannot be read",
     }.items(),
 )
 def test_other_files_are_refused_in_one_sentence_and_nothing_is_written(tmp_path, monkeypatch, capsys, name, words):
@@ -254,10 +254,10 @@ def test_other_files_are_refused_in_one_sentence_and_nothing_is_written(tmp_path
 def test_a_prior_of_another_design_names_what_has_no_place(tmp_path):
     _, prior = written(tmp_path / "log", Layout())
     write(tmp_path / "log", "bld", {**prior, "_denoise_fn.blocks.0.cross.kv.weight": torch.zeros(2, 2)})
-    with pytest.raises(CheckpointError, match=r"unknown entry '_denoise_fn\.blocks\.0\.cross"):
+    with pytest.raises(CheckpointError, match=r"'_denoise_fn\.blocks\.0\.cross\.kv\.weight'"):
         convert(tmp_path / "log", tmp_path / "out", OfficialOptions(heads=4), quiet)
     write(tmp_path / "log", "bld", {**prior, "_denoise_fn.pos_emb": torch.zeros(1, 60, 32)})
-    with pytest.raises(CheckpointError, match="60 positions, which are no square"):
+    with pytest.raises(CheckpointError, match="60 positions"):
         convert(tmp_path / "log", tmp_path / "out", OfficialOptions(heads=4), quiet)
 
 
@@ -265,11 +265,11 @@ def test_wrong_folders_are_refused_in_one_sentence(tmp_path):
     with pytest.raises(CheckpointError, match="no folder"):
         convert(tmp_path / "nowhere", tmp_path / "out", OfficialOptions(), quiet)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds no saved_models"):
+    with pytest.raises(CheckpointError, match=r"empty .*saved_models/binaryae_ema_STEP"):
         convert(tmp_path / "empty", tmp_path / "out", OfficialOptions(), quiet)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("")
-    with pytest.raises(CheckpointError, match="holds something already"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path / 'out'} .*--out"):
         convert(tmp_path / "empty", tmp_path / "out", OfficialOptions(), quiet)
 
 

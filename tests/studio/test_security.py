@@ -101,7 +101,7 @@ def test_requests_that_name_files_or_addresses_are_refused_and_nothing_is_fetche
     with socket.create_server(("127.0.0.1", 0)) as other:
         other.settimeout(0.3)
         named = json.loads(json.dumps(value).replace("{port}", str(other.getsockname()[1])))
-        with pytest.raises(Refused, match="Only pictures that were uploaded here"):
+        with pytest.raises(Refused, match="upload"):
             visitor.join("bld-run-reconstruct", [named])
         with pytest.raises(TimeoutError):
             other.accept()
@@ -114,7 +114,7 @@ NO_REQUESTS = [b"", b"[]", b"7", b"{", b'{"a":' * 5000, b"\xff", b'{"data": NaN'
 def test_a_request_that_is_no_request_is_refused(visitor: Visitor, body: bytes):
     headers = {"content-type": "application/json"}
     answer = visitor.client.post("/gradio_api/queue/join", content=body, headers=headers)
-    assert answer.status_code == 400 and "did not arrive whole" in answer.json()["detail"]
+    assert answer.status_code == 400 and "arrive whole" in answer.json()["detail"]
 
 
 def test_a_request_that_is_too_large_is_refused(visitor: Visitor):

@@ -23,13 +23,13 @@ def test_zero_is_any_free_port_and_none_the_first_from_7860():
 def test_a_taken_port_an_odd_one_and_a_strange_host_are_refused_in_a_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(SettingError, match=f"Port {port} of 127.0.0.1 cannot be used"):
+        with pytest.raises(SettingError, match=f"{port} of 127\\.0\\.0\\.1 .*--port"):
             free_port("127.0.0.1", port)
-    with pytest.raises(SettingError, match="between 0 and 65535"):
+    with pytest.raises(SettingError, match=r"\b0 and 65535.* 70000\b"):
         free_port("127.0.0.1", 70_000)
-    with pytest.raises(SettingError, match="no host"):
+    with pytest.raises(SettingError, match=r"'no\.such\.host\.invalid'"):
         free_port("no.such.host.invalid", 0)
-    with pytest.raises(SettingError, match="cannot be used"):
+    with pytest.raises(SettingError, match=r"192\.0\.2\.1 .*--port"):
         free_port("192.0.2.1", 0)  # an address for documentation: never this machine's
 
 

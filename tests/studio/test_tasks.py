@@ -201,7 +201,7 @@ def test_settings_out_of_range_are_refused_before_anything_is_computed(model: Mo
 
 @pytest.mark.parametrize("count", [0, 65, 1.5, float("nan")])
 def test_only_so_many_pictures_are_made_at_a_time(model: Model, count: float):
-    with pytest.raises(SettingError, match="number of pictures"):
+    with pytest.raises(SettingError, match=rf"number of pictures .* 1 to 64, not {count}"):
         generate(model, Sampling(), count, quiet)  # type: ignore[arg-type]
 
 

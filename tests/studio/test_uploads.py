@@ -83,7 +83,7 @@ def test_the_oldest_pictures_go_when_there_are_too_many(tmp_path: Path):
     tokens = [uploads.take(encoded()) for _ in range(5)]
     assert len(set(tokens)) == 5 and len(list(tmp_path.iterdir())) == 3
     assert uploads.path(tokens[-1]).is_file()
-    with pytest.raises(DataError, match="upload it again"):
+    with pytest.raises(DataError, match=r"upload .*again"):
         uploads.path(tokens[0])
 
 

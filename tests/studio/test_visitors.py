@@ -41,7 +41,7 @@ def test_more_than_can_wait_are_refused_in_a_sentence_and_the_others_are_served(
         except Refused as refusal:
             refusals.append(refusal.args)
     assert refusals and {status for status, _ in refusals} == {429}
-    assert all(sentence.startswith(f"The studio is busy: {QUEUE} requests are waiting") for _, sentence in refusals)
+    assert all(f" {QUEUE} requests" in sentence for _, sentence in refusals)
     visitor.join("bld-stop-generate", [0])  # a stop does not wait in line
     html, succeeded, _ = visitor.answer(events[-1])
     assert succeeded and len(pictures_in(html)) == 1
@@ -50,7 +50,7 @@ def test_more_than_can_wait_are_refused_in_a_sentence_and_the_others_are_served(
 def test_a_refused_setting_is_a_sentence_and_the_next_request_is_served(studio: str):
     visitor = Visitor(studio)
     sentence, succeeded, _ = visitor.ask("bld-run-generate", Seed=None)
-    assert not succeeded and sentence == "The seed is empty: give a whole number."
+    assert not succeeded and "seed" in sentence and sentence.endswith(".")
     sentence, succeeded, _ = visitor.ask("bld-run-generate", Steps=1000)
     assert not succeeded and "1000" in sentence
     _, succeeded, _ = visitor.ask("bld-run-generate", Pictures=1, Steps=1)

@@ -129,8 +129,11 @@ def test_images_of_another_program_are_judged(tmp_path, features, run_copy, caps
 
 def test_cas_trains_on_samples_and_tests_on_real_images(run_copy, features):
     more = ["--metrics", "cas", "--num", "40", "--cas-network", "small", "--cas-steps", "3"]
-    figures = evaluate(run_copy, features, *more)["figures"]
-    assert 0 <= figures["cas_top1"] <= figures["cas_top5"] <= 1
+    record = evaluate(run_copy, features, *more)
+    top1, top5 = record["figures"]["cas_top1"], record["figures"]["cas_top5"]
+    assert 0 < top1 < top5 < 1
+    recognised = [share * record["unseen"]["images"] for share in (top1, top5)]  # a whole number of unseen images
+    assert recognised == pytest.approx([round(number) for number in recognised], abs=1e-6)
 
 
 def test_cas_recognises_classes_it_was_taught():

@@ -174,13 +174,15 @@ def test_exif_orientation_is_undone(orientation, kind):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("block", [b"garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"", b"\0" * 99])
 def test_damaged_exif_leaves_the_picture_as_it_is(block):
-    image = Image.new("RGB", (2, 3), (1, 2, 3))
+    picture = np.random.default_rng(0).integers(0, 256, (3, 2, 3), dtype=np.uint8)
+    image = Image.fromarray(picture)
     image.info["exif"] = block
-    assert to_rgb(image, PINK).size == (2, 3)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image, PINK)), picture)
 
 
 @pytest.mark.parametrize("value", [0, 9, 65535])
 def test_unknown_orientations_are_upright(value):
-    image = Image.new("RGB", (2, 3))
+    picture = np.random.default_rng(0).integers(0, 256, (3, 2, 3), dtype=np.uint8)
+    image = Image.fromarray(picture)
     image.getexif()[0x0112] = value
-    assert to_rgb(image, PINK).size == (2, 3)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image, PINK)), picture)

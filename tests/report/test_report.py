@@ -101,7 +101,8 @@ def test_every_picture_is_a_png_with_a_description(page: Page):
 
 
 def test_small_pictures_are_enlarged_without_blur(page: Page):
-    assert all(attrs.get("class") == "small" for attrs in page.all("img") if int(attrs["width"]) < 128)
+    small = [attrs for attrs in page.all("img") if int(attrs["width"]) < 128]
+    assert small and all(attrs.get("class") == "small" for attrs in small)
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: Page):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bld
+from bld import BinaryLatentDiffusionPipeline
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.evaluation.load_run import open_run
 from bld.priors import Denoiser, DenoiserConfig
@@ -290,8 +291,13 @@ def test_unlabelled_images_train_an_unconditional_prior(tmp_path, image_folder, 
 
 @pytest.mark.parametrize("target", ["z0", "previous"])
 def test_every_target_trains_and_samples(tmp_path, tiny_words, target):
-    run = train(tmp_path / "run", [*tiny_words, f"diffusion.target={target}", "diffusion.steps=8", "sampling.steps=8"])
-    assert all(math.isfinite(v) for line in run.read_metrics() for v in line.values() if isinstance(v, float))
+    words = [*tiny_words, f"diffusion.target={target}", "diffusion.steps=8", "sampling.steps=8"]
+    run = train(tmp_path / "run", [*words, "prior_training.log_every_steps=1"])
+    losses = [line["loss"] for line in run.read_metrics() if line["stage"] == "prior" and "loss" in line]
+    assert len(losses) == 6 and all(map(math.isfinite, losses))
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(run.path)
+    assert pipe.diffusion.target == target
+    assert len(pipe(2, generator=0).images) == 2 and list(run.samples.glob("prior-*.png"))
 
 
 @pytest.mark.parametrize("weight", ["fixed", "adaptive"])

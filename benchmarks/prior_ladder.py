@@ -39,11 +39,13 @@ from bld.seeding import keyed_generators, keyed_permutation
 from bld.serialization.models import load_tokenizer
 from bld.training.code_cache import CodeCache
 from bld.training.held_out_codes import held_out_codes
+from bld.training.optimizer import make_optimizer
+from bld.training.settings import TrainingSettings
 
 RESULTS = Path(__file__).parent / "quality" / "ladder.json"
 DEFAULTS = {
     "patch": 1, "dim": 192, "depth": 6, "heads": 4, "batch": 128, "rate": 1e-3, "beta2": 0.99, "decay": 0.01,
-    "warmup": 100, "ema": 0.995, "adaln": 0, "schedule": "linear", "seed": 0,
+    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "schedule": "linear", "seed": 0,
 }  # fmt: skip
 T, DROPPED, VLB_WEIGHT, TEMPERATURE = 64, 0.1, 0.1, 0.9
 JUDGED, SAMPLED, HELD_OUT = 2000, 1000, 1024
@@ -110,10 +112,11 @@ class Variation:
         kind = AdaptiveDenoiser if choices["adaln"] else Denoiser
         self.network = kind(config, self.diffusion.evidence_logits())
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=choices["rate"], betas=(0.9, choices["beta2"]), weight_decay=choices["decay"],
-            fused=True,
+        how = TrainingSettings(
+            optimizer=choices["optimizer"], learning_rate=choices["rate"], beta2=choices["beta2"],
+            weight_decay=choices["decay"],
         )  # fmt: skip
+        self.optimizer = make_optimizer(self.network, how)
         self.draws = torch.Generator().manual_seed(1000 + choices["seed"])
         self.order, self.at = torch.randperm(len(self.cache), generator=self.draws), 0
 

@@ -41,6 +41,7 @@ import torch.nn.functional as F
 from bld.diffusion.process import PriorLoss, SamplingStep
 from bld.priors import PriorKind, Transformer
 from bld.priors.base import register
+from bld.seeding import uniform
 
 class Marginals(Transformer):
     """Every bit by itself: what all other priors should beat."""
@@ -64,8 +65,7 @@ class Independent:
         return self.likelihood_bits(denoise, z0)
     def sample(self, denoise, shape, *, generators=None, device="cpu", callback=None, **_):
         logits = denoise(torch.zeros(shape, dtype=torch.uint8), torch.ones(shape[0], dtype=torch.long))
-        draws = torch.stack([torch.rand(shape[1:], generator=g) for g in generators])
-        codes = (draws < logits.sigmoid()).to(torch.uint8)
+        codes = (uniform(shape, generators) < logits.sigmoid()).to(torch.uint8)
         if callback is not None:
             callback(SamplingStep(0, 1, 1, 0, codes, logits.sigmoid()))
         return codes

@@ -27,7 +27,7 @@ from measuring import instructions, machine
 from quality import commit, opened
 from torch import Tensor, nn
 
-from bld.codes import CodeShape, from_patches, to_grid, to_patches
+from bld.codes import from_patches, to_grid
 from bld.data import make_grid, save_png
 from bld.data.values import to_uint8
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
@@ -97,16 +97,15 @@ class Variation:
 
     def __init__(self, choices: dict[str, Any], run: Path) -> None:
         self.choices, self.cache, self.run = choices, CodeCache(run / "codes"), run
-        self.shape, side = self.cache.shape, choices["patch"]
+        self.shape = self.cache.shape
         power = choices["schedule"].removeprefix("pow")
         table = [(1 - t / T) ** float(power) for t in range(T + 1)] if power != choices["schedule"] else None
         schedule = NoiseSchedule("table", table=table) if table else NoiseSchedule(choices["schedule"], T)
         self.diffusion = BernoulliDiffusion(schedule, "z0")
-        # Codes come as patches already, so that the network's own are single ones.
-        grid = CodeShape(self.shape.h // side, self.shape.w // side, self.shape.c * side**2)
         config = DenoiserConfig(
-            code_height=grid.h, code_width=grid.w, code_bits=grid.c, dim=choices["dim"], depth=choices["depth"],
-            heads=choices["heads"], steps=T, num_classes=len(self.cache.classes), evidence="value",
+            code_height=self.shape.h, code_width=self.shape.w, code_bits=self.shape.c, patch_size=choices["patch"],
+            dim=choices["dim"], depth=choices["depth"], heads=choices["heads"], steps=T,
+            num_classes=len(self.cache.classes), evidence="value",
         )  # fmt: skip
         torch.manual_seed(choices["seed"])
         kind = AdaptiveDenoiser if choices["adaln"] else Denoiser
@@ -133,7 +132,7 @@ class Variation:
         return denoise
 
     def step(self, progress: float) -> float:
-        B, side, choices = self.choices["batch"], self.choices["patch"], self.choices
+        B, choices = self.choices["batch"], self.choices
         if self.at + B > len(self.order):
             self.order, self.at = torch.randperm(len(self.cache), generator=self.draws), 0
         images = self.order[self.at : self.at + B].numpy()
@@ -141,7 +140,6 @@ class Variation:
         views = torch.randint(self.cache.views, (B,), generator=self.draws).numpy()
         y = self.cache.rows(images, views).float().view(B, self.shape.positions, self.shape.c) / 255
         z0 = (torch.rand(y.shape, generator=self.draws) < y).to(torch.uint8)
-        y, z0 = to_patches(y, self.shape, side), to_patches(z0, self.shape, side)
         t = torch.randint(1, T + 1, (B,), generator=self.draws)
         labels = self.cache.labels[images].clone()
         labels[torch.rand(B, generator=self.draws) < DROPPED] = len(self.cache.classes)
@@ -168,23 +166,22 @@ class Variation:
         total = 0.0
         for part in torch.from_numpy(rows).split(256):
             codes = held_out_codes(tokenizer, images, part, draws=1, seed=7)[:, 0]
-            z0, t = to_patches(codes, self.shape, self.choices["patch"]), torch.arange(len(part)) % T + 1
+            t = torch.arange(len(part)) % T + 1
             denoise = self.denoiser(self.averaged, images.labels[part])
-            total += float(self.diffusion.bound_at(denoise, z0, t, keyed_generators(0, "bound", part)).sum())
+            total += float(self.diffusion.bound_at(denoise, codes, t, keyed_generators(0, "bound", part)).sum())
         return total / len(rows)
 
     @torch.no_grad()
     def sample(self, tokenizer: Any, count: int, guidance: float, steps: int = 16) -> Tensor:
-        parts, side = [], self.choices["patch"]
+        parts = []
         for start in range(0, count, 100):
             labels = torch.arange(start, start + 100) % len(self.cache.classes)
             codes = self.diffusion.sample(
                 self.denoiser(self.averaged, labels, guidance),
-                (100, self.shape.positions // side**2, self.shape.c * side**2), steps=steps, temperature=TEMPERATURE,
+                (100, self.shape.positions, self.shape.c), steps=steps, temperature=TEMPERATURE,
                 generators=keyed_generators(self.choices["seed"], "ladder", range(start, start + 100)),
             )  # fmt: skip
-            grid = to_grid(from_patches(codes, self.shape, side), self.shape)
-            parts.append(to_uint8(tokenizer.decode(grid).clamp(-1, 1)))
+            parts.append(to_uint8(tokenizer.decode(to_grid(codes, self.shape)).clamp(-1, 1)))
         return torch.cat(parts)
 
 

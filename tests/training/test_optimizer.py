@@ -21,6 +21,7 @@ from bld.training.optimizer import (
     make_optimizer,
     orthogonal,
 )
+from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(optimizer="muon", learning_rate=1e-2, beta2=0.99, weight_decay=0.01)
@@ -139,3 +140,9 @@ def test_it_goes_on_from_its_saved_state():
 def test_it_is_refused_where_it_cannot_work(words: list[str]):
     with pytest.raises(SettingError, match=r"optimizer=muon"):
         load_settings("digits", words=words)
+
+
+def test_a_prior_that_has_begun_keeps_its_optimizer(run_copy):
+    """The moments that its checkpoints hold are of that optimizer's parameters in that order."""
+    with pytest.raises(SettingError, match=r"prior_training\.optimizer=adamw.*muon"):
+        RunFolder(run_copy).adopt(None, ["prior_training.optimizer=muon"], None)

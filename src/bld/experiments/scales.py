@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
 
 from bld.errors import SettingError, did_you_mean
 from bld.training.config import FAITHFUL, load_settings
@@ -196,9 +198,14 @@ CIFAR10 = Scale(
 )
 
 
+@cache
+def _leaves_of(preset: str) -> list[tuple[str, Any]]:
+    return list(leaves(settings_tree(load_settings(preset))))
+
+
 def _as_in(preset: str) -> Words:
     """What that preset sets otherwise than `bedrooms256`, the data set of Table 4."""
-    theirs, usual = (leaves(settings_tree(load_settings(name))) for name in (preset, "bedrooms256"))
+    theirs, usual = _leaves_of(preset), _leaves_of("bedrooms256")
     differ = (leaf for leaf, before in zip(theirs, usual, strict=True) if leaf != before and leaf[0] != "preset")
     return tuple(f"{name}={json.dumps(value)}" for name, value in differ)
 

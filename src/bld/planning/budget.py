@@ -1,7 +1,7 @@
 """Sizes that suit a time budget on this machine: its pace is measured, the rest is arithmetic.
 
 A network too large for its time sees too few images to learn anything, and one too small stops learning early.  So the
-largest of a few sizes is taken that still sees enough of them (how many that is was measured: docs/what-works.md).
+largest of a few sizes is taken that still sees enough of them; for the prior docs/what-works.md says how many that is.
 """
 
 from __future__ import annotations

@@ -133,5 +133,9 @@ def mask_from(uri: object, size: tuple[int, int]) -> Image.Image:
         raise DataError("The mask did not arrive whole: brush over the picture again.") from error
     if mask.size != size:
         raise DataError(f"The mask has {mask.size} pixels where the picture has {size}: brush over the picture again.")
-    hole = opened_masks(mask, 1)[0]  # what is transparent was not painted
-    return Image.fromarray(hole.astype(np.uint8) * 255)
+    return hole_in(mask)
+
+
+def hole_in(mask: Image.Image) -> Image.Image:
+    """Mode L: 255 where a mask of any mode is painted, else 0; what is transparent was not painted."""
+    return Image.fromarray(opened_masks(mask, 1)[0].astype(np.uint8) * 255)

@@ -85,7 +85,7 @@ class Muon(AdamW):
         for parameter in parameters:
             if parameter.grad is not None:
                 alike.setdefault(parameter.shape, []).append(parameter)
-                if not self.state[parameter]:
+                if not self.state[parameter]:  # a "step" there is only because AdamW loads no state without one
                     self.state[parameter] = {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
         for (rows, columns), same in alike.items():
             height = rows // 3 if rows == 3 * columns else rows

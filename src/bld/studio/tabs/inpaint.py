@@ -8,7 +8,6 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from bld.data.inputs import opened_masks
 from bld.errors import SettingError
 from bld.studio import results
 from bld.studio.controls import Controls, buttons, count_slider, explain, output_area, picture_upload
@@ -19,7 +18,7 @@ from bld.studio.made import Made, Picture
 from bld.studio.model import Model
 from bld.studio.tabs.base import Tab
 from bld.studio.tasks import Sampling, Watch, numbered_pictures, square, steps_of, whole
-from bld.studio.uploads import mask_from
+from bld.studio.uploads import hole_in, mask_from
 
 MOST_WALKS = 8
 
@@ -47,7 +46,7 @@ def inpaint(
         call["resample"] = walks
     if mask.size != view.size:
         raise SettingError(f"The mask is {mask.size} pixels and the picture {view.size}: paint it again.")
-    mask = Image.fromarray(opened_masks(mask, 1)[0].astype(np.uint8) * 255)
+    mask = hole_in(mask)
     if mask.getbbox() is None:
         raise SettingError("Nothing is marked: brush over the part of the picture that is to be filled.")
     watch = Watch(report, steps_of(model, call), over=(view, mask))

@@ -4,11 +4,11 @@
         --pace 0.0845 patch=2 dim=256 depth=8 batch=64
 
 RUN is a run whose code cache holds probabilities (`codes.fresh=true`), the judge is that of `benchmarks/quality.py`.  A
-variation gets as many steps as the minutes hold at its pace, in seconds a step: measured before on an idle machine
-(`pace`, all of them in turn), or, without --pace, at the beginning.  Rows are added to benchmarks/quality/ladder.json.
+variation gets as many steps as the minutes hold at its pace, in seconds a step: measured before on an idle machine, or,
+without --pace, at the beginning.  Rows are added to benchmarks/quality/ladder.json.
 
-(`pace`, all of them in turn), or, without --pace, at the beginning.  Rows go into benchmarks/quality/ladder.json.
-tokens for step and class (`adaln=1`: one modulation for all blocks, an offset for each).
+`adaln=1`: step and class shift, scale and gate the blocks (one modulation for all, an offset for each), in the place of
+tokens.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ variation gets as many steps as the minutes hold at its pace, in seconds a step:
 without --pace, at the beginning.  Rows are added to benchmarks/quality/ladder.json.
 
 `adaln=1`: step and class shift, scale and gate the blocks (one modulation for all, an offset for each), in the place of
-tokens.
+tokens.  `strata=1`: the steps t of a batch are spread evenly over 1 … T.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from bld.training.settings import TrainingSettings
 RESULTS = Path(__file__).parent / "quality" / "ladder.json"
 DEFAULTS = {
     "patch": 1, "dim": 192, "depth": 6, "heads": 4, "batch": 128, "rate": 1e-3, "beta2": 0.99, "decay": 0.01,
-    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "schedule": "linear", "seed": 0,
+    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "strata": 0, "schedule": "linear", "seed": 0,
 }  # fmt: skip
 T, DROPPED, VLB_WEIGHT, TEMPERATURE = 64, 0.1, 0.1, 0.9
 JUDGED, SAMPLED, HELD_OUT = 2000, 1000, 1024
@@ -141,6 +141,9 @@ class Variation:
         y = self.cache.rows(images, views).float().view(B, self.shape.positions, self.shape.c) / 255
         z0 = (torch.rand(y.shape, generator=self.draws) < y).to(torch.uint8)
         t = torch.randint(1, T + 1, (B,), generator=self.draws)
+        if choices["strata"]:  # one in each of B equal parts of 1 … T, in any order
+            parts = (torch.randperm(B, generator=self.draws) + torch.rand(B, generator=self.draws)) / B
+            t = 1 + (T * parts).long().clamp(max=T - 1)
         labels = self.cache.labels[images].clone()
         labels[torch.rand(B, generator=self.draws) < DROPPED] = len(self.cache.classes)
         loss = self.diffusion.training_loss(self.denoiser(self.network, labels), z0, t, None, VLB_WEIGHT, probs=y)

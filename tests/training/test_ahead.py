@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bld.training.ahead import READY, ahead
+from bld.training.late_numbers import LateNumbers
 
 GPU = torch.device("cuda", 1)
 
@@ -81,3 +82,10 @@ def test_on_a_cpu_there_is_no_thread_and_nothing_is_made_ahead(gpu):
     batches = ahead(pairs(5, made), torch.device("cpu"))
     next(batches)
     assert made == [0] and gpu == {"chosen": [], "pinned by": []}
+
+
+def test_late_numbers_are_those_of_when_they_were_asked_for():
+    numbers = torch.tensor([1.0, 2.0])
+    late = LateNumbers(numbers)
+    numbers += 5
+    assert late.read().tolist() == [1, 2]

@@ -22,6 +22,7 @@ from bld import BinaryLatentDiffusionPipeline
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.evaluation.load_run import open_run
 from bld.priors import Denoiser, DenoiserConfig
+from bld.training import loop
 from bld.training.checkpoints import CheckpointStore
 from bld.training.code_cache import CodeCache
 from bld.training.config import load_settings
@@ -34,6 +35,7 @@ from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
 from bld.training.stages.base import Update
 from bld.training.stages.prior import DRAWN_BOUND
+from bld.training.stop_signals import StopSignals
 
 CONSTANT = ["tokenizer_training.decay=constant", "prior_training.decay=constant"]
 CONSTANT += ["tokenizer.bit_noise=1", "objective.bit_flips=0"]  # which are annealed too
@@ -91,6 +93,26 @@ def test_interrupting_and_resuming_gives_the_same_bits_as_never_stopping(tmp_pat
 
     final = [line for line in logged(whole) if line["step"] == 6]
     assert final and final == [line for line in logged(parts) if line["step"] == 6]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_each_step_that_is_logged_is_logged_once_in_order_whenever_a_run_stops(tmp_path, tiny_words, every):
+    """Numbers are read a step late, and none is lost at a preview, a stop, or the end."""
+    words = [*tiny_words, f"tokenizer_training.log_every_steps={every}", "tokenizer_training.previews=2"]
+
+    class AfterThreeSteps(StopSignals):
+        def __enter__(self):
+            asked = iter([False, False, False, True])
+            type(self).requested = property(lambda _: next(asked), lambda *_: None)
+            return self
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "StopSignals", AfterThreeSteps)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", words, stages=("tokenizer",))
+    run = train(tmp_path / "run", words, stages=("tokenizer",))
+    logged = [line["step"] for line in run.read_metrics() if "learning_rate" in line]
+    assert logged == list(range(every, 7, every))
 
 
 def test_two_runs_of_one_command_are_identical_and_another_seed_is_not(tmp_path, tiny_words):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +25,7 @@ from bld.training.accelerator import (
 from bld.training.ahead import ahead
 from bld.training.checkpoints import TrainingState, pack_optimizer, unpack_optimizer
 from bld.training.ema import WeightAverage
+from bld.training.late_numbers import LateNumbers
 from bld.training.learning_rate import StageClock, learning_rate
 from bld.training.metrics_log import MetricsLog
 from bld.training.optimizer import make_optimizer
@@ -34,13 +35,31 @@ from bld.training.stages.base import Stage, Update
 from bld.training.stop_signals import StopSignals
 
 MOST_BAD_IN_A_ROW = 20
-STEPS_UNHEARD = 10  # between two looks at what the device has skipped, each of which waits for it
+STEPS_UNHEARD = 10  # between two looks at what the device has skipped
 
 Say = Callable[[str], None]
 
 
 class DivergedError(UserError):
     """Gradients were not finite too many times in a row."""
+
+
+class Unread(NamedTuple):
+    """What a step found, which is read a step later: then the device has it, and nobody waits.
+
+    Attributes:
+        step: which one.
+        seconds: spent on the stage until then.
+        rate: its learning rate.
+        names: of what it logs, means over the global batch.
+        numbers: these, the gradient's norm before clipping, and gradients in a row that were not finite.
+    """
+
+    step: int
+    seconds: float
+    rate: float
+    names: list[str]
+    numbers: LateNumbers
 
 
 class StageRun:
@@ -159,6 +178,7 @@ class StageRun:
         batches = ahead(self.stage.batches(self.step), self.accelerator.device)
         saved = time.monotonic()
         previews = int(self.clock.progress(self.step) * settings.previews)
+        unread: Unread | None = None
         if self.is_known and self.step == 0:
             self._look(log)
         bar_shown = _progress_bar(self.stage.name, self.clock.progress(self.step), self.processes.is_main)
@@ -166,9 +186,13 @@ class StageRun:
             while True:
                 late = time.monotonic() - saved > settings.checkpoint_seconds
                 progress, stopping, late = self._agree(self.clock.progress(self.step), stop.requested, late)
+                looks = int(progress * settings.previews) > previews
+                if unread is not None and (progress >= 1 or looks or stopping or late):
+                    self._read(unread, log, bar)
+                    unread = None
                 if progress >= 1:
                     break
-                if int(progress * settings.previews) > previews:
+                if looks:
                     previews = int(progress * settings.previews)
                     if self.looked != self.step:
                         self._look(log)
@@ -188,13 +212,11 @@ class StageRun:
                 self.average.update(self.step)
                 # ------------------
 
-                if self.step % STEPS_UNHEARD == 0 and (in_a_row := self.update.skips()[1]) >= MOST_BAD_IN_A_ROW:
-                    self.checkpoint(log)
-                    self._stop_diverged(in_a_row)
-                if self.step % settings.log_every_steps == 0:
-                    numbers = self._means(values)
-                    log.write(self.step, self.clock.elapsed(), {**numbers, "learning_rate": rate})
-                    bar.set_postfix_str(f"step {self.step:,}, loss {numbers['loss']:.4f}")
+                if unread is not None:
+                    self._read(unread, log, bar)
+                    unread = None
+                if self.step % STEPS_UNHEARD == 0 or self.step % settings.log_every_steps == 0:
+                    unread = self._unread(values, rate)
                 bar.update(100 * progress - bar.n)
             bar.update(100 - bar.n)
 
@@ -215,13 +237,26 @@ class StageRun:
                 values[name] = value * share + values.get(name, 0)
         return values
 
-    def _means(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """What a step logs: means over the global batch, and the gradient's norm before clipping."""
+    def _unread(self, values: dict[str, Tensor], rate: float) -> Unread:
+        """What the step before found; of several processes, all ask at the same steps."""
         joined = torch.stack([value.float() for value in values.values()])
         if self.processes.count > 1:
             joined = self.accelerator.reduce(joined)
-        numbers = dict(zip(values, joined.tolist(), strict=True))
-        return {**numbers, "gradient_norm": float(self.update.norms[self.stage.name])}
+        skipped = torch.stack(list(self.update.skipped.values()))[:, 1].max()
+        numbers = torch.cat([joined, torch.stack([self.update.norms[self.stage.name].float(), skipped.float()])])
+        return Unread(self.step, self.clock.elapsed(), rate, list(values), LateNumbers(numbers))
+
+    def _read(self, unread: Unread, log: MetricsLog, bar: tqdm) -> None:
+        """Log what a step found, and stop the training that it shows to have diverged."""
+        *means, norm, in_a_row = unread.numbers.read().tolist()
+        if unread.step % self.stage.training.log_every_steps == 0:
+            numbers = dict(zip(unread.names, means, strict=True))
+            logged = {**numbers, "gradient_norm": norm, "learning_rate": unread.rate}
+            log.write(unread.step, unread.seconds, logged)
+            bar.set_postfix_str(f"step {unread.step:,}, loss {numbers['loss']:.4f}")
+        if in_a_row >= MOST_BAD_IN_A_ROW:
+            self.checkpoint(log)
+            self._stop_diverged(int(in_a_row))
 
     def _agree(self, progress: float, stopping: bool, late: bool) -> tuple[float, bool, bool]:
         """The main process's clock, and whether any process was asked to stop: all act on the same."""

@@ -95,10 +95,11 @@ def test_interrupting_and_resuming_gives_the_same_bits_as_never_stopping(tmp_pat
     assert final and final == [line for line in logged(parts) if line["step"] == 6]
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-def test_each_step_that_is_logged_is_logged_once_in_order_whenever_a_run_stops(tmp_path, tiny_words, every):
+@pytest.mark.parametrize("previews", [0, 2])
+@pytest.mark.parametrize("every", [1, 3])
+def test_each_step_that_is_logged_is_logged_once_in_order_whenever_a_run_stops(tmp_path, tiny_words, every, previews):
     """Numbers are read a step late, and none is lost at a preview, a stop, or the end."""
-    words = [*tiny_words, f"tokenizer_training.log_every_steps={every}", "tokenizer_training.previews=2"]
+    words = [*tiny_words, f"tokenizer_training.log_every_steps={every}", f"tokenizer_training.previews={previews}"]
 
     class AfterThreeSteps(StopSignals):
         def __enter__(self):

@@ -50,7 +50,7 @@ SMALL = ["prior.dim=64", "prior.depth=2", "prior.heads=2", "tokenizer.base_chann
 
 
 def settings_of(preset: str, small: bool) -> Settings:
-    return load_settings(preset, words=SMALL if small else ["mixed_precision=bf16"])
+    return load_settings(preset, overrides=SMALL if small else ["mixed_precision=bf16"])
 
 
 def median(call: Callable[[], Any], rounds: int) -> float:

@@ -63,12 +63,12 @@ def by_processes(count: int, steps: int) -> float:
     launcher = (
         ["-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"] if count > 1 else []
     )
-    words = ["tokenizer_training.steps=1", "tokenizer_training.previews=0", "prior_training.previews=0"]
-    words += [f"prior_training.steps={steps}", "prior_training.batch_size=64", "mixed_precision=float32"]
+    overrides = ["tokenizer_training.steps=1", "tokenizer_training.previews=0", "prior_training.previews=0"]
+    overrides += [f"prior_training.steps={steps}", "prior_training.batch_size=64", "mixed_precision=float32"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        common = ["--data", "digits", "--preset", "digits", "--out", str(out), *words]
+        common = ["--data", "digits", "--preset", "digits", "--out", str(out), *overrides]
         for verb, start in (("train-tokenizer", []), ("train-prior", launcher)):
             command = [sys.executable, *start, "-m", "bld", verb, *common]
             subprocess.run(command, check=True, env=environment, capture_output=True)

@@ -27,10 +27,10 @@ ROWS = 128
 def settings_of(size: int):
     from bld.training.config import load_settings
 
-    words = ["mixed_precision=float32", "data.held_out=1", "data.flip=false"]
+    overrides = ["mixed_precision=float32", "data.held_out=1", "data.flip=false"]
     for stage in ("tokenizer_training", "prior_training"):
-        words += [f"{stage}.batch_size=1", f"{stage}.steps=1", f"{stage}.activation_checkpointing=true"]
-    return load_settings("ffhq1024", words=[*words, f"tokenizer.image_size={size}", "data.location=images"])
+        overrides += [f"{stage}.batch_size=1", f"{stage}.steps=1", f"{stage}.activation_checkpointing=true"]
+    return load_settings("ffhq1024", overrides=[*overrides, f"tokenizer.image_size={size}", "data.location=images"])
 
 
 def run_case(case: str, size: int) -> dict[str, float]:

@@ -54,12 +54,12 @@ FEWER = 1000  # samples where steps are not 16, and to compare with, the first o
 
 def recipe(name: str) -> tuple[str, list[str]]:
     entry = yaml.safe_load((FOLDER / "recipes.yaml").read_text())[name]
-    return entry["preset"], entry.get("words", [])
+    return entry["preset"], entry.get("overrides", [])
 
 
 def settings_of(name: str) -> Settings:
-    preset, words = recipe(name)
-    return load_settings(preset, words=words)
+    preset, overrides = recipe(name)
+    return load_settings(preset, overrides=overrides)
 
 
 def opened(location: str, size: int) -> ImageSet:
@@ -157,16 +157,16 @@ def train(args: argparse.Namespace, name: str) -> None:
     assert pace["machine"] == here(), f"{name} was timed on {pace['machine']}, and this is {here()}: measure again."
     steps = {stage: round(60 * m / pace[stage]) for stage, m in zip(("tokenizer", "prior"), args.minutes, strict=True)}
     run = folder_of(args, name)
-    preset, words = recipe(name)
-    words = [
-        *words, f"seed={args.seed}", "data.held_out=1000",
+    preset, overrides = recipe(name)
+    overrides = [
+        *overrides, f"seed={args.seed}", "data.held_out=1000",
         f"tokenizer_training.steps={steps['tokenizer']}", f"prior_training.steps={steps['prior']}",
     ]  # fmt: skip
     command = [sys.executable, "-m", "bld", "train", "--data", args.data, "--out", str(run)]
     command += [] if (run / "config.yaml").is_file() else ["--preset", preset]
-    subprocess.run([*command, *words], check=True)
+    subprocess.run([*command, *overrides], check=True)
     row = {
-        "recipe": name, "minutes": args.minutes, "seed": args.seed, "steps": steps, "pace": pace, "words": words,
+        "recipe": name, "minutes": args.minutes, "seed": args.seed, "steps": steps, "pace": pace, "words": overrides,
         "commit": commit(), **machine(),
     }  # fmt: skip
     for figures in judged(run, args):

@@ -26,8 +26,8 @@ pytest.importorskip("torch_fidelity")
 TINY = replace(
     DIGITS,
     name="tiny",
-    words=(
-        *DIGITS.words,
+    overrides=(
+        *DIGITS.overrides,
         "tokenizer.base_channels=8",
         "tokenizer.embed_dim=8",
         "tokenizer_training.steps=4",
@@ -150,7 +150,7 @@ def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, preset, tmp_p
     for row in item.rows(scale, 256):
         if not row.prior:
             continue
-        settings = load_settings(scale.preset, words=shop.words(shop.tokenizer_of(row.prior), row.prior, 0))
+        settings = load_settings(scale.preset, overrides=shop.overrides(shop.tokenizer_of(row.prior), row.prior, 0))
         process = settings.process(settings.tokenizer.code_shape, 1.0)
         assert row.sampling.steps is None or row.sampling.steps <= process.steps, row.label
         assert process.may_skip or row.sampling.steps in (None, process.steps), row.label
@@ -221,7 +221,7 @@ def test_rows_at_paper_scale_have_the_papers_steps_and_stand_beside_its_figures(
         figures = tuple(value for heading, value in row.paper.items() if heading != "steps")
         assert (row.sampling.steps, figures) == (sampled, printed), label
         if row.prior:
-            settings = load_settings(scale.preset, words=shop.words(shop.tokenizer_of(row.prior), row.prior, 0))
+            settings = load_settings(scale.preset, overrides=shop.overrides(shop.tokenizer_of(row.prior), row.prior, 0))
             assert settings.process(settings.tokenizer.code_shape, 1.0).steps == trained, label
     assert not any(row.paper for row in rows.values())  # what the paper does not print stands beside nothing of it
 
@@ -232,8 +232,8 @@ def test_the_formats_at_paper_scale_are_the_presets_of_table_4(name, tmp_path):
     shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
     grid = "-8x8" if name.endswith("-small") else ""
     suffix = {"binary": "", "vq": "-vq", "real": "-real"}[name.removesuffix("-small")]
-    theirs = load_settings(f"bedrooms256{grid}{suffix}", words=FAITHFUL)
-    ours = load_settings(scale.preset, words=shop.words(name, "bernoulli", 0))
+    theirs = load_settings(f"bedrooms256{grid}{suffix}", overrides=FAITHFUL)
+    ours = load_settings(scale.preset, overrides=shop.overrides(name, "bernoulli", 0))
     assert (ours.tokenizer, ours.objective) == (theirs.tokenizer, theirs.objective)
 
 
@@ -273,9 +273,11 @@ def test_the_settings_of_every_run_fit_together(name, faithful, tmp_path):
     scale = scales.scale_for(name, "table5", faithful)
     shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
     for name in PRIORS:
-        load_settings(scale.preset, words=shop.words(shop.tokenizer_of(name), name, 0))
+        load_settings(scale.preset, overrides=shop.overrides(shop.tokenizer_of(name), name, 0))
     for name in scale.formats:
-        load_settings(scale.preset, words=shop.words(name, "gaussian" if name.startswith("real") else "bernoulli", 0))
+        load_settings(
+            scale.preset, overrides=shop.overrides(name, "gaussian" if name.startswith("real") else "bernoulli", 0)
+        )
 
 
 def test_a_sample_does_not_depend_on_how_many_are_drawn(root):
@@ -316,7 +318,7 @@ def test_what_measures_without_gradients_trains_what_is_missing(name, tmp_path):
 
 def test_runs_of_other_settings_or_images_are_never_taken(root, monkeypatch, capsys, image_folder):
     run(root, "figure5")
-    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, words=(*TINY.words, "prior_training.steps=5")))
+    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, overrides=(*TINY.overrides, "prior_training.steps=5")))
     assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root)]) == 2
     assert "trained on other images or with other settings" in capsys.readouterr().err
     monkeypatch.setitem(scales.SCALES, "tiny", TINY)

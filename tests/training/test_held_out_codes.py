@@ -24,10 +24,10 @@ def digits() -> ImageSet:
     return ImageSet.open("digits", Preprocessing(8))
 
 
-def staged(path: Path, *words: str) -> PriorStage:
+def staged(path: Path, *overrides: str) -> PriorStage:
     """The prior's stage of a finished run, as the recipe makes it."""
     run = RunFolder(path)
-    recipe = Recipe(run.adopt(None, words, None), run, lambda _: None)
+    recipe = Recipe(run.adopt(None, overrides, None), run, lambda _: None)
     tokenizer, cache = recipe._trained_tokenizer(), recipe.encode()
     held_out = recipe._held_out_codes(tokenizer, None)
     return PriorStage(recipe.settings, cache, held_out, tokenizer, recipe.accelerator, run)

@@ -130,7 +130,7 @@ def _reconstruction(workshop: Workshop, name: str, seed: int) -> dict[str, Any]:
     key = {
         "tokenizer": name,
         "seed": seed,
-        "words": workshop.words(name, "bernoulli", seed),
+        "words": workshop.overrides(name, "bernoulli", seed),
         "test": workshop.test != "",
     }
 

@@ -57,7 +57,7 @@ def cost(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
     priors = sorted({row.prior for row in rows if row.prior}) or ["bernoulli"]
     tokenizers = workshop.scale.formats if name == "table4" else sorted({workshop.tokenizer_of(p) for p in priors})
     yield f"{name} trains {len(tokenizers)} tokenizers and {len(priors)} priors, {seeds} times each; one of them:"
-    settings = load_settings(workshop.scale.preset, words=workshop.words(workshop.scale.base, "bernoulli", 0))
+    settings = load_settings(workshop.scale.preset, overrides=workshop.overrides(workshop.scale.base, "bernoulli", 0))
     for what, much in describe(settings, images=126_227, num_classes=0):
         yield f"  {what:<34}{much}"
     yield f"and samples {max(1, len(rows))} × {seeds} × {workshop.scale.samples:,} images."

@@ -83,19 +83,19 @@ class Workshop:
 
     # -- training -----------------------------------------------------------------------------------------
 
-    def words(self, tokenizer: str, prior: str, seed: int) -> list[str]:
+    def overrides(self, tokenizer: str, prior: str, seed: int) -> list[str]:
         """All settings of a run, on top of the scale's preset."""
-        return [*self.scale.words, *self.scale.tokenizers[tokenizer], *PRIORS[prior], f"seed={seed}"]
+        return [*self.scale.overrides, *self.scale.tokenizers[tokenizer], *PRIORS[prior], f"seed={seed}"]
 
     def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
         """The run that holds a trained tokenizer; trained now if it is not."""
         run = RunFolder(self.root / "tokenizers" / f"{name}-seed{seed}")
-        words = self.words(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
+        overrides = self.overrides(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
         encoded = (run.codes / "header.json").is_file()
         if (run.tokenizer / "model.safetensors").is_file() and (encoded or not with_codes):
-            self._refuse_another(run, words, besides=("prior", "diffusion.", "sampling."))
+            self._refuse_another(run, overrides, besides=("prior", "diffusion.", "sampling."))
             return run
-        recipe = self._recipe(run, words)
+        recipe = self._recipe(run, overrides)
         recipe.train_tokenizer()
         if with_codes:
             recipe.encode()
@@ -106,10 +106,10 @@ class Workshop:
         run = RunFolder(self.root / "priors" / f"{name}-seed{seed}")
         tokenizer = self.tokenizer_of(name)
         if run.index.is_file():
-            self._refuse_another(run, self.words(tokenizer, name, seed))
+            self._refuse_another(run, self.overrides(tokenizer, name, seed))
             return run
         base = self.tokenizer(tokenizer, seed, with_codes=True)
-        recipe = self._recipe(run, self.words(tokenizer, name, seed))
+        recipe = self._recipe(run, self.overrides(tokenizer, name, seed))
         if not run.tokenizer.is_dir():
             run.record("tokenizer", **base.progress()["tokenizer"])
             shutil.copy(base.data, run.data)
@@ -124,13 +124,13 @@ class Workshop:
             return "real"
         return "binary-small" if prior == "bernoulli-small" else self.scale.base
 
-    def _recipe(self, run: RunFolder, words: list[str]) -> Recipe:
+    def _recipe(self, run: RunFolder, overrides: list[str]) -> Recipe:
         preset = None if run.has_settings() else self.scale.preset
-        return Recipe(run.adopt(preset, words, self.data), run, self.say)
+        return Recipe(run.adopt(preset, overrides, self.data), run, self.say)
 
-    def _refuse_another(self, run: RunFolder, words: list[str], besides: tuple[str, ...] = ()) -> None:
+    def _refuse_another(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...] = ()) -> None:
         """A finished run is taken only if it was made from these images with these settings, `besides` left out."""
-        wanted = load_settings(self.scale.preset, words=[*words, f"data.location={json.dumps(self.data)}"])
+        wanted = load_settings(self.scale.preset, overrides=[*overrides, f"data.location={json.dumps(self.data)}"])
         theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
         differs = any(his != mine and not mine[0].startswith(besides) for his, mine in zip(theirs, ours, strict=True))
         if differs or not run.data.is_file():  # without it the images were divided otherwise
@@ -158,7 +158,7 @@ class Workshop:
 
     @cached_property
     def _settings(self) -> Any:
-        return load_settings(self.scale.preset, words=self.words(self.scale.base, "bernoulli", 0))
+        return load_settings(self.scale.preset, overrides=self.overrides(self.scale.base, "bernoulli", 0))
 
     def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out), as the runs of this seed have it; every scale holds out the same for all seeds."""
@@ -244,7 +244,7 @@ class Workshop:
             "reference": self.reference.fingerprint,
             "extractor": self.extractor.sha256,
             "sampling": dataclasses.asdict(sampling),
-            "words": self.words(self.tokenizer_of(prior), prior, seed),
+            "words": self.overrides(self.tokenizer_of(prior), prior, seed),
         }
 
         def compute() -> dict[str, float]:
@@ -273,7 +273,7 @@ class Workshop:
             "reference": self.reference.fingerprint,
             "extractor": self.extractor.sha256,
             "sampling": dataclasses.asdict(sampling),
-            "words": self.words(self.tokenizer_of(prior), prior, 0),
+            "words": self.overrides(self.tokenizer_of(prior), prior, 0),
         }
 
         def compute() -> dict[str, float]:
@@ -293,11 +293,11 @@ class Workshop:
 
         prior None: by as many real training images, the most that samples can be hoped to teach.
         """
-        words = self.words(self.tokenizer_of(prior), prior, seed) if prior else []
+        overrides = self.overrides(self.tokenizer_of(prior), prior, seed) if prior else []
         key = {
             "prior": prior,
             "seed": seed,
-            "words": words,
+            "words": overrides,
             "samples": self.scale.samples,
             "sampling": dataclasses.asdict(sampling),
             "test": self.test != "",
@@ -336,8 +336,8 @@ class Workshop:
 
         The codes are drawn as in training, the same ones for every prior on the same tokenizer.
         """
-        words = self.words(self.tokenizer_of(prior), prior, seed)
-        key = {"prior": prior, "seed": seed, "words": words, "codes": LIKELIHOOD_CODES, "draws": CODE_DRAWS}
+        overrides = self.overrides(self.tokenizer_of(prior), prior, seed)
+        key = {"prior": prior, "seed": seed, "words": overrides, "codes": LIKELIHOOD_CODES, "draws": CODE_DRAWS}
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")

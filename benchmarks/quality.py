@@ -10,7 +10,7 @@
 recognised as its class; nothing else is ever trained on it.  `measure` times both training steps of each recipe in
 turn on an otherwise idle machine; `train` then gives each as many steps as its minutes (tokenizer, prior) hold at that
 pace, so that what else runs beside a training changes nothing; `sample` judges a trained one at other guidance.  Every
-part goes on where it was stopped.  Figures go into benchmarks/quality/results.json with machine and commit, sheets of
+part goes on where it was stopped.  Metrics go into benchmarks/quality/results.json with machine and commit, sheets of
 samples and reconstructions into WORK.
 """
 
@@ -169,10 +169,10 @@ def train(args: argparse.Namespace, name: str) -> None:
         "recipe": name, "minutes": args.minutes, "seed": args.seed, "steps": steps, "pace": pace, "words": overrides,
         "commit": commit(), **machine(),
     }  # fmt: skip
-    for figures in judged(run, args):
-        row |= figures
+    for metrics in judged(run, args):
+        row |= metrics
         keep(row)
-        print(json.dumps(figures), flush=True)
+        print(json.dumps(metrics), flush=True)
 
 
 def folder_of(args: argparse.Namespace, name: str) -> Path:
@@ -180,7 +180,7 @@ def folder_of(args: argparse.Namespace, name: str) -> Path:
 
 
 def judged(run: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Figures, as they come."""
+    """Metrics, as they come."""
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
     judge, real = load_extractor(str(args.work / "judge")), test_images(args, pipe.image_size)
     seen = extract(real.split(250), judge).features
@@ -204,10 +204,10 @@ def sample(args: argparse.Namespace, name: str) -> None:
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
     judge = load_extractor(str(args.work / "judge"))
     seen = extract(test_images(args, pipe.image_size).split(250), judge).features
-    for figures in sampled(pipe, judge, seen, run, args.seed, [(16, guidance) for guidance in args.guidance]):
-        row |= figures
+    for metrics in sampled(pipe, judge, seen, run, args.seed, [(16, guidance) for guidance in args.guidance]):
+        row |= metrics
         keep(row)
-        print(json.dumps(figures), flush=True)
+        print(json.dumps(metrics), flush=True)
 
 
 def sampled(

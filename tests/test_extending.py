@@ -130,8 +130,8 @@ assert main(["evaluate", run, "--features", {str(features)!r}, "--metrics", "wor
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads((run_copy / "evaluation.json").read_text())["figures"]
-    assert figures["worst"] > 0 and 0 < figures["mae"] < 2 and figures["mae_std"] > 0 and "psnr" in figures
+    metrics = json.loads((run_copy / "evaluation.json").read_text())["figures"]
+    assert metrics["worst"] > 0 and 0 < metrics["mae"] < 2 and metrics["mae_std"] > 0 and "psnr" in metrics
 
 
 SOURCE = '''

@@ -76,7 +76,7 @@ def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_override
 
 
 def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, tiny_overrides, capsys):
-    """The figures are those of the run it leaves, measured here once more."""
+    """The metrics are those of the run it leaves, measured here once more."""
     from bld.evaluation.digit_accuracy import digit_accuracy
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.training.run_folder import RunFolder

@@ -70,8 +70,8 @@ def test_encoding_to_bytes_and_back(example, trained_run):
 
 def test_evaluating_from_python(example, run_copy):
     out = example("evaluate", run_copy, 32, 5)
-    figures = dict(line.split() for line in out.splitlines() if re.fullmatch(r"\w+ +\S+", line))
-    assert float(figures["fd"]) > 0 and float(figures["psnr"]) > 5 and 0 < float(figures["bits_per_bit"]) < 1.2
+    metrics = dict(line.split() for line in out.splitlines() if re.fullmatch(r"\w+ +\S+", line))
+    assert float(metrics["fd"]) > 0 and float(metrics["psnr"]) > 5 and 0 < float(metrics["bits_per_bit"]) < 1.2
 
 
 def test_every_example_is_run_here():

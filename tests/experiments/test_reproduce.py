@@ -13,7 +13,7 @@ from PIL import Image
 from bld.cli import main
 from bld.errors import SettingError
 from bld.experiments import scales
-from bld.experiments.prior_rows import figures_of
+from bld.experiments.prior_rows import metrics_of
 from bld.experiments.reproduce import titles
 from bld.experiments.runner import Sampling, Workshop
 from bld.experiments.scales import DIGITS, PRIORS
@@ -135,7 +135,7 @@ def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
         rows = item.rows(DIGITS, 16)
         assert item.claim and len({row.label for row in rows}) == len(rows) >= 2
         assert all(row.prior in PRIORS or not row.prior for row in rows)
-        values = {row.label: {f: [1.0, 1.0] for f in (*item.figures, "diversity", "recall")} for row in rows}
+        values = {row.label: {f: [1.0, 1.0] for f in (*item.metrics, "diversity", "recall")} for row in rows}
         assert item.claims(values), item.name
 
 
@@ -241,12 +241,12 @@ def test_at_paper_scale_classes_are_judged_by_cas_of_a_resnet_50():
     scale = scales.scale_for("paper", "table2")
     assert scale.cas == ("resnet50", 90) and scale.classifier_steps == 0
     judge = SimpleNamespace(judge_knows_classes=False)
-    figures = {item.name: figures_of(judge, item.figures) for item in ITEMS}
-    assert "accuracy" not in {name for names in figures.values() for name in names}
+    metrics = {item.name: metrics_of(judge, item.metrics) for item in ITEMS}
+    assert "accuracy" not in {name for names in metrics.values() for name in names}
     for name in ("table2", "figureM", "guided-steps"):
-        assert figures[name][-2:] == ("cas_top1", "cas_top5"), name
+        assert metrics[name][-2:] == ("cas_top1", "cas_top5"), name
     item = next(item for item in ITEMS if item.name == "figureM")
-    values = {row.label: {figure: [0.5, 0.5] for figure in figures["figureM"]} for row in item.rows(scale, 256)}
+    values = {row.label: {metric: [0.5, 0.5] for metric in metrics["figureM"]} for row in item.rows(scale, 256)}
     assert len(item.claims(values)) == 3
 
 

@@ -51,7 +51,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume_from_an_earlier_one(tmp
     assert (image.step, image.width, image.height) == (6, 6, 4)
 
 
-def test_a_trained_run_shows_its_previews_and_figures_in_tensorboard(trained_run):
+def test_a_trained_run_shows_its_previews_and_metrics_in_tensorboard(trained_run):
     events = board(RunFolder(trained_run))
     assert "prior/held_out_loss" in events.Tags()["scalars"] and events.Tags()["images"] == ["prior/preview"]
 
@@ -68,7 +68,7 @@ def test_no_tracker_and_no_writing_process_leave_no_trackers_files(tmp_path, pic
     assert not other.path.exists()
 
 
-def test_wandb_offline_keeps_figures_pictures_and_settings_in_the_run_and_resumes_under_one_name(
+def test_wandb_offline_keeps_metrics_pictures_and_settings_in_the_run_and_resumes_under_one_name(
     tmp_path, picture, monkeypatch
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", default="", metavar="WHICH", help="another judge: inception, dinov2, a file or folder"
     )
-    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="trained runs and figures")
+    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="trained runs and metrics")
     parser.add_argument("--pages", type=Path, metavar="DIR", help="folder of the pages (default DIR/pages)")
     parser.add_argument("--yes", action="store_true", help="begin a paper-scale experiment without asking")
 

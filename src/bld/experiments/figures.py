@@ -39,7 +39,7 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
     rows, values = [], {}
     for name in workshop.scale.formats:
         found = [_reconstruction(workshop, name, seed) for seed in range(seeds)]
-        values[name] = {figure: [one[figure] for one in found] for figure in found[0] if figure != "size"}
+        values[name] = {metric: [one[metric] for one in found] for metric in found[0] if metric != "size"}
         rows.append(_format_row(name, found))
     headings = [
         "format",
@@ -70,7 +70,7 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
     )
     findings.comparisons += _between_formats(values)
     kept = ("psnr", "ssim", "psnr_likely")
-    findings.values = {name: {figure: one[figure] for figure in kept} for name, one in values.items()}
+    findings.values = {name: {metric: one[metric] for metric in kept} for name, one in values.items()}
     findings.pictures.append(_reconstruction_picture(workshop))
     findings.notes += [
         "Same encoder and decoder, data, steps, batch and learning rate in every row; MSE alone (no "
@@ -214,7 +214,7 @@ def table6(workshop: Workshop, seeds: int) -> Findings:
     return Findings(
         "Table 6: seconds per image",
         "sampling one image is faster than with other diffusion models, in 64 and even more in 16 steps (the paper's "
-        "figures are not in its text).",
+        "seconds are not in its text).",
         [(f"Batch 1, decoding included, {TIMED} runs in turns after one to warm up.", table)],
         comparisons=[
             Comparison(

@@ -69,7 +69,7 @@ class Item:
         claim: the paper's, in a sentence.
         rows: (scale, number of positions N) → the rows.
         claims: values → comparisons that the verdict rests on.
-        figures: names of the metrics that are shown.
+        metrics: names of the metrics that are shown.
         pictures: drawn from workshop, rows and values.
         notes: what differs from the paper, what to think of it.
     """
@@ -79,22 +79,22 @@ class Item:
     claim: str
     rows: Callable[[Scale, int], list[Row]]
     claims: Callable[[Values], list[Comparison]]
-    figures: tuple[str, ...] = ("fd", "precision", "recall")
+    metrics: tuple[str, ...] = ("fd", "precision", "recall")
     pictures: Callable[[Workshop, list[Row], Values], list[Picture]] = lambda *_: []
     notes: tuple[str, ...] = ()
 
     def run(self, workshop: Workshop, seeds: int) -> Findings:
         """Train what is missing, measure every row, and judge."""
         rows = self.rows(workshop.scale, workshop.pipeline("bernoulli", 0).prior.code_shape.positions)
-        shown_figures = figures_of(workshop, self.figures)
-        values = {row.label: measure(workshop, row, seeds, shown_figures) for row in rows}
+        shown_metrics = metrics_of(workshop, self.metrics)
+        values = {row.label: measure(workshop, row, seeds, shown_metrics) for row in rows}
         untrained = measure_untrained(workshop, rows, seeds)
         findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(seeds))
-        findings.gate = gate_of(rows, values, untrained["fd"], shown_figures)
+        findings.gate = gate_of(rows, values, untrained["fd"], shown_metrics)
         everything = {**values, UNTRAINED: untrained}
         findings.values = everything
         shown = [*rows, Row(UNTRAINED, "", Sampling())]
-        findings.tables.append((_caption(workshop, seeds), _table(workshop, shown, everything, shown_figures)))
+        findings.tables.append((_caption(workshop, seeds), _table(workshop, shown, everything, shown_metrics)))
         findings.pictures += self.pictures(workshop, rows, values)
         findings.notes += [_what_differs(workshop), EVIDENCE, *self.notes]
         return findings
@@ -107,31 +107,31 @@ def over(seeds: int) -> str:
     return f"over {SAMPLING_SEEDS} sampling seeds of one training of each row: other trainings may differ by more"
 
 
-def figures_of(workshop: Workshop, figures: tuple[str, ...]) -> tuple[str, ...]:
+def metrics_of(workshop: Workshop, metrics: tuple[str, ...]) -> tuple[str, ...]:
     """The metrics to show; where the judge does not know the classes, those of CAS stand in for "accuracy"."""
-    if "accuracy" not in figures or workshop.judge_knows_classes:
-        return figures
-    others = tuple(name for name in figures if name != "accuracy" and name not in LESSON)
+    if "accuracy" not in metrics or workshop.judge_knows_classes:
+        return metrics
+    others = tuple(name for name in metrics if name != "accuracy" and name not in LESSON)
     return (*others, *LESSON)
 
 
-def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:
+def measure(workshop: Workshop, row: Row, seeds: int, metrics: Sequence[str]) -> dict[str, list[float]]:
     """Each metric over training seeds; with one of those, over sampling seeds."""
     runs = [(seed, row.sampling) for seed in range(seeds)]
     if seeds == 1:
         runs = [(0, replace(row.sampling, seed=sampling)) for sampling in range(SAMPLING_SEEDS)]
-    found: dict[str, list[float]] = {name: [] for name in figures}
+    found: dict[str, list[float]] = {name: [] for name in metrics}
     for seed, sampling in runs:
         quality = workshop.quality(row.prior, seed, sampling) if row.prior else {}
-        for name in figures:
+        for name in metrics:
             if name in quality:
                 found[name].append(quality[name])
-    if set(LESSON) & set(figures):
+    if set(LESSON) & set(metrics):
         for seed, sampling in runs:
             lesson = workshop.lesson(row.prior or None, seed, sampling)
             for name in LESSON:
                 found[name].append(lesson[name])
-    if set(BITS) & set(figures) and row.prior != "gaussian" and row.has_bits:
+    if set(BITS) & set(metrics) and row.prior != "gaussian" and row.has_bits:
         for seed in range(seeds):
             bits = workshop.likelihood(row.prior, seed)
             for name in BITS:
@@ -150,14 +150,14 @@ def measure_untrained(workshop: Workshop, rows: Sequence[Row], seeds: int) -> di
     return found
 
 
-def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], figures: Sequence[str]) -> Gate:
+def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], metrics: Sequence[str]) -> Gate:
     """Each network at its best sampling against an untrained one; and whether the rows differ in any metric."""
     networks: dict[str, list[float]] = {}
     for row in rows:
         distances = values[row.label].get("fd", [])
         if row.prior and distances and fmean(distances) < fmean(networks.get(row.prior, [math.inf])):
             networks[row.prior] = distances
-    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in figures}
+    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in metrics}
     return Gate(networks, untrained, moved)
 
 
@@ -165,15 +165,15 @@ def _caption(workshop: Workshop, seeds: int) -> str:
     spread = f"{seeds} training seeds" if seeds > 1 else f"{SAMPLING_SEEDS} sampling seeds of one training"
     seen = "of those trained on, as in the paper" if workshop.scale.knows_reference else "that nothing was trained on"
     return (
-        f"Mean ± standard deviation over {spread}; {workshop.scale.samples} samples a figure, against "
+        f"Mean ± standard deviation over {spread}; {workshop.scale.samples} samples a metric, against "
         f"{len(workshop.reference):,} real images {seen}, features of {workshop.extractor.name} "
         f"({workshop.extractor.sha256}); k = 3 for precision and recall."
     )
 
 
-def _table(workshop: Workshop, rows: list[Row], values: Values, figures: Sequence[str]) -> Table:
+def _table(workshop: Workshop, rows: list[Row], values: Values, metrics: Sequence[str]) -> Table:
     papers = list(dict.fromkeys(heading for row in rows for heading in row.paper))
-    shown = [name for name in figures if any(values[row.label].get(name) for row in rows)]
+    shown = [name for name in metrics if any(values[row.label].get(name) for row in rows)]
     distance = f"{workshop.extractor.distance_name()} ↓"
     headings = ["", *(f"paper: {heading}" for heading in papers), *(HEADINGS.get(name, distance) for name in shown)]
     cells = [
@@ -199,6 +199,6 @@ def _what_differs(workshop: Workshop) -> str:
     )
 
 
-def below(values: Values, figure: str, low: str, high: str, words: str) -> Comparison:
+def below(values: Values, metric: str, low: str, high: str, words: str) -> Comparison:
     """The claim that a metric of the row `low` lies below that of `high`, paired by seed."""
-    return Comparison(words, values[low][figure], values[high][figure], paired=True)
+    return Comparison(words, values[low][metric], values[high][metric], paired=True)

@@ -3,7 +3,7 @@
     ROOT/SCALE/tokenizers/NAME-seedK/    runs with a tokenizer (and codes, where a prior needs them)
     ROOT/SCALE/priors/NAME-seedK/        runs with a prior on the codes of the scale's base tokenizer
     ROOT/SCALE/classifier/               the judge: a classifier of the data's own labels
-    ROOT/SCALE/results/*.json            figures, each under a key of all that made it
+    ROOT/SCALE/results/*.json            metrics, each under a key of all that made it
 
 A stopped experiment goes on where it was: trainings resume, and what is measured is not measured again.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from bld.data import ImageSet, Preprocessing, to_uint8
 from bld.errors import SettingError
 from bld.evaluation.classifier_training import train_classifier
-from bld.evaluation.evaluate import likelihood_figures
+from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
@@ -67,7 +67,7 @@ class Sampling:
 
 
 class Workshop:
-    """One scale's trained things and figures below a root folder.
+    """One scale's trained things and metrics below a root folder.
 
     data: where the images are, for a scale that does not bring its own.  test: images nobody was trained on; without,
     the held-out part of the data.  features: another judge than the scale's classifier.
@@ -202,18 +202,18 @@ class Workshop:
         """Whether the judge can say if a sample is of the class that it was asked to be."""
         return bool(self.images.classes) and list(self.extractor.classes) == self.images.classes
 
-    # -- figures ------------------------------------------------------------------------------------------
+    # -- metrics ------------------------------------------------------------------------------------------
 
     def kept(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The figures computed under this key, from disk if they are there."""
+        """The metrics computed under this key, from disk if they are there."""
         text = json.dumps(key, sort_keys=True, default=str)
         path = self.root / "results" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
         if path.is_file():
             return read_json(path)["figures"]
         started = time.monotonic()
-        figures = compute()
-        write_json(path, {"key": key, "figures": figures, "seconds": round(time.monotonic() - started, 1)})
-        return figures
+        metrics = compute()
+        write_json(path, {"key": key, "figures": metrics, "seconds": round(time.monotonic() - started, 1)})
+        return metrics
 
     def batches(
         self, pipeline: BinaryLatentDiffusionPipeline, sampling: Sampling, count: int
@@ -258,10 +258,10 @@ class Workshop:
 
             table = extract(images(), self.extractor)
             reference = reference_features(self.reference, self.extractor, self.root / "results")
-            figures = score(table, reference)
+            metrics = score(table, reference)
             if labels and table.logits is not None and self.judge_knows_classes:
-                figures["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
-            return figures
+                metrics["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
+            return metrics
 
         return self.kept("quality", key, compute)
 
@@ -332,7 +332,7 @@ class Workshop:
         return self.kept("lesson", key, compute)
 
     def likelihood(self, prior: str, seed: int) -> dict[str, float]:
-        """Bits that the prior needs for codes of unseen images (`likelihood_figures`).
+        """Bits that the prior needs for codes of unseen images (`likelihood_metrics`).
 
         The codes are drawn as in training, the same ones for every prior on the same tokenizer.
         """
@@ -341,7 +341,7 @@ class Workshop:
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")
-            return likelihood_figures(self.pipeline(prior, seed), self.split(seed)[1], LIKELIHOOD_CODES, 0, BATCH)
+            return likelihood_metrics(self.pipeline(prior, seed), self.split(seed)[1], LIKELIHOOD_CODES, 0, BATCH)
 
         return self.kept("bits", key, compute)
 

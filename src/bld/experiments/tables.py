@@ -34,10 +34,10 @@ def _table1(scale: Scale, positions: int) -> list[Row]:
         ("ours, 16 steps", _trained_for(16, scale), Sampling(16), "16"),
         ("ours, 64 steps", "bernoulli", Sampling(64), "64"),
     )
-    figures = PAPER_TABLE_1.get(scale.preset, PAPER_TABLE_1["churches256"])
+    printed_rows = PAPER_TABLE_1.get(scale.preset, PAPER_TABLE_1["churches256"])
     return [
         Row(label, prior, sampling, {"steps": steps, **dict(zip(("FID", "P", "R"), printed.split(), strict=True))})
-        for (label, prior, sampling, steps), printed in zip(rows, figures, strict=True)
+        for (label, prior, sampling, steps), printed in zip(rows, printed_rows, strict=True)
     ]
 
 

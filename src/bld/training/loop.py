@@ -236,12 +236,12 @@ class StageRun:
         self.looked = self.step
         if not self.processes.is_main:
             return
-        figures = self.stage.measure(averaged)
-        log.write(self.step, self.clock.elapsed(), figures)
+        metrics = self.stage.measure(averaged)
+        log.write(self.step, self.clock.elapsed(), metrics)
         picture = self.run.samples / f"{self.stage.name}-{self.step:07d}.png"
         self.stage.preview(averaged, picture)
         log.picture(self.step, picture)
-        self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
     def _finish(self, log: MetricsLog, steps: int, seconds: float) -> None:
         if self.looked != self.step:

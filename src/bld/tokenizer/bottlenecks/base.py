@@ -120,6 +120,6 @@ class Bottleneck(nn.Module, ABC):
             flips: the same.
         """
 
-    def figures(self, codes: Tensor) -> dict[str, Tensor]:
+    def metrics(self, codes: Tensor) -> dict[str, Tensor]:
         """Metrics for the log of how a batch of codes uses the code: scalars by name."""
         return {}

@@ -73,7 +73,7 @@ class VectorQuantised(Bottleneck):
         commitment = F.mse_loss(features, latent.detach())
         return Bottlenecked(latent, index_to_bits(index, self.code_bits), None, {"commitment": commitment})
 
-    def figures(self, codes: Tensor) -> dict[str, Tensor]:
+    def metrics(self, codes: Tensor) -> dict[str, Tensor]:
         """Perplexity: how many vectors, equally used, would be as diverse as those of the batch."""
         return {"perplexity": perplexity(bits_to_index(codes), 2**self.code_bits)}
 

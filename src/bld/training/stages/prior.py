@@ -199,10 +199,10 @@ class PriorStage(Stage):
         for rows in torch.arange(count).split(MEASURED_AT_A_TIME):
             part_loss, part_bits = self._measured(network, rows)
             loss, bits = loss + part_loss * len(rows), bits + part_bits
-        figures = {"held_out_loss": loss / count}
+        metrics = {"held_out_loss": loss / count}
         if self.process.has_likelihood:
-            figures[self.held_out.bound_name] = bits / count / self.cache.shape.bits
-        return figures
+            metrics[self.held_out.bound_name] = bits / count / self.cache.shape.bits
+        return metrics
 
     def _measured(self, network: Transformer, rows: Tensor) -> tuple[float, float]:
         """(mean loss, sum of the estimated code lengths in bits) of a batch of `measure`; each row its own noise."""

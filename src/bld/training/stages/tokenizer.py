@@ -105,7 +105,7 @@ class TokenizerStage(Stage):
         loss = self.objective(
             out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale, out.penalties
         )
-        values = {"loss": loss.total.detach(), **loss.terms, **self.model.bottleneck.figures(out.bits)}
+        values = {"loss": loss.total.detach(), **loss.terms, **self.model.bottleneck.metrics(out.bits)}
         update("tokenizer", loss.total)
         if scale > 0 and self.discriminator is not None:
             self.discriminator.requires_grad_(True)

@@ -95,7 +95,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     budget = duration(args.budget) if getattr(args, "budget", None) else None
     from bld.runtime.distributed import launched
     from bld.training.config import FAITHFUL
-    from bld.training.init_from import Beginning
+    from bld.training.init_from import InitRequest
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
     from bld.training.run_images import refuse_other_data
@@ -106,10 +106,10 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
             stack.enter_context(run.locked())
         with processes.main_first():
             tokenizer, init_from = getattr(args, "tokenizer", None), getattr(args, "init_from", None)
-            beginning = Beginning.asked(run, args.stages, tokenizer, init_from)
+            init = InitRequest.from_options(run, args.stages, tokenizer, init_from)
             preset = args.preset
             if preset is None and not run.has_settings():
-                preset = _preset_for(args.data, beginning.image_size)
+                preset = _preset_for(args.data, init.image_size)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
             overrides = [*(FAITHFUL if getattr(args, "faithful", False) else ()), *args.settings]
             if "tokenizer" not in args.stages or tokenizer is not None:  # which is used as it is
@@ -118,16 +118,16 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
                 overrides.append(f"data.condition={json.dumps(str(args.condition))}")
 
             def check(settings: Settings) -> None:
-                beginning.check(settings)
+                init.check(settings)
                 _refuse_out_as_data(args.out, settings.data.location)
                 refuse_other_data(run, settings)
 
-            over = beginning.settings()
+            over = init.settings()
             if budget is not None and not run.has_settings():
-                over = sized(preset, overrides, over, budget, args.stages if beginning.given is None else ("prior",))
+                over = sized(preset, overrides, over, budget, args.stages if init.tokenizer is None else ("prior",))
             settings = run.adopt(preset, overrides, args.data, processes.is_main, over, check)
             if processes.is_main:
-                beginning.record(run)
+                init.record(run)
         yield Recipe(settings, run, say, budget)
 
 

@@ -66,7 +66,7 @@ class Sampling:
     labelled: bool = False
 
 
-class Workshop:
+class Runner:
     """One scale's trained things and metrics below a root folder.
 
     data: where the images are, for a scale that does not bring its own.  test: images nobody was trained on; without,

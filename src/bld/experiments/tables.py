@@ -8,7 +8,7 @@ from typing import Any
 
 from bld.experiments.plots import chart, sample_rows, schedule_curves
 from bld.experiments.prior_rows import Item, Picture, Row, Values, below
-from bld.experiments.runner import Sampling, Workshop
+from bld.experiments.runner import Runner, Sampling
 from bld.experiments.scales import Scale
 from bld.experiments.verdict import Comparison
 
@@ -200,10 +200,10 @@ def _by_steps(rows: list[Row], values: Values, kinds: tuple[str, ...]) -> dict[s
     }
 
 
-def _figure7_pictures(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
+def _figure7_pictures(runner: Runner, rows: list[Row], values: Values) -> list[Picture]:
     curves = _by_steps(rows, values, ("binary diffusion", "absorbing"))
-    image = chart(curves, "denoising steps", workshop.extractor.distance_name(), log=True)
-    return [(f"figure7-{workshop.scale.label}.png", "Distance against steps, τ = 1; the bands are the spread", image)]
+    image = chart(curves, "denoising steps", runner.extractor.distance_name(), log=True)
+    return [(f"figure7-{runner.scale.label}.png", "Distance against steps, τ = 1; the bands are the spread", image)]
 
 
 def _figure_a(scale: Scale, positions: int) -> list[Row]:
@@ -260,11 +260,11 @@ def _posterior_claims(values: Values) -> list[Comparison]:
     ]
 
 
-def _posterior_pictures(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
+def _posterior_pictures(runner: Runner, rows: list[Row], values: Values) -> list[Picture]:
     curves = _by_steps(rows, values, ("exact", "plugin"))
-    image = chart(curves, "denoising steps", workshop.extractor.distance_name(), log=True)
-    grid = sample_rows(workshop, [row for row in rows if row.sampling.steps == 64])
-    name = workshop.scale.label
+    image = chart(curves, "denoising steps", runner.extractor.distance_name(), log=True)
+    grid = sample_rows(runner, [row for row in rows if row.sampling.steps == 64])
+    name = runner.scale.label
     return [
         (f"posterior-{name}.png", "Distance against steps, τ = 1; the bands are the spread", image),
         (f"posterior-samples-{name}.png", "64 steps: upper row exact, lower row plugin, the same seeds", grid),
@@ -345,11 +345,11 @@ def _draws_claims(values: Values) -> list[Comparison]:
     ]
 
 
-def _grids(name: str, caption: str) -> Callable[[Workshop, list[Row], Values], list[Picture]]:
+def _grids(name: str, caption: str) -> Callable[[Runner, list[Row], Values], list[Picture]]:
     """A picture with one row of samples per row of the table, the same seeds in each."""
 
-    def draw(workshop: Workshop, rows: list[Row], values: Values) -> list[Picture]:
-        return [(f"{name}-{workshop.scale.label}.png", caption, sample_rows(workshop, rows))]
+    def draw(runner: Runner, rows: list[Row], values: Values) -> list[Picture]:
+        return [(f"{name}-{runner.scale.label}.png", caption, sample_rows(runner, rows))]
 
     return draw
 

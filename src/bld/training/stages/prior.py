@@ -25,7 +25,7 @@ from bld.serialization.models import PipelineIndex, SamplingDefaults, save_index
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors
-from bld.training.init_from import Origin, begin_prior
+from bld.training.init_from import Origin, init_prior
 from bld.training.order import KeyedOrder, part_of
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
@@ -129,7 +129,7 @@ class PriorStage(Stage):
     def begin_from(self, origin: Origin) -> str:
         """Take over the weights of another prior, class by class where there are classes."""
         classes = self.cache.classes if self.conditional else []
-        return begin_prior(self.model, origin, classes, self.process, self.tokenizer)
+        return init_prior(self.model, origin, classes, self.process, self.tokenizer)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The codes of each step, with what the prior learns from beside them."""

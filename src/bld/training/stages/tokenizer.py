@@ -17,7 +17,7 @@ from bld.serialization.models import save_model
 from bld.tokenizer import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.tokenizer.discriminator import discriminator_hinge
 from bld.tokenizer.layers import RECOMPUTED
-from bld.training.init_from import Origin, begin_tokenizer
+from bld.training.init_from import Origin, init_tokenizer
 from bld.training.order import KeyedOrder, spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
@@ -72,7 +72,7 @@ class TokenizerStage(Stage):
 
     def begin_from(self, origin: Origin) -> str:
         """Take over the weights of another tokenizer; a discriminator begins anew."""
-        return begin_tokenizer(self.model, origin)
+        return init_tokenizer(self.model, origin)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
         """Pairs of images (B, 3, H, W) in [-1, 1] and their positions in the order of the whole training."""

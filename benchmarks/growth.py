@@ -24,7 +24,7 @@ from measuring import DEVICE, in_turn, options, precise, table, write
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
 from bld.priors import Denoiser, DenoiserConfig
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 BASE = {"steps": 16, "batch": 1, "tokens": 256, "bits": 32}
 GROWN = {
@@ -42,7 +42,7 @@ def sampling(steps: int, batch: int, tokens: int, bits: int):
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 64))
 
     def call() -> None:
-        generators = keyed_generators(0, "growth", range(batch))
+        generators = keyed_draws(0, "growth", range(batch))
         sample_codes(network, (batch, tokens, bits), diffusion, steps=steps, generators=generators, device=DEVICE)
 
     return call

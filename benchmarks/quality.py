@@ -38,7 +38,7 @@ from bld.evaluation.features import ClassifierFeatures, SmallResNet, load_extrac
 from bld.evaluation.metrics.distances import extract, frechet_distance
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.planning.budget import prior_step, tokenizer_step
-from bld.seeding import derive_seed, keyed_generators, keyed_permutation
+from bld.seeding import derive_seed, keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
 from bld.training.accelerator import autocast_dtype
 from bld.training.config import load_settings
@@ -251,7 +251,7 @@ def reconstructed(pipe: Any, real: torch.Tensor, seen: torch.Tensor, judge: Any,
         parts = []
         for start in range(0, len(x), 100):
             numbers = range(start, min(start + 100, len(x)))
-            draws = None if kind == "thresholded" else keyed_generators(0, "quality-codes", numbers)
+            draws = None if kind == "thresholded" else keyed_draws(0, "quality-codes", numbers)
             codes = tokenizer.encode(x[start : numbers.stop], draws)
             if kind == "flipped":
                 turned = torch.rand(codes.shape, generator=torch.Generator().manual_seed(start)) < 0.05

@@ -10,7 +10,7 @@ import torch
 
 from bld.data import ImageSet
 from bld.errors import SettingError
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.serialization.models import load_tokenizer
 from bld.tokenizer import ObjectiveConfig
 from bld.training.accelerator import make_accelerator
@@ -69,7 +69,7 @@ def test_a_trained_tokenizer_keeps_its_noise_and_its_codes_have_fewer_coin_flips
         tokenizer = load_tokenizer(run.tokenizer)
         assert tokenizer.config.bit_noise == eta == tokenizer.bottleneck.bit_noise
         cache, train = CodeCache(run.codes), Recipe(run.settings(), run, lambda _: None).images()[0]
-        probs = cache.drawn(cache.rows(torch.arange(50).numpy()), keyed_generators(0, "codes", range(50)))[1]
+        probs = cache.drawn(cache.rows(torch.arange(50).numpy()), keyed_draws(0, "codes", range(50)))[1]
         with torch.no_grad():
             expected = tokenizer.encode_probs(train.centre(torch.arange(50))).flatten(1, 2)
         assert (probs - expected).abs().max() < 1 / 255  # as they are cached

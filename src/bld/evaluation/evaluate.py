@@ -35,7 +35,7 @@ from bld.evaluation.sample_conditions import Asked, asked_for
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
 from bld.runtime.distributed import Processes
 from bld.runtime.precision import Autocast
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.training.held_out_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
 
 SHARD = 1000
@@ -218,7 +218,7 @@ def reconstruction_metrics(
             values[name].append(distance(x, again).cpu())
         if draws:
             numbers = list(range(seen, seen + len(x)))
-            codes = tokenizer.encode(x.to(device), keyed_generators(request.seed, "reconstruct", numbers))
+            codes = tokenizer.encode(x.to(device), keyed_draws(request.seed, "reconstruct", numbers))
             values["drawn_psnr"].append(psnr(x, tokenizer.decode(codes).clamp(-1, 1).cpu()))
         seen += len(x)
         if "rfd" in asked:

@@ -16,7 +16,7 @@ from bld.experiments.given_images import figure_n, figure_o
 from bld.experiments.page import Findings, Table
 from bld.experiments.runner import Runner, Sampling
 from bld.experiments.verdict import Comparison, mean_and_spread
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.serialization.models import load_tokenizer
 
 RECONSTRUCTED = 2000
@@ -143,7 +143,7 @@ def _reconstruction(runner: Runner, name: str, seed: int) -> dict[str, Any]:
         drawn, likely, similar = [], [], []
         for part in rows.split(250):
             x = images.centre(part)
-            again = model.decode(model.encode(x, keyed_generators(0, "reconstruct", part.tolist()))).clamp(-1, 1)
+            again = model.decode(model.encode(x, keyed_draws(0, "reconstruct", part.tolist()))).clamp(-1, 1)
             drawn.append(psnr(x, again))
             similar.append(structural_similarity(x, again))
             likely.append(psnr(x, model.decode(model.encode(x)).clamp(-1, 1)))
@@ -172,7 +172,7 @@ def _reconstruction_picture(runner: Runner) -> tuple[str, str, Any]:
     shown = [x]
     for name in runner.scale.formats:
         model = load_tokenizer(runner.tokenizer(name, 0).tokenizer)
-        shown.append(model.decode(model.encode(x, keyed_generators(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
+        shown.append(model.decode(model.encode(x, keyed_draws(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
     grid = make_grid(torch.cat(shown), columns=12, scale=runner.scale.enlarged)
     return (
         f"table4-{runner.scale.label}.png",

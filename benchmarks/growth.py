@@ -69,8 +69,8 @@ def by_processes(count: int, steps: int) -> float:
         out = Path(folder) / "run"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         common = ["--data", "digits", "--preset", "digits", "--out", str(out), *overrides]
-        for verb, start in (("train-tokenizer", []), ("train-prior", launcher)):
-            command = [sys.executable, *start, "-m", "bld", verb, *common]
+        for subcommand, start in (("train-tokenizer", []), ("train-prior", launcher)):
+            command = [sys.executable, *start, "-m", "bld", subcommand, *common]
             subprocess.run(command, check=True, env=environment, capture_output=True)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         mine = [line for line in lines if line["stage"] == "prior" and "learning_rate" in line]

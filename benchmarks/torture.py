@@ -43,7 +43,7 @@ OVERRIDES = [
         for word in (f"batch_size={BATCH}", "previews=2", "log_every_steps=1", "checkpoint_seconds=0.2")
     ),
 ]
-VERB = {"tokenizer": "train-tokenizer", "encode": "encode", "prior": "train-prior"}
+SUBCOMMAND = {"tokenizer": "train-tokenizer", "encode": "encode", "prior": "train-prior"}
 
 
 def command(stage: str, processes: int, out: Path, overrides: list[str]) -> list[str]:
@@ -55,7 +55,7 @@ def command(stage: str, processes: int, out: Path, overrides: list[str]) -> list
         *launcher,
         "-m",
         "bld",
-        VERB[stage],
+        SUBCOMMAND[stage],
         "--data",
         "digits",
         "--preset",
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", nargs="+", default=list(VERB))
+    parser.add_argument("--stages", nargs="+", default=list(SUBCOMMAND))
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -132,7 +132,7 @@ class Runner:
         """A finished run is taken only if it was made from these images with these settings, `besides` left out."""
         wanted = load_settings(self.scale.preset, overrides=[*overrides, f"data.location={json.dumps(self.data)}"])
         theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
-        differs = any(his != mine and not mine[0].startswith(besides) for his, mine in zip(theirs, ours, strict=True))
+        differs = any(their != our and not our[0].startswith(besides) for their, our in zip(theirs, ours, strict=True))
         if differs or not run.data.is_file():  # without it the images were divided otherwise
             raise SettingError(
                 f"{run.path} was trained on other images or with other settings than this experiment's: choose another "

@@ -144,7 +144,7 @@ def test_the_previous_target_says_the_previous_bit_itself(schedule: NoiseSchedul
 
 
 @given(schedule=schedules(), p0=probabilities(), data=st.data())
-def test_the_plugin_posterior_is_the_paper_s_formula_with_its_indices_mended(
+def test_the_plugin_posterior_is_the_paper_s_formula_with_its_indices_corrected(
     schedule: NoiseSchedule, p0: Tensor, data: st.DataObject
 ):
     t, s = data.draw(steps_of(schedule))

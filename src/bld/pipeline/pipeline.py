@@ -189,13 +189,13 @@ class BinaryLatentDiffusionPipeline(PushToHubMixin):
     def enable_tiling(self, rows: int = 128) -> BinaryLatentDiffusionPipeline:
         """Encode and decode so many rows of a feature map at a time: less memory, the same images.  Returns itself."""
         if rows < 1:
-            raise SettingError(f"Strips have 1 row or more, not {rows}.")
-        self.tokenizer.strip_rows = rows
+            raise SettingError(f"A tile has 1 row or more, not {rows}.")
+        self.tokenizer.tile_rows = rows
         return self
 
     def disable_tiling(self) -> BinaryLatentDiffusionPipeline:
         """Encode and decode whole images again.  Returns itself."""
-        self.tokenizer.strip_rows = None
+        self.tokenizer.tile_rows = None
         return self
 
     def compile(self) -> BinaryLatentDiffusionPipeline:
@@ -519,8 +519,8 @@ class BinaryLatentDiffusionPipeline(PushToHubMixin):
         return torch.cat([self.tokenizer.decode(batch.to(self.device)).clamp(-1, 1).cpu() for batch in batches])
 
     def _images_at_a_time(self, wanted: int) -> int:
-        """How many images to encode or decode at once: with strips one, since memory is short."""
-        return 1 if self.tokenizer.strip_rows else self.tokenizer.config.images_at_a_time(wanted)
+        """How many images to encode or decode at once: with tiles one, since memory is short."""
+        return 1 if self.tokenizer.tile_rows else self.tokenizer.config.images_at_a_time(wanted)
 
     def _sample(
         self,

@@ -62,7 +62,7 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         "given part of an image, the prior fills the rest in diverse ways that fit what is given.",
         [
             (
-                f"{count} unseen images, {FILLINGS} fillings each, 16 steps walked twice: squared "
+                f"{count} unseen images, {FILLINGS} fillings each, 16 steps taken twice: squared "
                 f"error inside the mask, pixels in "
                 "[-1, 1]; diversity is the standard deviation between fillings.",
                 Table(

@@ -365,7 +365,7 @@ class BinaryLatentDiffusionPipeline(PushToHubMixin):
                 above half) is filled, black or transparent is kept.
             num_images: fillings of each image.
             known_bits: noised to each step's level ("noised"), or clamped ("clean", the public code).
-            resample: times that each step is walked; more than one harmonises the border.
+            resample: times that each step is taken; more than one harmonises the border.
 
         Raises:
             SettingError: for a mask of another size, or one that leaves nothing to fill.
@@ -418,7 +418,7 @@ class BinaryLatentDiffusionPipeline(PushToHubMixin):
         Args:
             codes: as `encode` gives them.
             strength: in (0, 1]; the larger, the less of the codes is left, and at 1 nothing is.
-            num_inference_steps: of a whole generation; the part of them that lies below t is walked.
+            num_inference_steps: of a whole generation; the part of them that lies below t is taken.
 
         Raises:
             SettingError: for another strength, and for priors other than the Bernoulli diffusion.

@@ -75,7 +75,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """What the priors have in common; each says how its codes become tokens, and which of them may see which."""
 
-    is_walked = False  # whether a sampler takes one position after another
+    is_sequential = False  # whether a sampler takes one position after another
     takes_patches = True  # whether a token may stand for several positions
     frozen_in: Autocast | None = None  # of a copy for inference: the precision that it keeps
     _recordings: GraphRecordings | None = None
@@ -174,7 +174,7 @@ class Transformer(nn.Module):
         if self.frozen_in is not None:
             return self
         precision = Autocast.here(self.device)
-        compiled = self._compiled_call_impl is not None and not self.is_walked
+        compiled = self._compiled_call_impl is not None and not self.is_sequential
         with torch.inference_mode(False), torch.no_grad():  # what is made in that mode can be used in no other
             blocks = None if compiled else pack_blocks(self.blocks, precision)
             copied = copy.deepcopy(self, {} if blocks is None else {id(self.blocks): blocks})

@@ -60,7 +60,7 @@ class Model:
 
     @property
     def is_bernoulli(self) -> bool:
-        """Whether there are posteriors to choose, walks to repeat, and codes that can be varied."""
+        """Whether there are posteriors to choose, steps to resample, and codes that can be varied."""
         return isinstance(self.pipe.diffusion, BernoulliDiffusion)
 
     @property

@@ -70,8 +70,8 @@ class Model:
 
     @property
     def has_bits(self) -> bool:
-        """Whether codes are bits, and not real numbers or indices of a codebook."""
-        return self.pipe.tokenizer.config.bottleneck == "bernoulli"
+        """Whether codes are bits of which each says something, and not real numbers or indices of a codebook."""
+        return self.pipe.tokenizer.bottleneck.has_probs
 
     @property
     def steps(self) -> int:

@@ -13,28 +13,18 @@ from torch import Tensor
 
 from bld.data import make_grid, save_png
 from bld.diffusion import BernoulliDiffusion
-from bld.diffusion.process import Process
 from bld.io.files import written_aside
 from bld.io.hub import upload
+from bld.pipeline.base import PipelineBase
 from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card
-from bld.priors import Transformer
-from bld.serialization.models import PipelineIndex
-from bld.tokenizer import BinaryAutoencoder
 
 CARD_COLUMNS, MOST_CARD_COLUMNS, CARD_ROWS, CARD_PIXELS = 8, 10, 4, 96
 
 
-class PushToHubMixin:
+class ShareablePipeline(PipelineBase):
     """A pipeline that can be shared."""
 
-    tokenizer: BinaryAutoencoder
-    prior: Transformer
-    diffusion: Process
-    index: PipelineIndex
-    folder: Path | None
     __call__: Any
-    save_pretrained: Any
-    _decoded: Any
 
     def push_to_hub(
         self,

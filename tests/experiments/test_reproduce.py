@@ -14,10 +14,9 @@ from bld.cli import main
 from bld.errors import SettingError
 from bld.experiments import scales
 from bld.experiments.prior_rows import metrics_of
-from bld.experiments.reproduce import titles
+from bld.experiments.reproduce import ITEMS, titles
 from bld.experiments.runner import Runner, Sampling
 from bld.experiments.scales import DIGITS, PRIORS
-from bld.experiments.tables import ITEMS
 from bld.experiments.verdict import Comparison
 from bld.training.config import FAITHFUL, load_settings
 

@@ -10,10 +10,12 @@ from bld.experiments.figures import FIGURES
 from bld.experiments.page import write_index, write_page
 from bld.experiments.prior_rows import Item
 from bld.experiments.runner import Runner
-from bld.experiments.tables import ITEMS
+from bld.experiments.sweeps import SWEEPS
+from bld.experiments.tables import TABLES
 from bld.planning.cost import describe
 from bld.training.config import load_settings
 
+ITEMS = [*TABLES, *SWEEPS]
 NAMES = {item.name: item for item in ITEMS}
 
 

@@ -159,7 +159,7 @@ class StageRun:
         saved = time.monotonic()
         previews = int(self.clock.progress(self.step) * settings.previews)
         if self.is_known and self.step == 0:
-            self._look(log)
+            self._evaluate(log)
         bar_shown = _progress_bar(self.stage.name, self.clock.progress(self.step), self.processes.is_main)
         with bar_shown as bar, StopSignals() as stop:
             while True:
@@ -170,8 +170,8 @@ class StageRun:
                 if int(progress * settings.previews) > previews:
                     previews = int(progress * settings.previews)
                     if self.looked != self.step:
-                        self._look(log)
-                if stopping or late:  # after the look, so that a checkpoint's step has been looked at
+                        self._evaluate(log)
+                if stopping or late:  # after evaluating, so that a checkpoint's step has been evaluated
                     self.checkpoint(log)
                     saved = time.monotonic()
                 if stopping:
@@ -231,7 +231,7 @@ class StageRun:
         progress, was_late, asked = self.accelerator.reduce(told).tolist()
         return progress, asked > 0, was_late > 0
 
-    def _look(self, log: MetricsLog) -> None:
+    def _evaluate(self, log: MetricsLog) -> None:
         averaged = self.average.gathered()
         self.looked = self.step
         if not self.processes.is_main:
@@ -245,7 +245,7 @@ class StageRun:
 
     def _finish(self, log: MetricsLog, steps: int, seconds: float) -> None:
         if self.looked != self.step:
-            self._look(log)
+            self._evaluate(log)
         self.checkpoint(log)
         averaged = self.average.gathered()
         if not self.processes.is_main:

@@ -24,8 +24,8 @@ from bld.training.config import load_settings
 
 def pairs(precision: str, preset: str, folder: Path):
     """(what, eager call, compiled call)"""
-    words = [f"mixed_precision={precision}"]
-    eager, compiled = (load_settings(preset, words=[*words, *more]) for more in ([], ["compile=true"]))
+    overrides = [f"mixed_precision={precision}"]
+    eager, compiled = (load_settings(preset, overrides=[*overrides, *more]) for more in ([], ["compile=true"]))
     for stage, make in (("tokenizer training step", tokenizer_run), ("prior training step", prior_run)):
         runs = (make(s, folder / f"{stage}-{s.compile}") for s in (eager, compiled))
         yield (stage, *map(stepping, runs))

@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 
-def one_demo(seed: int, words: list[str]) -> dict[str, object]:
+def one_demo(seed: int, overrides: list[str]) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "demo"
-        command = [sys.executable, "-m", "bld", "demo", "--out", str(run), f"seed={seed}", *words]
+        command = [sys.executable, "-m", "bld", "demo", "--out", str(run), f"seed={seed}", *overrides]
         started = time.perf_counter()
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         seconds = time.perf_counter() - started
@@ -30,7 +30,7 @@ def one_demo(seed: int, words: list[str]) -> dict[str, object]:
     bits = [line["held_out_drawn_bits_per_bit"] for line in lines if "held_out_drawn_bits_per_bit" in line]
     return {
         "seed": seed,
-        "settings": words,
+        "settings": overrides,
         "seconds": round(seconds, 1),
         "recognised_percent": float(re.search(r": ([\d.]+)% of 500", out)[1]),  # type: ignore[index]
         "psnr_db": float(re.search(r"reconstructions: ([\d.]+) dB", out)[1]),  # type: ignore[index]
@@ -41,11 +41,11 @@ def one_demo(seed: int, words: list[str]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    args, words = parser.parse_known_args()
+    args, overrides = parser.parse_known_args()
     rows = []
     print("seed      seconds recognised %      PSNR dB     bits/bit")
     for seed in args.seeds:
-        row = one_demo(seed, words)
+        row = one_demo(seed, overrides)
         rows.append(row)
         shown = (row[name] for name in ("seconds", "recognised_percent", "psnr_db", "drawn_bits_per_bit"))
         print(f"{seed:4}", *(f"{value:>12}" for value in shown), flush=True)

@@ -35,7 +35,7 @@ from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.planning.budget import prior_step, tokenizer_step, training_flops
 from bld.planning.cost import denoiser_flops, tokenizer_flops
 from bld.priors import Denoiser
-from bld.seeding import hashed_uniform, keyed_generators
+from bld.seeding import hashed_uniform, keyed_draws
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.config import load_settings
 from bld.training.settings import Settings
@@ -50,7 +50,7 @@ SMALL = ["prior.dim=64", "prior.depth=2", "prior.heads=2", "tokenizer.base_chann
 
 
 def settings_of(preset: str, small: bool) -> Settings:
-    return load_settings(preset, words=SMALL if small else ["mixed_precision=bf16"])
+    return load_settings(preset, overrides=SMALL if small else ["mixed_precision=bf16"])
 
 
 def median(call: Callable[[], Any], rounds: int) -> float:
@@ -76,7 +76,7 @@ def pipeline(settings: Settings) -> BinaryLatentDiffusionPipeline:
 
 def checks(small: bool) -> Iterator[dict[str, Any]]:
     """Each a name and whether it holds, with the number that decides."""
-    keys = keyed_generators(0, "gpu", range(64)).keys
+    keys = keyed_draws(0, "gpu", range(64)).keys
     same = torch.equal(hashed_uniform(keys, 3, 10_001), hashed_uniform(keys.to(DEVICE), 3, 10_001).cpu())
     yield {"check": "draws are the CPU's, bit for bit", "holds": same}
     settings = settings_of("churches256", small=True)

@@ -24,7 +24,7 @@ from measuring import DEVICE, in_turn, options, precise, table, write
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
 from bld.priors import Denoiser, DenoiserConfig
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 BASE = {"steps": 16, "batch": 1, "tokens": 256, "bits": 32}
 GROWN = {
@@ -42,7 +42,7 @@ def sampling(steps: int, batch: int, tokens: int, bits: int):
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 64))
 
     def call() -> None:
-        generators = keyed_generators(0, "growth", range(batch))
+        generators = keyed_draws(0, "growth", range(batch))
         sample_codes(network, (batch, tokens, bits), diffusion, steps=steps, generators=generators, device=DEVICE)
 
     return call
@@ -63,14 +63,14 @@ def by_processes(count: int, steps: int) -> float:
     launcher = (
         ["-m", "torch.distributed.run", f"--nproc-per-node={count}", f"--master-port={port}"] if count > 1 else []
     )
-    words = ["tokenizer_training.steps=1", "tokenizer_training.previews=0", "prior_training.previews=0"]
-    words += [f"prior_training.steps={steps}", "prior_training.batch_size=64", "mixed_precision=float32"]
+    overrides = ["tokenizer_training.steps=1", "tokenizer_training.previews=0", "prior_training.previews=0"]
+    overrides += [f"prior_training.steps={steps}", "prior_training.batch_size=64", "mixed_precision=float32"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        common = ["--data", "digits", "--preset", "digits", "--out", str(out), *words]
-        for verb, start in (("train-tokenizer", []), ("train-prior", launcher)):
-            command = [sys.executable, *start, "-m", "bld", verb, *common]
+        common = ["--data", "digits", "--preset", "digits", "--out", str(out), *overrides]
+        for subcommand, start in (("train-tokenizer", []), ("train-prior", launcher)):
+            command = [sys.executable, *start, "-m", "bld", subcommand, *common]
             subprocess.run(command, check=True, env=environment, capture_output=True)
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         mine = [line for line in lines if line["stage"] == "prior" and "learning_rate" in line]

@@ -28,7 +28,7 @@ from steps import prior_run
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.training.config import load_settings, preset_names
 from bld.training.settings import Settings
 
@@ -69,7 +69,7 @@ def milliseconds(call: Callable[[], Any], rounds: int) -> float:
 
 
 def settings_of(preset: str, *more: str) -> Settings:
-    return load_settings(preset, words=[*SMALL, *more])
+    return load_settings(preset, overrides=[*SMALL, *more])
 
 
 def row(preset: str, rounds: int) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def row(preset: str, rounds: int) -> dict[str, Any]:
                 return free + 4.0 * (given - free)
 
             stage.process.sample(denoise, (1, 1, 1), steps=SAMPLED if stage.process.may_skip else None,
-                                 generators=keyed_generators(0, "host", range(1)), **rest)  # fmt: skip
+                                 generators=keyed_draws(0, "host", range(1)), **rest)  # fmt: skip
 
         steps = SAMPLED if stage.process.may_skip else stage.process.steps
         sampled = {

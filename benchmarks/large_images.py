@@ -1,4 +1,4 @@
-"""What 1024×1024 needs: memory and time of one step of each stage, of a sample, and of decoding whole or in strips.
+"""What 1024×1024 needs: memory and time of one step of each stage, of a sample, and of decoding whole or in tiles.
 
     python benchmarks/large_images.py --out benchmarks/large_images.json
 
@@ -27,10 +27,10 @@ ROWS = 128
 def settings_of(size: int):
     from bld.training.config import load_settings
 
-    words = ["mixed_precision=float32", "data.held_out=1", "data.flip=false"]
+    overrides = ["mixed_precision=float32", "data.held_out=1", "data.flip=false"]
     for stage in ("tokenizer_training", "prior_training"):
-        words += [f"{stage}.batch_size=1", f"{stage}.steps=1", f"{stage}.activation_checkpointing=true"]
-    return load_settings("ffhq1024", words=[*words, f"tokenizer.image_size={size}", "data.location=images"])
+        overrides += [f"{stage}.batch_size=1", f"{stage}.steps=1", f"{stage}.activation_checkpointing=true"]
+    return load_settings("ffhq1024", overrides=[*overrides, f"tokenizer.image_size={size}", "data.location=images"])
 
 
 def run_case(case: str, size: int) -> dict[str, float]:
@@ -48,7 +48,7 @@ def run_case(case: str, size: int) -> dict[str, float]:
     if case in ("tokenizer-step", "prior-step"):
         return train_step(case.split("-")[0], settings)
     model = BinaryAutoencoder(settings.tokenizer).eval()
-    model.strip_rows = ROWS if case.endswith("strips") else None
+    model.tile_rows = ROWS if case.endswith("strips") else None
     with torch.no_grad():
         if case.startswith("encode"):
             images = torch.rand(1, 3, size, size) * 2 - 1
@@ -64,7 +64,7 @@ def run_case(case: str, size: int) -> dict[str, float]:
 
 
 def deviation(size: int, bf16: bool) -> float:
-    """Largest difference between decoding in strips and whole, of pixels in [0, 1]; at a size where both are cheap."""
+    """Largest difference between decoding in tiles and whole, of pixels in [0, 1]; at a size where both are cheap."""
     import torch
 
     from bld.tokenizer import BinaryAutoencoder
@@ -74,7 +74,7 @@ def deviation(size: int, bf16: bool) -> float:
     codes = torch.randint(0, 2, (1, *model.code_shape), dtype=torch.uint8)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         whole = model.decode(codes)
-        model.strip_rows = min(ROWS, size // 4)
+        model.tile_rows = min(ROWS, size // 4)
         return float((model.decode(codes) - whole).abs().max()) / 2
 
 
@@ -92,7 +92,7 @@ def train_step(stage_name: str, settings) -> dict[str, float]:
 
 
 def sample(model, settings) -> dict[str, float]:
-    """Four steps, and decoding in strips, with an untrained prior of full size."""
+    """Four steps, and decoding in tiles, with an untrained prior of full size."""
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.priors import Denoiser
     from bld.serialization.models import PipelineIndex
@@ -129,7 +129,7 @@ def main() -> None:
         write(entries, args.out)
     small = min(args.size, 512)
     entries["deviation"] = {"size": small, "float32": deviation(small, False), "bfloat16": deviation(small, True)}
-    print(f"decoding in strips against whole, largest difference of pixels in [0, 1]: {entries['deviation']}")
+    print(f"decoding in tiles against whole, largest difference of pixels in [0, 1]: {entries['deviation']}")
     write(entries, args.out)
 
 

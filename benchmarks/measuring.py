@@ -1,4 +1,4 @@
-"""What the benchmarks share: fair turns, the machine's own limits, and where figures go.
+"""What the benchmarks share: fair turns, the machine's own limits, and where results go.
 
 Times wander on shared machines and ratios hold: whatever is compared is called in turn, round after round, and a ratio
 is the median over rounds, with its smallest and largest.
@@ -118,7 +118,7 @@ def machine() -> dict[str, Any]:
 def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
     """--out, and one option for each default."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="folder for the figures (default: beside the script)")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: beside the script)")
     for name, value in defaults.items():
         many = isinstance(value, list)
         kind = type(value[0] if many else value)
@@ -127,7 +127,7 @@ def options(doc: str | None, **defaults: Any) -> argparse.Namespace:
 
 
 def write(script: str, out: Path | None, entries: dict[str, Any]) -> None:
-    """Figures with the machine; those of a GPU lie beside those of a CPU."""
+    """Results with the machine; those of a GPU lie beside those of a CPU."""
     name = Path(script).stem + ("-gpu" if DEVICE.type == "cuda" else "")
     path = (out or Path(script).parent) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 CASES = ("search-folder", "search-folder-again", "search-shards", "search-shards-again", "encode", "read", "train")
-WORDS = [
+OVERRIDES = [
     "mixed_precision=float32",
     "tokenizer.image_size=16",
     "tokenizer.channel_multipliers=[1]",
@@ -79,7 +79,7 @@ def run_case(case: str, folder: Path) -> dict[str, float]:
     from bld.training.code_cache import CodeCache
     from bld.training.config import load_settings
 
-    settings = load_settings("cifar10", words=WORDS)
+    settings = load_settings("cifar10", overrides=OVERRIDES)
     before, started = peak_mib(), time.monotonic()
     if case.startswith("search"):
         kind = "images" if "folder" in case else "shards"

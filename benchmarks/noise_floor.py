@@ -58,7 +58,7 @@ def main() -> None:
         rows[f"{args.num:,} {name} against the other half"] = score(made, tables[1])
     names = ["fd", "kid_mean", "is_mean", "precision", "recall", "diversity"]
     headings = ["", extractor.distance_name(), "KID", "inception score", "precision", "recall", "diversity"]
-    cells = [[label, *(f"{figures[name]:.3g}" for name in names)] for label, figures in rows.items()]
+    cells = [[label, *(f"{metrics[name]:.3g}" for name in names)] for label, metrics in rows.items()]
     print(f"{machine()}; {extractor.name} ({extractor.sha256})\n\n{Table(headings, cells)}")
     record = {"machine": machine(), "extractor": [extractor.name, extractor.sha256], "steps": args.steps, "rows": rows}
     args.out.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

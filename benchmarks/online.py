@@ -21,8 +21,8 @@ from bld.training.config import load_settings
 
 def main() -> None:
     args = options(__doc__, batch=8 if DEVICE.type == "cpu" else 32, rounds=3)
-    words = ["mixed_precision=bf16", f"prior_training.batch_size={args.batch}"]
-    settings = load_settings("churches256", words=words)
+    overrides = ["mixed_precision=bf16", f"prior_training.batch_size={args.batch}"]
+    settings = load_settings("churches256", overrides=overrides)
     tokenizer = BinaryAutoencoder(settings.tokenizer).to(DEVICE).eval()
     images = torch.rand(args.batch, 3, 256, 256, device=DEVICE) * 2 - 1
 

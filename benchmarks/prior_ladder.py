@@ -35,7 +35,7 @@ from bld.evaluation.features import load_extractor
 from bld.evaluation.metrics.distances import extract, frechet_distance
 from bld.nn.attention import attend
 from bld.priors import Denoiser, DenoiserConfig
-from bld.seeding import keyed_generators, keyed_permutation
+from bld.seeding import keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
 from bld.training.code_cache import CodeCache
 from bld.training.held_out_codes import held_out_codes
@@ -171,7 +171,7 @@ class Variation:
             codes = held_out_codes(tokenizer, images, part, draws=1, seed=7)[:, 0]
             t = torch.arange(len(part)) % T + 1
             denoise = self.denoiser(self.averaged, images.labels[part])
-            total += float(self.diffusion.bound_at(denoise, codes, t, keyed_generators(0, "bound", part)).sum())
+            total += float(self.diffusion.bound_at(denoise, codes, t, keyed_draws(0, "bound", part)).sum())
         return total / len(rows)
 
     @torch.no_grad()
@@ -182,7 +182,7 @@ class Variation:
             codes = self.diffusion.sample(
                 self.denoiser(self.averaged, labels, guidance),
                 (100, self.shape.positions, self.shape.c), steps=steps, temperature=TEMPERATURE,
-                generators=keyed_generators(self.choices["seed"], "ladder", range(start, start + 100)),
+                generators=keyed_draws(self.choices["seed"], "ladder", range(start, start + 100)),
             )  # fmt: skip
             parts.append(to_uint8(tokenizer.decode(to_grid(codes, self.shape)).clamp(-1, 1)))
         return torch.cat(parts)

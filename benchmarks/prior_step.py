@@ -30,8 +30,8 @@ def forward_operations(settings, batch: int) -> int:
 
 
 def measure(precision: str, batch: int, rounds: int) -> dict[str, object]:
-    words = [f"mixed_precision={precision}", f"prior_training.batch_size={batch}"]
-    settings = load_settings("churches256", words=words)
+    overrides = [f"mixed_precision={precision}", f"prior_training.batch_size={batch}"]
+    settings = load_settings("churches256", overrides=overrides)
     product, its_flops = best_product(torch.bfloat16 if precision == "bf16" else torch.float32)
     with tempfile.TemporaryDirectory() as folder:
         going = prior_run(settings, Path(folder))

@@ -10,9 +10,8 @@
 recognised as its class; nothing else is ever trained on it.  `measure` times both training steps of each recipe in
 turn on an otherwise idle machine; `train` then gives each as many steps as its minutes (tokenizer, prior) hold at that
 pace, so that what else runs beside a training changes nothing; `sample` judges a trained one at other guidance,
-temperature or steps.  Every
-part goes on where it was stopped.  Figures go into benchmarks/quality/results.json with machine and commit, sheets of
-samples and reconstructions into WORK.
+temperature or steps.  Every part goes on where it was stopped.  Metrics go into benchmarks/quality/results.json with
+machine and commit, sheets of samples and reconstructions into WORK.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from bld.evaluation.features import ClassifierFeatures, SmallResNet, load_extrac
 from bld.evaluation.metrics.distances import extract, frechet_distance
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.planning.budget import prior_step, tokenizer_step
-from bld.seeding import derive_seed, keyed_generators, keyed_permutation
+from bld.seeding import derive_seed, keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
 from bld.training.accelerator import autocast_dtype
 from bld.training.config import load_settings
@@ -57,12 +56,12 @@ FEWER = 1000  # samples where steps are not 16, and to compare with, the first o
 
 def recipe(name: str) -> tuple[str, list[str]]:
     entry = yaml.safe_load((FOLDER / "recipes.yaml").read_text())[name]
-    return entry["preset"], entry.get("words", [])
+    return entry["preset"], entry.get("overrides", [])
 
 
 def settings_of(name: str) -> Settings:
-    preset, words = recipe(name)
-    return load_settings(preset, words=words)
+    preset, overrides = recipe(name)
+    return load_settings(preset, overrides=overrides)
 
 
 def opened(location: str, size: int) -> ImageSet:
@@ -160,22 +159,22 @@ def train(args: argparse.Namespace, name: str) -> None:
     assert pace["machine"] == here(), f"{name} was timed on {pace['machine']}, and this is {here()}: measure again."
     steps = {stage: round(60 * m / pace[stage]) for stage, m in zip(("tokenizer", "prior"), args.minutes, strict=True)}
     run = folder_of(args, name)
-    preset, words = recipe(name)
-    words = [
-        *words, f"seed={args.seed}", "data.held_out=1000",
+    preset, overrides = recipe(name)
+    overrides = [
+        *overrides, f"seed={args.seed}", "data.held_out=1000",
         f"tokenizer_training.steps={steps['tokenizer']}", f"prior_training.steps={steps['prior']}",
     ]  # fmt: skip
     command = [sys.executable, "-m", "bld", "train", "--data", args.data, "--out", str(run)]
     command += [] if (run / "config.yaml").is_file() else ["--preset", preset]
-    subprocess.run([*command, *words], check=True)
+    subprocess.run([*command, *overrides], check=True)
     row = {
-        "recipe": name, "minutes": args.minutes, "seed": args.seed, "steps": steps, "pace": pace, "words": words,
+        "recipe": name, "minutes": args.minutes, "seed": args.seed, "steps": steps, "pace": pace, "words": overrides,
         "commit": commit(), **machine(),
     }  # fmt: skip
-    for figures in judged(run, args):
-        row |= figures
+    for metrics in judged(run, args):
+        row |= metrics
         keep(row)
-        print(json.dumps(figures), flush=True)
+        print(json.dumps(metrics), flush=True)
 
 
 def folder_of(args: argparse.Namespace, name: str) -> Path:
@@ -183,7 +182,7 @@ def folder_of(args: argparse.Namespace, name: str) -> Path:
 
 
 def judged(run: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Figures, as they come."""
+    """Metrics, as they come."""
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
     judge, real = load_extractor(str(args.work / "judge")), test_images(args, pipe.image_size)
     seen = extract(real.split(250), judge).features
@@ -209,10 +208,10 @@ def sample(args: argparse.Namespace, name: str) -> None:
     seen = extract(test_images(args, pipe.image_size).split(250), judge).features
     for temperature in args.temperature:
         wanted = [(steps, guidance) for steps in args.steps for guidance in args.guidance]
-        for figures in sampled(pipe, judge, seen, run, args.seed, wanted, temperature):
-            row |= figures
+        for metrics in sampled(pipe, judge, seen, run, args.seed, wanted, temperature):
+            row |= metrics
             keep(row)
-            print(json.dumps(figures), flush=True)
+            print(json.dumps(metrics), flush=True)
 
 
 def sampled(
@@ -262,7 +261,7 @@ def reconstructed(pipe: Any, real: torch.Tensor, seen: torch.Tensor, judge: Any,
         parts = []
         for start in range(0, len(x), 100):
             numbers = range(start, min(start + 100, len(x)))
-            draws = None if kind == "thresholded" else keyed_generators(0, "quality-codes", numbers)
+            draws = None if kind == "thresholded" else keyed_draws(0, "quality-codes", numbers)
             codes = tokenizer.encode(x[start : numbers.stop], draws)
             if kind == "flipped":
                 turned = torch.rand(codes.shape, generator=torch.Generator().manual_seed(start)) < 0.05

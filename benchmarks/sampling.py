@@ -13,7 +13,7 @@ from measuring import DEVICE, PRECISIONS, in_turn, options, precise, ratios, spr
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes, with_guidance
 from bld.priors import Denoiser, DenoiserConfig
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 
 def forwards(network, batch: int, steps: int, labels: torch.Tensor | None) -> None:
@@ -44,7 +44,7 @@ def main() -> None:
                         (batch, 256, 32),
                         diffusion,
                         steps=steps,
-                        generators=keyed_generators(0, "sample", range(batch)),
+                        generators=keyed_draws(0, "sample", range(batch)),
                         device=DEVICE,
                     )
 

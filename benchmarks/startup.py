@@ -1,4 +1,4 @@
-"""How long until something is seen?  `bld --help`, a verb's help, `import bld`, against Python alone.
+"""How long until something is seen?  `bld --help`, a subcommand's help, `import bld`, against Python alone.
 
 python benchmarks/startup.py
 """

@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file
 
 BATCH = 32
-WORDS = [
+OVERRIDES = [
     "mixed_precision=float32",
     "data.held_out=100",
     "codes.draws=2",
@@ -43,15 +43,27 @@ WORDS = [
         for word in (f"batch_size={BATCH}", "previews=2", "log_every_steps=1", "checkpoint_seconds=0.2")
     ),
 ]
-VERB = {"tokenizer": "train-tokenizer", "encode": "encode", "prior": "train-prior"}
+SUBCOMMAND = {"tokenizer": "train-tokenizer", "encode": "encode", "prior": "train-prior"}
 
 
-def command(stage: str, processes: int, out: Path, words: list[str]) -> list[str]:
+def command(stage: str, processes: int, out: Path, overrides: list[str]) -> list[str]:
     launcher = [sys.executable]
     if processes > 1:
         port = random.randint(20000, 50000)
         launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={port}"]
-    return [*launcher, "-m", "bld", VERB[stage], "--data", "digits", "--preset", "digits", "--out", str(out), *words]
+    return [
+        *launcher,
+        "-m",
+        "bld",
+        SUBCOMMAND[stage],
+        "--data",
+        "digits",
+        "--preset",
+        "digits",
+        "--out",
+        str(out),
+        *overrides,
+    ]
 
 
 def run(words: list[str], log: Path, kill_after: float | None = None, lock: Path | None = None) -> bool:
@@ -96,18 +108,18 @@ def compare(stage: str, whole: Path, out: Path, steps: int) -> tuple[int, float]
 
 
 def torture(stage: str, processes: int, kills: int, steps: int, folder: Path, seed: int) -> dict:
-    words = [*WORDS, f"{stage}_training.steps={steps}"] if stage != "encode" else WORDS
+    overrides = [*OVERRIDES, f"{stage}_training.steps={steps}"] if stage != "encode" else OVERRIDES
     draw = random.Random(f"{seed}/{stage}/{processes}")
     start, whole = folder / f"start-{stage}-{processes}", folder / f"whole-{stage}-{processes}"
     log = folder / f"{stage}-{processes}.log"
     start.mkdir()
     if stage != "tokenizer":
-        run(command("tokenizer", 1, start, [*words, "tokenizer_training.steps=5"]), log)
+        run(command("tokenizer", 1, start, [*overrides, "tokenizer_training.steps=5"]), log)
     if stage == "prior":
         run(command("encode", 1, start, []), log)
     shutil.copytree(start, whole)
     began = time.monotonic()
-    run(command(stage, processes, whole, words), log)
+    run(command(stage, processes, whole, overrides), log)
     longest = min(4.0, time.monotonic() - began)
     done = {"kills": 0, "rounds": 0, "images_lost": 0, "largest_difference": 0.0}
     while done["kills"] < kills:
@@ -116,7 +128,7 @@ def torture(stage: str, processes: int, kills: int, steps: int, folder: Path, se
         shutil.copytree(start, out)
         last = 0
         while not run(
-            command(stage, processes, out, words),
+            command(stage, processes, out, overrides),
             log,
             draw.uniform(0, longest) if done["kills"] < kills else None,
             out / "lock.json",
@@ -135,7 +147,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--stages", nargs="+", default=list(VERB))
+    parser.add_argument("--stages", nargs="+", default=list(SUBCOMMAND))
     parser.add_argument("--processes", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import bld
 from bld.data import Preprocessing, center_view, make_grid, open_images, to_unit
-from bld.seeding import keyed_generator, keyed_generators
+from bld.seeding import keyed_draws, keyed_generator
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
@@ -188,7 +188,7 @@ def denoising(pipe: bld.BinaryLatentDiffusionPipeline) -> plt.Figure:
     pipe(
         class_labels=labels,
         num_inference_steps=steps,
-        generator=keyed_generators(1, "figure", range(len(labels))),
+        generator=keyed_draws(1, "figure", range(len(labels))),
         callback_on_step_end=look,
     )
     shown = [0, 4, 8, 10, 12, 13, 14, 15]

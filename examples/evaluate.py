@@ -2,7 +2,7 @@
 
     python examples/evaluate.py demo
 
-`bld evaluate` does the same, writes everything that moves a figure beside it, resumes, and scales to 50,000 samples.
+`bld evaluate` does the same, writes everything that moves a metric beside it, resumes, and scales to 50,000 samples.
 """
 
 import sys
@@ -31,6 +31,6 @@ if not judge.is_dir():
 extractor = load_extractor(str(judge), torch.device("cpu"))
 
 request = Request(metrics=("fd", "precision", "recall", "psnr", "bits"), num=num, classes="all" if pipe.classes else "")
-figures = evaluate_run(pipe, train, held_out, request, extractor, run / "evaluation", say=print)
-for name, value in figures.items():
+metrics = evaluate_run(pipe, train, held_out, request, extractor, run / "evaluation", say=print)
+for name, value in metrics.items():
     print(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")

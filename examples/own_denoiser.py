@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import bld
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 codes = torch.tensor(load_digits().data > 7).to(torch.uint8)  # (M, 64) black and white digits
 diffusion = bld.BernoulliDiffusion(bld.NoiseSchedule("cosine", steps=64), target="z0")
@@ -38,7 +38,7 @@ samples = bld.sample_codes(
     shape=(16, 64, 1),
     diffusion=diffusion,
     temperature=1.0,  # the posterior as it is
-    generators=keyed_generators(0, "sample", range(16)),
+    generators=keyed_draws(0, "sample", range(16)),
     callback=look,
 )
 found = (samples.squeeze(-1).unsqueeze(1) == codes).all(-1).any(1)

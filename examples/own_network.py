@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import bld
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 steps = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
 
@@ -62,6 +62,6 @@ after = diffusion.likelihood_bits(network, held_out).mean()  # eq. (7)
 print(f"Bits to write down a held-out digit of 64 pixels: {before:.1f} untrained, {after:.1f} trained.")
 
 # Algorithm 2. Each sample has a generator of its own, so that it depends on nothing else.
-samples = bld.sample_codes(network, (6, 64, 1), diffusion, generators=keyed_generators(0, "sample", range(6)))
+samples = bld.sample_codes(network, (6, 64, 1), diffusion, generators=keyed_draws(0, "sample", range(6)))
 for row in samples.view(6, 8, 8).permute(1, 0, 2).tolist():  # side by side
     print("   ".join("".join(" █"[bit] * 2 for bit in digit) for digit in row))

@@ -20,7 +20,7 @@ parser.add_argument("preset", nargs="?", default="digits")
 parser.add_argument("settings", nargs="*", metavar="key=value")
 args = parser.parse_args()
 
-# The settings: defaults, then the preset, then the words. They are written to config.yaml in the run's folder.
+# The settings: defaults, then the preset, then the overrides. They are written to config.yaml in the run's folder.
 run = RunFolder(args.out)
 settings = run.adopt(args.preset, args.settings, args.data)
 

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
-TINY_WORDS = [
+TINY_OVERRIDES = [
     "tokenizer.base_channels=8",
     "tokenizer.embed_dim=8",
     "tokenizer_training.steps=6",
@@ -41,9 +41,9 @@ TINY_WORDS = [
 
 
 @pytest.fixture(scope="session")
-def tiny_words() -> list[str]:
+def tiny_overrides() -> list[str]:
     """Settings on top of the preset digits that train in a second."""
-    return list(TINY_WORDS)
+    return list(TINY_OVERRIDES)
 
 
 @pytest.fixture(scope="session")
@@ -53,7 +53,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bld.training.run_folder import RunFolder
 
     run = RunFolder(tmp_path_factory.mktemp("trained") / "run")
-    Recipe(run.adopt("digits", TINY_WORDS, "digits"), run, lambda _: None).train()
+    Recipe(run.adopt("digits", TINY_OVERRIDES, "digits"), run, lambda _: None).train()
     return run.path
 
 

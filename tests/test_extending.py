@@ -78,15 +78,15 @@ register(
 '''
 
 
-def test_a_bottleneck_and_a_prior_are_a_file_each(tmp_path: Path, tiny_words: list[str]):
+def test_a_bottleneck_and_a_prior_are_a_file_each(tmp_path: Path, tiny_overrides: list[str]):
     (tmp_path / "added.py").write_text(BOTTLENECK + PRIOR)
-    words = [*tiny_words, "tokenizer.bottleneck=signs", "prior.kind=independent", "codes.fresh=false"]
-    words += ["prior.soft_targets=false", "sampling.steps=0"]
+    overrides = [*tiny_overrides, "tokenizer.bottleneck=signs", "prior.kind=independent", "codes.fresh=false"]
+    overrides += ["prior.soft_targets=false", "sampling.steps=0"]
     code = f"""
 import added
 from bld.cli import main
 run = {str(tmp_path / "run")!r}
-assert main(["train", "--data", "digits", "--preset", "digits", "--out", run, *{words!r}]) == 0
+assert main(["train", "--data", "digits", "--preset", "digits", "--out", run, *{overrides!r}]) == 0
 assert main(["info", run]) == 0
 assert main(["sample", run, "--num", "3", "--out", run + "-samples"]) == 0
 import bld
@@ -121,8 +121,8 @@ def test_a_metric_is_a_function_that_the_evaluation_asks(run_copy: Path, tmp_pat
 import added
 from bld.cli import main
 run = {str(run_copy)!r}
-words = ["--data", "digits", "--steps", "2"]
-assert main(["train-features", "--data", "digits", "--out", {str(features)!r}, *words[2:]]) == 0
+arguments = ["--data", "digits", "--steps", "2"]
+assert main(["train-features", "--data", "digits", "--out", {str(features)!r}, *arguments[2:]]) == 0
 assert main(["evaluate", run, "--features", {str(features)!r}, "--metrics", "worst,mae,psnr", "--num", "20"]) == 0
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
@@ -130,8 +130,8 @@ assert main(["evaluate", run, "--features", {str(features)!r}, "--metrics", "wor
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    figures = json.loads((run_copy / "evaluation.json").read_text())["figures"]
-    assert figures["worst"] > 0 and 0 < figures["mae"] < 2 and figures["mae_std"] > 0 and "psnr" in figures
+    metrics = json.loads((run_copy / "evaluation.json").read_text())["figures"]
+    assert metrics["worst"] > 0 and 0 < metrics["mae"] < 2 and metrics["mae_std"] > 0 and "psnr" in metrics
 
 
 SOURCE = '''

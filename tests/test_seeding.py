@@ -11,8 +11,8 @@ from bld.seeding import (
     IN_CACHE,
     derive_seed,
     hashed_uniform,
+    keyed_draws,
     keyed_generator,
-    keyed_generators,
     keyed_permutation,
     uniform,
 )
@@ -32,7 +32,7 @@ def test_seeds_are_the_same_for_ever():
         0.8975940942764282,
     ]
     assert keyed_permutation(0, "order", 3, 8).tolist() == [2, 5, 6, 7, 0, 1, 3, 4]
-    generators = keyed_generators(0, "sample", range(7, 9))
+    generators = keyed_draws(0, "sample", range(7, 9))
     assert [(uniform((2, 3), generators) * 2**24).long().tolist() for _ in range(2)] == GOLDEN
 
 
@@ -60,35 +60,35 @@ def test_integers_of_any_kind_name_the_same_draw():
 
 
 def test_each_row_is_drawn_by_its_own_generator():
-    together = uniform((4, 3, 2), keyed_generators(0, "rows", range(4)))
-    alone = [uniform((1, 3, 2), keyed_generators(0, "rows", [i])) for i in range(4)]
+    together = uniform((4, 3, 2), keyed_draws(0, "rows", range(4)))
+    alone = [uniform((1, 3, 2), keyed_draws(0, "rows", [i])) for i in range(4)]
     assert together.dtype == torch.float32 and together.shape == (4, 3, 2)
     assert torch.equal(together, torch.cat(alone))
     assert ((together >= 0) & (together < 1)).all()
-    assert torch.equal(uniform((2, 3, 2), keyed_generators(0, "rows", range(4))[1:3]), together[1:3])
+    assert torch.equal(uniform((2, 3, 2), keyed_draws(0, "rows", range(4))[1:3]), together[1:3])
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, IN_CACHE - 1, IN_CACHE + 2])
 def test_a_row_is_the_same_in_any_batch_split_and_order(count: int):
     rows = [5, 0, 2**40, 3, 5]
-    together = uniform((5, count), keyed_generators(1, "split", rows))
+    together = uniform((5, count), keyed_draws(1, "split", rows))
     assert torch.equal(together[0], together[4]) and not torch.equal(together[0], together[1])
     for i, row in enumerate(rows):
-        assert torch.equal(uniform((1, count), keyed_generators(1, "split", [row]))[0], together[i])
-    assert torch.equal(together, uniform((5, count), keyed_generators(1, "split", torch.tensor(rows))))
-    assert torch.equal(hashed_uniform(keyed_generators(1, "split", rows).keys, 0, count), together)
+        assert torch.equal(uniform((1, count), keyed_draws(1, "split", [row]))[0], together[i])
+    assert torch.equal(together, uniform((5, count), keyed_draws(1, "split", torch.tensor(rows))))
+    assert torch.equal(hashed_uniform(keyed_draws(1, "split", rows).keys, 0, count), together)
 
 
 def test_a_sequence_may_mix_draws_of_both_kinds():
-    mixed = [keyed_generators(3, "mix", [0]), torch.Generator().manual_seed(9)]
+    mixed = [keyed_draws(3, "mix", [0]), torch.Generator().manual_seed(9)]
     first, second = uniform((2, 4), mixed)
-    assert torch.equal(first, uniform((1, 4), keyed_generators(3, "mix", [0]))[0])
+    assert torch.equal(first, uniform((1, 4), keyed_draws(3, "mix", [0]))[0])
     assert torch.equal(second, torch.rand(4, generator=torch.Generator().manual_seed(9)))
 
 
 def test_draws_compile_without_a_break_and_take_the_call_as_a_tensor():
     """As they must inside a recorded graph; "eager" runs what was traced, without a C++ compiler."""
-    keys = keyed_generators(0, "compiled", range(3)).keys
+    keys = keyed_draws(0, "compiled", range(3)).keys
     compiled = torch.compile(hashed_uniform, fullgraph=True, backend="eager")
     for call in (0, 1, 70_000):
         assert torch.equal(compiled(keys, torch.tensor(call), 5), hashed_uniform(keys, call, 5))
@@ -101,7 +101,7 @@ ROWS, COUNT, CALLS = 64, 1024, 4
 @pytest.fixture(scope="module")
 def drawn() -> torch.Tensor:
     """(calls, rows, numbers) of neighbouring indices, calls and places."""
-    generators = keyed_generators(0, "statistics", range(ROWS))
+    generators = keyed_draws(0, "statistics", range(ROWS))
     return torch.stack([uniform((ROWS, COUNT), generators) for _ in range(CALLS)]).double()
 
 
@@ -133,7 +133,7 @@ def test_no_pair_of_draws_comes_twice(drawn: torch.Tensor):
 
 
 def test_one_bit_of_a_key_or_a_call_changes_half_of_the_bits():
-    keys = keyed_generators(0, "avalanche", range(256)).keys
+    keys = keyed_draws(0, "avalanche", range(256)).keys
     before = (hashed_uniform(keys, 0, 2) * 2**24).long()
     changes = [(hashed_uniform(keys ^ (1 << bit if bit < 63 else -(2**63)), 0, 2) * 2**24).long() for bit in range(64)]
     changes += [(hashed_uniform(keys, 1 << bit, 2) * 2**24).long() for bit in range(31)]
@@ -153,14 +153,14 @@ def test_one_generator_draws_for_the_whole_batch_and_none_is_the_global_one():
 
 
 def test_a_generator_moves_on_from_draw_to_draw():
-    generators = keyed_generators(0, "stream", range(2))
+    generators = keyed_draws(0, "stream", range(2))
     assert not torch.equal(uniform((2, 3), generators), uniform((2, 3), generators))
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_another_number_of_generators_than_samples_is_refused(count: int):
     with pytest.raises(SettingError, match=f"{count} generators .*2 samples"):
-        uniform((2, 3), keyed_generators(0, "x", range(count)))
+        uniform((2, 3), keyed_draws(0, "x", range(count)))
 
 
 def test_no_samples_need_no_generators():

@@ -36,7 +36,7 @@ class KeyedDraws:
     and nothing is copied or waited for.
 
     Args:
-        keys: int64 (B,), one per sample, well mixed: `keyed_generators` makes them.
+        keys: int64 (B,), one per sample, well mixed: `keyed_draws` makes them.
         calls: how often numbers have been drawn before.
     """
 
@@ -101,7 +101,7 @@ Generators = KeyedDraws | Sequence[torch.Generator | KeyedDraws] | torch.Generat
 """Where the random numbers of a batch come from, as `uniform` takes it."""
 
 
-def keyed_generators(seed: int, purpose: str, indices: range | Sequence[int] | Tensor) -> KeyedDraws:
+def keyed_draws(seed: int, purpose: str, indices: range | Sequence[int] | Tensor) -> KeyedDraws:
     """Draws for the samples of these global indices, as `sample_codes` and `diffuse` take them."""
     if isinstance(indices, range):  # however long
         numbers = torch.arange(indices.start, indices.stop, indices.step)

@@ -65,8 +65,8 @@ def test_the_version_is_told_with_torchs_and_the_device():
     assert bld("--version").stdout.startswith(f"bld {__version__}, torch {torch.__version__}, device: {device}")
 
 
-def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_words, capsys):
-    command = ["train", "--data", "digits", "--out", str(tmp_path / "run"), "--preset", "digits", *tiny_words]
+def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_overrides, capsys):
+    command = ["train", "--data", "digits", "--out", str(tmp_path / "run"), "--preset", "digits", *tiny_overrides]
     assert main(command) == 0
     run = tmp_path / "run"
     assert (run / "report.html").stat().st_size > 10_000 and (run / "model_index.json").is_file()
@@ -75,14 +75,14 @@ def test_train_makes_everything_and_again_trains_nothing(tmp_path, tiny_words, c
     assert capsys.readouterr().out.count("trained already") == 2
 
 
-def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, tiny_words, capsys):
-    """The figures are those of the run it leaves, measured here once more."""
+def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, tiny_overrides, capsys):
+    """The metrics are those of the run it leaves, measured here once more."""
     from bld.evaluation.digit_accuracy import digit_accuracy
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.training.run_folder import RunFolder
 
     run, labels = tmp_path / "demo", [*range(10)] * 50
-    assert main(["demo", "--out", str(run), *tiny_words]) == 0
+    assert main(["demo", "--out", str(run), *tiny_overrides]) == 0
     samples, held_out = re.findall(r"^(?:Samples|Held-out) .*$", capsys.readouterr().out, re.MULTILINE)
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
     made = pipe(class_labels=labels, num_inference_steps=16, temperature=0.9, generator=0, output_type="np").images
@@ -94,9 +94,9 @@ def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, 
     assert "180 images" in held_out and (run / "report.html").is_file()
 
 
-def test_the_stages_one_at_a_time_make_the_same_models(tmp_path, tiny_words, trained_run):
+def test_the_stages_one_at_a_time_make_the_same_models(tmp_path, tiny_overrides, trained_run):
     out = str(tmp_path / "run")
-    assert main(["train-tokenizer", "--data", "digits", "--out", out, "--preset", "digits", *tiny_words]) == 0
+    assert main(["train-tokenizer", "--data", "digits", "--out", out, "--preset", "digits", *tiny_overrides]) == 0
     assert main(["encode", "--out", out]) == 0
     assert main(["train-prior", "--out", out]) == 0
     for part in ("tokenizer", "prior"):
@@ -218,11 +218,13 @@ def test_data_that_is_not_there_or_holds_no_image(fails, tmp_path):
     assert "broken.zip" in fails(*train, tmp_path / "broken.zip")
 
 
-def test_unreadable_images_are_left_out_and_listed_but_not_too_many(fails, tmp_path, image_folder, tiny_words, capsys):
+def test_unreadable_images_are_left_out_and_listed_but_not_too_many(
+    fails, tmp_path, image_folder, tiny_overrides, capsys
+):
     folder = image_folder(40)
     (folder / "000.png").write_bytes(b"not an image")
     (folder / "001.png").write_bytes((folder / "002.png").read_bytes()[:60])
-    words = [*tiny_words, "tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
+    words = [*tiny_overrides, "tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
     words = [
         "train-tokenizer",
         "--data",
@@ -249,12 +251,12 @@ def test_too_few_images_and_sizes_that_do_not_divide(fails, tmp_path, image_fold
     assert_names(fails(*data, "tokenizer.image_size=9"), " 9 ", " 8,")
 
 
-def test_the_perceptual_term_is_never_dropped_silently(fails, tmp_path, tiny_words, monkeypatch, capsys):
+def test_the_perceptual_term_is_never_dropped_silently(fails, tmp_path, tiny_overrides, monkeypatch, capsys):
     def offline(*_args, **_kwargs):
         raise OSError("no network")
 
     monkeypatch.setattr("lpips.LPIPS", offline)
-    train = ("train-tokenizer", "--data", "digits", "--preset", "digits", *tiny_words)
+    train = ("train-tokenizer", "--data", "digits", "--preset", "digits", *tiny_overrides)
     refused = fails(*train, "--out", tmp_path / "a", "objective.perceptual=1")
     assert "VGG-16" in refused and "objective.perceptual=0" in refused
     assert main([*train, "--out", str(tmp_path / "b")]) == 0

@@ -1,4 +1,4 @@
-"""`bld evaluate`, `bld neighbours`, `bld train-features` on a tiny run: figures, resuming, processes, refusals."""
+"""`bld evaluate`, `bld neighbours`, `bld train-features` on a tiny run: metrics, resuming, processes, refusals."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def evaluate(run: Path, features: Path, *more: str, name: str = "evaluation.json
 
 def test_every_figure_comes_with_what_moves_it(run_copy, features, capsys):
     record = evaluate(run_copy, features, "--num", "60", "--metrics", ALL, "--seed", "3")
-    figures = record["figures"]
-    assert set(figures) >= {"fd", "kid_mean", "is_mean", "precision", "recall", "diversity", "psnr", "psnr_std", "ssim",
+    metrics = record["figures"]
+    assert set(metrics) >= {"fd", "kid_mean", "is_mean", "precision", "recall", "diversity", "psnr", "psnr_std", "ssim",
                             "rfd", "bits_per_code", "bits_per_bit", "bits_per_dimension"}  # fmt: skip
-    assert all(value == value for value in figures.values())
+    assert all(value == value for value in metrics.values())
     assert record["samples"]["steps"] == 4 and record["samples"]["temperature"] == 0.9
     assert record["request"]["seed"] == 3 and record["request"]["num"] == 60
     assert record["reference"]["images"] == 1617 and record["unseen"]["images"] == 180
@@ -95,7 +95,7 @@ def test_samples_made_in_another_precision_or_by_other_defaults_are_not_taken(ru
     assert len(list((run_copy / "evaluation").glob("*/*.npz"))) == 3
 
 
-def test_two_processes_give_the_same_figures_as_one(run_copy, features):
+def test_two_processes_give_the_same_metrics_as_one(run_copy, features):
     """torchrun with two real processes on gloo; 2,500 samples are three shards."""
     words = ["evaluate", str(run_copy), "--features", str(features), "--steps", "1", "--num-images", "2500",
              "--metrics",

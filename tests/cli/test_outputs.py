@@ -156,7 +156,7 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_a_sentence():
     for number, key in enumerate(known_keys()):
         for word in words[number % 6 :: 6]:  # a sixth of them each: all take two minutes
             try:
-                settings = load_settings("digits", words=[f"{key}={word}"])
+                settings = load_settings("digits", overrides=[f"{key}={word}"])
             except SettingError as error:
                 refusals.append(str(error))
                 continue

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.priors import KINDS, Denoiser, DenoiserConfig, Transformer
-from bld.seeding import KeyedDraws, keyed_generators
+from bld.seeding import KeyedDraws, keyed_draws
 from bld.training.config import load_settings
 
 LABELS, T = torch.tensor([0, 1, 3]), 8
@@ -28,7 +28,7 @@ def config(**more: Any) -> DenoiserConfig:
 def same_when_traced_whole(call: Callable[[KeyedDraws], Tensor]) -> None:
     torch._dynamo.reset()
     traced = torch.compile(call, fullgraph=True, backend="eager")
-    once, twice = (keyed_generators(0, "compiling", range(3)) for _ in range(2))
+    once, twice = (keyed_draws(0, "compiling", range(3)) for _ in range(2))
     torch.testing.assert_close(traced(once), call(twice))
     assert once.calls == twice.calls
 
@@ -52,7 +52,7 @@ def test_a_training_step_of_bernoulli_diffusion_is_one_graph(target: str, patch_
 
 @pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
 def test_a_training_step_of_the_other_priors_of_bits_is_one_graph(kind: str):
-    settings = load_settings("digits", words=[f"prior.kind={kind}", f"diffusion.steps={T}", "sampling.steps=4"])
+    settings = load_settings("digits", overrides=[f"prior.kind={kind}", f"diffusion.steps={T}", "sampling.steps=4"])
     shape = config().code_shape
     process = settings.process(shape, 1.0)
     network: Transformer = KINDS[kind].build(config(), process)

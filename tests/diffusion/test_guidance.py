@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes, with_guidance
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 CONDITION, NULL = torch.tensor([0, 1, 2]), torch.tensor([9, 9, 9])
 
@@ -57,6 +57,6 @@ def test_sampling_calls_the_network_once_per_step(scale: float, batch: int):
         (3, 4, 2),
         BernoulliDiffusion(NoiseSchedule("linear", 8)),
         steps=5,
-        generators=keyed_generators(0, "guided", range(3)),
+        generators=keyed_draws(0, "guided", range(3)),
     )
     assert network.batches == [batch] * 5

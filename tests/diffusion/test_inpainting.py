@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
 from bld.errors import SettingError
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 from .enumeration import CODES, Oracle, index_of, noised, strongly_dependent
 
@@ -44,7 +44,7 @@ def test_known_bits_are_kept_exactly(mask: Tensor, known_bits: str, resample: in
         mask=mask,
         known_bits=known_bits,
         resample=resample,
-        generators=keyed_generators(0, "inpaint", range(2)),
+        generators=keyed_draws(0, "inpaint", range(2)),
     )
     keep = ~(mask.view(1, 3, 1) if mask.ndim == 1 else mask.unsqueeze(-1) if mask.ndim == 2 else mask)
     assert torch.equal(codes[keep.expand(2, 3, 2)], KNOWN.expand(2, 3, 2)[keep.expand(2, 3, 2)])
@@ -67,7 +67,7 @@ def test_the_network_sees_known_bits_noised_to_the_step_it_is_at(resample: int):
         known=KNOWN.unsqueeze(0),
         mask=torch.tensor([False, True, False]),
         resample=resample,
-        generators=keyed_generators(0, "noised", range(count)),
+        generators=keyed_draws(0, "noised", range(count)),
     )
     assert len(seen) == 7 * resample + 1
     for t, z_t in seen:
@@ -133,7 +133,7 @@ def test_inpainting_draws_from_the_enumerated_replacement_chain(state: int):
         known=CODES[state : state + 1],
         mask=(torch.arange(6) == 0).view(1, 3, 2),
         final="draw",
-        generators=keyed_generators(state, "one", range(count)),
+        generators=keyed_draws(state, "one", range(count)),
     )
     assert set(index_of(codes).tolist()) <= {state, state + 1}
     expected = replacement(truth, diffusion, state)

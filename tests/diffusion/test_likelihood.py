@@ -12,7 +12,7 @@ from torch import Tensor
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.diffusion.loss import variational_terms
 from bld.errors import SettingError
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 from .enumeration import (
     CODES,
@@ -117,7 +117,7 @@ def test_the_average_over_draws_is_the_enumerated_bound(kind: str, steps: int | 
             Oracle(TRUTH, diffusion),
             CODES[state].expand(count, -1, -1),
             steps=steps,
-            generators=keyed_generators(0, "bound", range(count)),
+            generators=keyed_draws(0, "bound", range(count)),
         )
         error = (bits.std() / count**0.5).item()
         assert abs(bits.mean().item() - expected[state].item()) < 5 * error  # false alarm 6e-7 each
@@ -170,7 +170,7 @@ def test_a_predictor_that_knows_nothing_pays_one_bit_per_bit():
             known = evidence[t - 1].view(-1, 1, 1).expand(z_t.shape)
             return known if target == "flip" else known * (1 - 2 * z_t.double())
 
-        bits = own.likelihood_bits(denoise, CODES, draws=60, generators=keyed_generators(0, "coin", range(64)))
+        bits = own.likelihood_bits(denoise, CODES, draws=60, generators=keyed_draws(0, "coin", range(64)))
         error = (bits.std() / 8).item()
         assert abs(bits.mean().item() - 6) < 5 * error + 1e-5  # false alarm 6e-7; 1e-5: evidence is float32
 
@@ -178,9 +178,9 @@ def test_a_predictor_that_knows_nothing_pays_one_bit_per_bit():
 def test_a_code_s_bound_depends_on_its_own_generator_only():
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 4))
     oracle = Oracle(TRUTH, diffusion)
-    together = diffusion.likelihood_bits(oracle, CODES[:5], draws=2, generators=keyed_generators(1, "own", range(5)))
+    together = diffusion.likelihood_bits(oracle, CODES[:5], draws=2, generators=keyed_draws(1, "own", range(5)))
     alone = [
-        diffusion.likelihood_bits(oracle, CODES[i : i + 1], draws=2, generators=keyed_generators(1, "own", [i]))
+        diffusion.likelihood_bits(oracle, CODES[i : i + 1], draws=2, generators=keyed_draws(1, "own", [i]))
         for i in range(5)
     ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-14, atol=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 from .enumeration import (
     SHAPE,
@@ -69,7 +69,7 @@ def test_sample_codes_draws_from_the_propagated_distribution(visited: int):
         diffusion,
         steps=visited,
         temperature=1.0,
-        generators=keyed_generators(0, "perfect", range(count)),
+        generators=keyed_draws(0, "perfect", range(count)),
         final="draw",
     )
     counts = torch.bincount(index_of(samples), minlength=64).double()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, SamplingStep, sample_codes
 from bld.errors import SettingError
 from bld.priors import Denoiser, DenoiserConfig
-from bld.seeding import keyed_generators, uniform
+from bld.seeding import keyed_draws, uniform
 
 N, C, STEPS = 16, 8, 16
 DIFFUSION = BernoulliDiffusion(NoiseSchedule("linear", STEPS))
@@ -25,7 +25,7 @@ def denoiser() -> Denoiser:
 
 
 def draw(denoiser: Denoiser, indices: range, **settings: object) -> Tensor:
-    generators = keyed_generators(7, "sample", indices)
+    generators = keyed_draws(7, "sample", indices)
     return sample_codes(denoiser, (len(indices), N, C), DIFFUSION, generators=generators, **settings)
 
 
@@ -93,7 +93,7 @@ def test_sampling_starts_from_fair_coins():
         starts.append(z_t.clone())
         return torch.zeros(z_t.shape)
 
-    sample_codes(denoise, (1000, 16, 8), DIFFUSION, steps=1, generators=keyed_generators(0, "coins", range(1000)))
+    sample_codes(denoise, (1000, 16, 8), DIFFUSION, steps=1, generators=keyed_draws(0, "coins", range(1000)))
     rate = starts[0].double().mean().item()
     assert abs(rate - 0.5) < 5 * 0.5 / 128_000**0.5  # 5 standard deviations: false alarm 6e-7
 
@@ -114,7 +114,7 @@ def test_the_previous_target_samples_with_all_steps_and_refuses_fewer():
         ({"steps": 17}, "1 to 16 steps.*not 17"),
         ({"shape": (0, 3, 2)}, r"\(n, N, c\).*not \(0, 3, 2\)"),
         ({"shape": (2, 6)}, r"\(n, N, c\).*not \(2, 6\)"),
-        ({"generators": keyed_generators(0, "x", range(3))}, "3 generators.*2 samples.*one per sample"),
+        ({"generators": keyed_draws(0, "x", range(3))}, "3 generators.*2 samples.*one per sample"),
         ({"resample": 0}, "at least 1.*got 0"),
         ({"corrector_steps": -1}, "at least 0.*-1"),
         ({"known": torch.zeros(1, 3, 2)}, "`known`.*`mask`"),
@@ -134,7 +134,7 @@ def test_a_chain_begun_where_another_stood_ends_where_the_other_ended(denoiser: 
     seen: list[SamplingStep] = []
     whole = draw(denoiser, range(3), callback=seen.append)
     half = seen[STEPS // 2 - 1]
-    generators = keyed_generators(7, "sample", range(3))
+    generators = keyed_draws(7, "sample", range(3))
     for _ in range(1 + STEPS // 2):  # as far as the other chain had drawn: its first bits, and half of the steps
         uniform((3, N, C), generators)
     rest = sample_codes(denoiser, (3, N, C), DIFFUSION, generators=generators, start=(half.codes, half.s))
@@ -163,7 +163,7 @@ def test_final_z1_gives_the_state_before_the_last_step(steps):
             (6, 4, 3),
             diffusion,
             steps,
-            generators=keyed_generators(0, "sample", range(6)),
+            generators=keyed_draws(0, "sample", range(6)),
             final=final,
             callback=lambda step, final=final: walks[final].append((step.t, step.s, step.codes.clone())),
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, steps
 from bld.errors import SettingError
-from bld.seeding import keyed_generator, keyed_generators
+from bld.seeding import keyed_draws, keyed_generator
 
 from .enumeration import bayes, kernel, posterior, probabilities, schedules, steps_of
 
@@ -78,8 +78,8 @@ def test_noising_draws_each_sample_at_its_own_step():
 def test_noising_keeps_shape_and_dtype_and_needs_no_neighbours():
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 8))
     z0 = torch.randint(0, 2, (6, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    together = diffusion.diffuse(z0, 5, keyed_generators(3, "noise", range(6)))
-    alone = [diffusion.diffuse(z0[i : i + 1], 5, keyed_generators(3, "noise", [i])) for i in range(6)]
+    together = diffusion.diffuse(z0, 5, keyed_draws(3, "noise", range(6)))
+    alone = [diffusion.diffuse(z0[i : i + 1], 5, keyed_draws(3, "noise", [i])) for i in range(6)]
     assert together.dtype == torch.uint8 and together.shape == z0.shape
     assert torch.equal(together, torch.cat(alone))
 
@@ -144,7 +144,7 @@ def test_the_previous_target_says_the_previous_bit_itself(schedule: NoiseSchedul
 
 
 @given(schedule=schedules(), p0=probabilities(), data=st.data())
-def test_the_plugin_posterior_is_the_paper_s_formula_with_its_indices_mended(
+def test_the_plugin_posterior_is_the_paper_s_formula_with_its_indices_corrected(
     schedule: NoiseSchedule, p0: Tensor, data: st.DataObject
 ):
     t, s = data.draw(steps_of(schedule))

@@ -16,18 +16,18 @@ def example(monkeypatch, capsys, tmp_path):
     """Runs an example in an empty folder; returns what it printed."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name, *words):
-        monkeypatch.setattr(sys, "argv", [name, *(str(word) for word in words)])
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *(str(word) for word in arguments)])
         runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
         return capsys.readouterr().out
 
     return run
 
 
-def test_training_on_a_folder_and_sampling(example, image_folder, tmp_path, tiny_words):
-    words = [word for word in tiny_words if "batch_size" not in word]
-    words += ["tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
-    command = ("train_and_sample", image_folder(24, size=8), tmp_path / "run", "digits", *words)
+def test_training_on_a_folder_and_sampling(example, image_folder, tmp_path, tiny_overrides):
+    overrides = [word for word in tiny_overrides if "batch_size" not in word]
+    overrides += ["tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
+    command = ("train_and_sample", image_folder(24, size=8), tmp_path / "run", "digits", *overrides)
     out = example(*command)
     assert "8 images of 8×8 pixels" in out and "4×4×32 bits" in out
     assert len(list((tmp_path / "run").glob("sample-*.png"))) == 8
@@ -70,8 +70,8 @@ def test_encoding_to_bytes_and_back(example, trained_run):
 
 def test_evaluating_from_python(example, run_copy):
     out = example("evaluate", run_copy, 32, 5)
-    figures = dict(line.split() for line in out.splitlines() if re.fullmatch(r"\w+ +\S+", line))
-    assert float(figures["fd"]) > 0 and float(figures["psnr"]) > 5 and 0 < float(figures["bits_per_bit"]) < 1.2
+    metrics = dict(line.split() for line in out.splitlines() if re.fullmatch(r"\w+ +\S+", line))
+    assert float(metrics["fd"]) > 0 and float(metrics["psnr"]) > 5 and 0 < float(metrics["bits_per_bit"]) < 1.2
 
 
 def test_every_example_is_run_here():

@@ -99,7 +99,7 @@ def test_a_command_of_the_pages_is_one_that_the_presets_take(words):
     presets = [words[words.index("--preset") + 1]] if "--preset" in words else ["digits", "cifar10", "emoji64"]
     settings = [word for word in words if re.fullmatch(r"[a-z_0-9.]+=.*", word)]
     for preset in presets:
-        load_settings(preset, words=settings)
+        load_settings(preset, overrides=settings)
 
 
 def test_a_link_that_leads_nowhere_is_refused(tmp_path):

@@ -86,14 +86,14 @@ def test_evaluate_tells_the_floor_beside_the_prior_and_both_psnrs(run_copy: Path
     out = run_copy / "e.json"
     words = ["evaluate", str(run_copy), "--metrics", "bits,psnr,ssim", "--steps", "2", "--out", str(out)]
     assert main(words) == 0
-    figures = json.loads(out.read_text())["figures"]
+    metrics = json.loads(out.read_text())["figures"]
     code = json.loads((run_copy / "progress.json").read_text())["code"]
-    assert figures["noise_bits"] == pytest.approx(code["noise_bits"], rel=1e-3)
-    assert figures["noise_bits"] < figures["bits_per_code"]
-    assert figures["noise_bits"] < figures["independent_bits"]
-    assert figures["drawn_psnr"] < figures["psnr"]
+    assert metrics["noise_bits"] == pytest.approx(code["noise_bits"], rel=1e-3)
+    assert metrics["noise_bits"] < metrics["bits_per_code"]
+    assert metrics["noise_bits"] < metrics["independent_bits"]
+    assert metrics["drawn_psnr"] < metrics["psnr"]
     said = capsys.readouterr().out
-    assert learned_sentence(512, figures["bits_per_code"], figures["noise_bits"], figures["independent_bits"]) in said
+    assert learned_sentence(512, metrics["bits_per_code"], metrics["noise_bits"], metrics["independent_bits"]) in said
 
 
 def test_reconstruct_tells_both_psnrs(trained_run: Path, tmp_path: Path, capsys):

@@ -62,7 +62,7 @@ def test_one_feature_is_enough():
     assert frechet_distance(whitened(50, 1, 0), whitened(60, 1, 1) * 3 + 2) == pytest.approx(4 + 4, rel=1e-9)
 
 
-def test_figures_are_those_of_torch_fidelity_itself():
+def test_metrics_are_those_of_torch_fidelity_itself():
     """The library's own functions on the same stored features, written out here with its defaults."""
     from torch_fidelity import metric_fid, metric_isc, metric_kid, metric_prc
 

@@ -13,11 +13,10 @@ from PIL import Image
 from bld.cli import main
 from bld.errors import SettingError
 from bld.experiments import scales
-from bld.experiments.prior_rows import figures_of
-from bld.experiments.reproduce import titles
-from bld.experiments.runner import Sampling, Workshop
+from bld.experiments.prior_rows import metrics_of
+from bld.experiments.reproduce import ITEMS, titles
+from bld.experiments.runner import Runner, Sampling
 from bld.experiments.scales import DIGITS, PRIORS
-from bld.experiments.tables import ITEMS
 from bld.experiments.verdict import Comparison
 from bld.training.config import FAITHFUL, load_settings
 
@@ -26,8 +25,8 @@ pytest.importorskip("torch_fidelity")
 TINY = replace(
     DIGITS,
     name="tiny",
-    words=(
-        *DIGITS.words,
+    overrides=(
+        *DIGITS.overrides,
         "tokenizer.base_channels=8",
         "tokenizer.embed_dim=8",
         "tokenizer_training.steps=4",
@@ -135,7 +134,7 @@ def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
         rows = item.rows(DIGITS, 16)
         assert item.claim and len({row.label for row in rows}) == len(rows) >= 2
         assert all(row.prior in PRIORS or not row.prior for row in rows)
-        values = {row.label: {f: [1.0, 1.0] for f in (*item.figures, "diversity", "recall")} for row in rows}
+        values = {row.label: {f: [1.0, 1.0] for f in (*item.metrics, "diversity", "recall")} for row in rows}
         assert item.claims(values), item.name
 
 
@@ -146,11 +145,11 @@ PAPER_ROWS = [(item, preset) for item in ITEMS for preset in scales.PAPER_PRESET
 def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, preset, tmp_path):
     """Each row's settings hold together with the preset of its experiment, and its steps with its diffusion."""
     scale = scales.scale_for("paper", item.name, preset=preset)
-    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    runner = Runner(scale, tmp_path, lambda _: None, data="anywhere")
     for row in item.rows(scale, 256):
         if not row.prior:
             continue
-        settings = load_settings(scale.preset, words=shop.words(shop.tokenizer_of(row.prior), row.prior, 0))
+        settings = load_settings(scale.preset, overrides=runner.overrides(runner.tokenizer_of(row.prior), row.prior, 0))
         process = settings.process(settings.tokenizer.code_shape, 1.0)
         assert row.sampling.steps is None or row.sampling.steps <= process.steps, row.label
         assert process.may_skip or row.sampling.steps in (None, process.steps), row.label
@@ -214,14 +213,16 @@ PRINTED[("table5", "ffhq256")] = PRINTED[("table5", "churches256")]
 @pytest.mark.parametrize(("name", "preset"), PRINTED)
 def test_rows_at_paper_scale_have_the_papers_steps_and_stand_beside_its_figures(name, preset, tmp_path):
     scale = scales.scale_for("paper", name, preset=preset)
-    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    runner = Runner(scale, tmp_path, lambda _: None, data="anywhere")
     rows = {row.label: row for item in ITEMS if item.name == name for row in item.rows(scale, 256)}
     for label, (sampled, trained, printed) in PRINTED[(name, preset)].items():
         row = rows.pop(label)
         figures = tuple(value for heading, value in row.paper.items() if heading != "steps")
         assert (row.sampling.steps, figures) == (sampled, printed), label
         if row.prior:
-            settings = load_settings(scale.preset, words=shop.words(shop.tokenizer_of(row.prior), row.prior, 0))
+            settings = load_settings(
+                scale.preset, overrides=runner.overrides(runner.tokenizer_of(row.prior), row.prior, 0)
+            )
             assert settings.process(settings.tokenizer.code_shape, 1.0).steps == trained, label
     assert not any(row.paper for row in rows.values())  # what the paper does not print stands beside nothing of it
 
@@ -229,11 +230,11 @@ def test_rows_at_paper_scale_have_the_papers_steps_and_stand_beside_its_figures(
 @pytest.mark.parametrize("name", ["binary", "vq", "real", "binary-small", "vq-small", "real-small"])
 def test_the_formats_at_paper_scale_are_the_presets_of_table_4(name, tmp_path):
     scale = scales.scale_for("paper", "table4")
-    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    runner = Runner(scale, tmp_path, lambda _: None, data="anywhere")
     grid = "-8x8" if name.endswith("-small") else ""
     suffix = {"binary": "", "vq": "-vq", "real": "-real"}[name.removesuffix("-small")]
-    theirs = load_settings(f"bedrooms256{grid}{suffix}", words=FAITHFUL)
-    ours = load_settings(scale.preset, words=shop.words(name, "bernoulli", 0))
+    theirs = load_settings(f"bedrooms256{grid}{suffix}", overrides=FAITHFUL)
+    ours = load_settings(scale.preset, overrides=runner.overrides(name, "bernoulli", 0))
     assert (ours.tokenizer, ours.objective) == (theirs.tokenizer, theirs.objective)
 
 
@@ -241,21 +242,21 @@ def test_at_paper_scale_classes_are_judged_by_cas_of_a_resnet_50():
     scale = scales.scale_for("paper", "table2")
     assert scale.cas == ("resnet50", 90) and scale.classifier_steps == 0
     judge = SimpleNamespace(judge_knows_classes=False)
-    figures = {item.name: figures_of(judge, item.figures) for item in ITEMS}
-    assert "accuracy" not in {name for names in figures.values() for name in names}
+    metrics = {item.name: metrics_of(judge, item.metrics) for item in ITEMS}
+    assert "accuracy" not in {name for names in metrics.values() for name in names}
     for name in ("table2", "figureM", "guided-steps"):
-        assert figures[name][-2:] == ("cas_top1", "cas_top5"), name
+        assert metrics[name][-2:] == ("cas_top1", "cas_top5"), name
     item = next(item for item in ITEMS if item.name == "figureM")
-    values = {row.label: {figure: [0.5, 0.5] for figure in figures["figureM"]} for row in item.rows(scale, 256)}
+    values = {row.label: {metric: [0.5, 0.5] for metric in metrics["figureM"]} for row in item.rows(scale, 256)}
     assert len(item.claims(values)) == 3
 
 
 @pytest.mark.parametrize("scale", [scales.DIGITS, scales.CIFAR10], ids=lambda scale: scale.name)
 def test_nothing_is_trained_on_the_images_that_samples_are_held_against(scale, tmp_path, image_folder):
-    shop = Workshop(scale, tmp_path, lambda _: None, data=str(image_folder(120, classes=2, size=8)))
-    against = set(shop.reference.names)
+    runner = Runner(scale, tmp_path, lambda _: None, data=str(image_folder(120, classes=2, size=8)))
+    against = set(runner.reference.names)
     for seed in range(3):
-        trained_on, held_out = (set(part.names) for part in shop.split(seed))
+        trained_on, held_out = (set(part.names) for part in runner.split(seed))
         assert against == held_out and not against & trained_on
 
 
@@ -271,17 +272,19 @@ def test_a_code_length_stands_only_beside_the_sampling_it_is_of():
 @pytest.mark.parametrize("name", scales.SCALES)
 def test_the_settings_of_every_run_fit_together(name, faithful, tmp_path):
     scale = scales.scale_for(name, "table5", faithful)
-    shop = Workshop(scale, tmp_path, lambda _: None, data="anywhere")
+    runner = Runner(scale, tmp_path, lambda _: None, data="anywhere")
     for name in PRIORS:
-        load_settings(scale.preset, words=shop.words(shop.tokenizer_of(name), name, 0))
+        load_settings(scale.preset, overrides=runner.overrides(runner.tokenizer_of(name), name, 0))
     for name in scale.formats:
-        load_settings(scale.preset, words=shop.words(name, "gaussian" if name.startswith("real") else "bernoulli", 0))
+        load_settings(
+            scale.preset, overrides=runner.overrides(name, "gaussian" if name.startswith("real") else "bernoulli", 0)
+        )
 
 
 def test_a_sample_does_not_depend_on_how_many_are_drawn(root):
-    shop = Workshop(TINY, root, lambda _: None)
-    pipeline = shop.pipeline("bernoulli", 0)
-    few, many = (next(shop.batches(pipeline, Sampling(4), n))[0] for n in (3, 9))
+    runner = Runner(TINY, root, lambda _: None)
+    pipeline = runner.pipeline("bernoulli", 0)
+    few, many = (next(runner.batches(pipeline, Sampling(4), n))[0] for n in (3, 9))
     assert (few == many[:3]).all()
 
 
@@ -316,7 +319,7 @@ def test_what_measures_without_gradients_trains_what_is_missing(name, tmp_path):
 
 def test_runs_of_other_settings_or_images_are_never_taken(root, monkeypatch, capsys, image_folder):
     run(root, "figure5")
-    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, words=(*TINY.words, "prior_training.steps=5")))
+    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, overrides=(*TINY.overrides, "prior_training.steps=5")))
     assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root)]) == 2
     assert "trained on other images or with other settings" in capsys.readouterr().err
     monkeypatch.setitem(scales.SCALES, "tiny", TINY)

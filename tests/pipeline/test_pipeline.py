@@ -14,7 +14,7 @@ from PIL import Image
 from bld import BinaryLatentDiffusionPipeline
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.pipeline import fill_from_surroundings
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_sample_i_depends_on_seed_and_i_only(pipe):
 
 def test_a_seed_a_generator_and_generators_all_name_the_same_noise(pipe):
     by_seed = pipe(3, generator=5, output_type="latent").images
-    own = pipe(3, generator=keyed_generators(5, "sample", range(3)), output_type="latent").images
+    own = pipe(3, generator=keyed_draws(5, "sample", range(3)), output_type="latent").images
     assert torch.equal(by_seed, own)
     one, two = (pipe(3, generator=torch.Generator().manual_seed(1), output_type="latent").images for _ in range(2))
     assert torch.equal(one, two)
@@ -290,7 +290,7 @@ def test_a_variation_is_the_code_at_little_noise_and_another_picture_at_full_noi
     changed = [float((varied != codes).float().mean()) for varied in (near, far)]
     assert changed[0] < 0.2 < changed[1]
     assert torch.equal(
-        far[1:2], pipe.vary(codes[1:2], 1.0, **{**options, "generator": keyed_generators(2, "vary", [1])}).codes
+        far[1:2], pipe.vary(codes[1:2], 1.0, **{**options, "generator": keyed_draws(2, "vary", [1])}).codes
     )
     assert torch.equal(far, pipe.vary(codes, 1.0, batch_size=2, **options).codes)
 

@@ -44,8 +44,8 @@ def test_the_largest_sizes_are_taken_that_still_make_enough_steps(minutes: float
 
 
 def test_a_larger_prior_is_to_see_more_images():
-    settings = load_settings("cifar10", words=["prior.dim=256", "prior.depth=8"])
-    deeper = load_settings("cifar10", words=["prior.dim=256", "prior.depth=16", "prior_training.batch_size=32"])
+    settings = load_settings("cifar10", overrides=["prior.dim=256", "prior.depth=8"])
+    deeper = load_settings("cifar10", overrides=["prior.dim=256", "prior.depth=16", "prior_training.batch_size=32"])
     images = [wanted_steps(one, "prior") * one.prior_training.batch_size for one in (settings, deeper)]
     assert images[0] == pytest.approx(0.018 * 6.4e6, rel=0.03) and images[1] == pytest.approx(2 * images[0], rel=0.05)
 
@@ -57,12 +57,12 @@ def test_a_longer_time_or_a_faster_machine_never_gets_smaller_networks():
 
 
 def test_sizes_that_someone_has_chosen_are_left_alone():
-    settings = load_settings("cifar10", words=["prior.dim=384", "tokenizer.base_channels=40"])
+    settings = load_settings("cifar10", overrides=["prior.dim=384", "tokenizer.base_channels=40"])
     both = plan(settings, 1800, LAPTOP, ["prior.dim", "tokenizer.base_channels"])
     assert both.sizes == {} and both.steps["prior"] > 0
     assert set(plan(settings, 1800, LAPTOP, ["prior.dim"]).sizes) == {"tokenizer.base_channels"}
     assert plan(load_settings("churches256"), 1800, LAPTOP).sizes == {}  # the paper's
-    assert plan(load_settings("cifar10", words=["sizes_by_budget=false"]), 1800, LAPTOP).sizes == {}
+    assert plan(load_settings("cifar10", overrides=["sizes_by_budget=false"]), 1800, LAPTOP).sizes == {}
 
 
 def test_the_time_is_shared_between_stages_and_what_comes_after_them():
@@ -83,8 +83,8 @@ def test_the_arithmetic_agrees_with_the_operations_of_a_real_step(preset: str):
         assert training_flops(settings, stage) == pytest.approx(flops, rel=0.1)
 
 
-def test_measuring_changes_no_random_draw_and_takes_some_seconds_at_most(tiny_words: list[str]):
-    settings = load_settings("digits", words=tiny_words)
+def test_measuring_changes_no_random_draw_and_takes_some_seconds_at_most(tiny_overrides: list[str]):
+    settings = load_settings("digits", overrides=tiny_overrides)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -123,7 +123,7 @@ def test_info_foretells_what_a_budget_buys(monkeypatch, capsys):
     assert main(["info", "cifar10", "--budget", "30m", "prior.dim=384"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
     shown = {name: value.strip() for name, value in lines.items()}
-    settings = load_settings("cifar10", words=["prior.dim=384"])
+    settings = load_settings("cifar10", overrides=["prior.dim=384"])
     bought = plan(settings, 1800, LAPTOP, ["prior.dim"])
     assert shown["tokenizer training reaches"] == "90 GFLOP/s"
     assert shown["in 16.2 minutes"] == f"about {bought.steps['prior']:,} steps of 128"

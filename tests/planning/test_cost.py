@@ -32,8 +32,8 @@ from bld.training.stages.tokenizer import RECOMPUTED, TokenizerStage
 PLAIN = ["objective.perceptual=0", "objective.adversarial=0", "mixed_precision=float32"]
 
 
-def settings(preset: str, *words: str) -> Settings:
-    return load_settings(preset, words=[*PLAIN, *words])
+def settings(preset: str, *overrides: str) -> Settings:
+    return load_settings(preset, overrides=[*PLAIN, *overrides])
 
 
 def test_a_transformers_step_is_three_forwards_counted_by_hand():
@@ -69,10 +69,10 @@ def measured_peak(step: Callable[[], None]) -> int:
     return peak
 
 
-def real_step(stage_name: str, tmp_path: Path, words: list[str]) -> tuple[StageRun, Callable[[], None]]:
+def real_step(stage_name: str, tmp_path: Path, overrides: list[str]) -> tuple[StageRun, Callable[[], None]]:
     """A step of the real loop, with what comes around it, after a few that have made Adam's state."""
     run = RunFolder(tmp_path / "run")
-    recipe = Recipe(run.adopt("cifar10", words, "digits"), run, lambda _: None)
+    recipe = Recipe(run.adopt("cifar10", overrides, "digits"), run, lambda _: None)
     if stage_name == "prior":
         recipe.train_tokenizer()
         cache, tokenizer = recipe.encode(), load_tokenizer(run.tokenizer)
@@ -96,12 +96,12 @@ def real_step(stage_name: str, tmp_path: Path, words: list[str]) -> tuple[StageR
 @pytest.mark.parametrize("stage", ["tokenizer", "prior"])
 def test_the_real_loop_needs_the_memory_that_was_said(stage: str, tmp_path: Path):
     """Beside weights, Adam's state and average, which were there before."""
-    words = [
-        *PLAIN, *TOKENIZER_WORDS, *PRIOR_WORDS, "objective.adversarial=0.1", "objective.adversarial_ramp=0",
+    overrides = [
+        *PLAIN, *TOKENIZER_OVERRIDES, *PRIOR_OVERRIDES, "objective.adversarial=0.1", "objective.adversarial_ramp=0",
         "objective.discriminator_channels=32", "tokenizer_training.steps=1", "tokenizer_training.previews=1",
         "tokenizer_training.batch_size=16", "prior_training.batch_size=32", "data.held_out=100",
     ]  # fmt: skip
-    going, step = real_step(stage, tmp_path, words)
+    going, step = real_step(stage, tmp_path, overrides)
     s = going.stage.settings
     said = tokenizer_step(s, 16, bf16=False) if stage == "tokenizer" else prior_step(s, 32, 10, bf16=False)
     assert said.parameters == sum(parameters(network) for network in going.networks.values())
@@ -117,7 +117,7 @@ def test_a_device_is_priced_in_the_precision_that_it_trains_in():
 
 
 @pytest.mark.parametrize(
-    "words, classes, passes",
+    "overrides, classes, passes",
     [
         ([], 10, 64),
         (["sampling.guidance_scale=2"], 10, 128),
@@ -127,9 +127,9 @@ def test_a_device_is_priced_in_the_precision_that_it_trains_in():
         (["prior.kind=autoregressive"], 10, 1),
     ],
 )
-def test_a_sample_costs_its_passes(words: list[str], classes: int, passes: int):
+def test_a_sample_costs_its_passes(overrides: list[str], classes: int, passes: int):
     plain = ("sampling.steps=0", "sampling.guidance_scale=1", "prior.patch_size=1")
-    assert forwards(settings("cifar10", *plain, *words), classes) == passes
+    assert forwards(settings("cifar10", *plain, *overrides), classes) == passes
 
 
 def tokenizer_training(s: Settings, images: int) -> tuple[nn.Module, Callable[[], None]]:
@@ -164,14 +164,14 @@ def prior_training(s: Settings, codes: int) -> tuple[nn.Module, Callable[[], Non
     return model, step
 
 
-TOKENIZER_WORDS = ["tokenizer.base_channels=32", "tokenizer.embed_dim=32"]
-PRIOR_WORDS = ["prior.dim=128", "prior.depth=6", "prior.heads=4", "prior.evidence=false"]
+TOKENIZER_OVERRIDES = ["tokenizer.base_channels=32", "tokenizer.embed_dim=32"]
+PRIOR_OVERRIDES = ["prior.dim=128", "prior.depth=6", "prior.heads=4", "prior.evidence=false"]
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("preset, images", [("digits", 64), ("cifar10", 16)])
 def test_a_tokenizer_step_computes_and_keeps_what_was_said(preset: str, images: int, recompute: bool):
-    s = settings(preset, *TOKENIZER_WORDS, f"tokenizer_training.activation_checkpointing={str(recompute).lower()}")
+    s = settings(preset, *TOKENIZER_OVERRIDES, f"tokenizer_training.activation_checkpointing={str(recompute).lower()}")
     said = tokenizer_step(s, images, bf16=False)
     model, step = tokenizer_training(s, images)
     assert said.parameters == said.averaged == parameters(model)
@@ -183,7 +183,7 @@ def test_a_tokenizer_step_computes_and_keeps_what_was_said(preset: str, images: 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("preset, codes", [("digits", 64), ("cifar10", 32)])
 def test_a_prior_step_computes_and_keeps_what_was_said(preset: str, codes: int, recompute: bool):
-    s = settings(preset, *PRIOR_WORDS, f"prior_training.activation_checkpointing={str(recompute).lower()}")
+    s = settings(preset, *PRIOR_OVERRIDES, f"prior_training.activation_checkpointing={str(recompute).lower()}")
     said = prior_step(s, codes, num_classes=0, bf16=False)
     model, step = prior_training(s, codes)
     if recompute:
@@ -197,8 +197,8 @@ def test_a_prior_step_computes_and_keeps_what_was_said(preset: str, codes: int, 
 
 
 def test_recomputing_costs_at_most_a_third_more_and_keeps_less():
-    words = ["tokenizer_training.activation_checkpointing=true"]
-    plain, again = (tokenizer_step(settings("cifar10", *w), 16, bf16=False) for w in ([], words))
+    overrides = ["tokenizer_training.activation_checkpointing=true"]
+    plain, again = (tokenizer_step(settings("cifar10", *w), 16, bf16=False) for w in ([], overrides))
     assert plain.flops < again.flops < 1.34 * plain.flops
     assert again.memory["activations"] < 0.7 * plain.memory["activations"]
 
@@ -209,8 +209,8 @@ def test_half_precision_keeps_about_half():
 
 
 def test_a_discriminator_and_lpips_are_counted():
-    s = load_settings("churches256", words=["tokenizer.image_size=64"])
-    plain = load_settings("churches256", words=["tokenizer.image_size=64", *PLAIN])
+    s = load_settings("churches256", overrides=["tokenizer.image_size=64"])
+    plain = load_settings("churches256", overrides=["tokenizer.image_size=64", *PLAIN])
     with_both, without = tokenizer_step(s, 1, bf16=True), tokenizer_step(plain, 1, bf16=True)
     assert with_both.parameters - without.parameters == 2_765_633 and with_both.flops > without.flops
     assert with_both.frozen > 14_000_000 and without.frozen == 0
@@ -238,20 +238,20 @@ def test_a_plan_shares_the_batch_and_says_where_it_stops_scaling():
 def test_info_prints_a_plan_and_refuses_what_there_is_not(capsys: pytest.CaptureFixture[str]):
     assert main(["info", "cifar10", "--device", "h200", "--devices", "8"]) == 0
     out = capsys.readouterr().out
-    for words in (
+    for text in (
         "8 × h200",
         "memory: activations",
         "sent per device and step",
         "hours for",
         "encoding 100,000 images",
     ):
-        assert words in out
+        assert text in out
     assert main(["info", "cifar10", "--device", "h20"]) == 2
     assert "'h200'?" in capsys.readouterr().err
-    for words in (["--devices", "0"], ["--utilisation", "1.5"]):
-        assert main(["info", "cifar10", "--device", "h200", *words]) == 2
+    for options in (["--devices", "0"], ["--utilisation", "1.5"]):
+        assert main(["info", "cifar10", "--device", "h200", *options]) == 2
         assert "--utilisation above 0" in capsys.readouterr().err
-        assert main(["info", "cifar10", *words]) == 2
+        assert main(["info", "cifar10", *options]) == 2
         assert "--device," in capsys.readouterr().err
     assert main(["info", "churches256", "--device", "h200", "parallel=fsdp"]) == 0
     assert "fsdp" in capsys.readouterr().out

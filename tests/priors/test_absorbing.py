@@ -11,7 +11,7 @@ import torch
 from bld.errors import SettingError
 from bld.priors import AbsorbingDenoiser, AbsorbingDiffusion, DenoiserConfig
 from bld.priors.absorbing import MASKED
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 N, C = 4, 2
 
@@ -103,7 +103,7 @@ def test_what_is_revealed_stays_and_everything_is_revealed(network, process, ste
     seen = []
     process.sample(
         lambda z, t: seen.append((z, t)) or network(z, t), (32, N, C), steps=steps, reveal=reveal,
-        generators=keyed_generators(0, "sample", range(32)),
+        generators=keyed_draws(0, "sample", range(32)),
     )  # fmt: skip
     assert len(seen) == steps
     for (z, t), (later, _) in itertools.pairwise(seen):
@@ -150,7 +150,7 @@ def test_confidence_reveals_the_surest_position_first(process):
     states = []
     process.sample(
         lambda z, t: states.append(z) or sure_of_two(z, t), (64, N, C), reveal="confidence",
-        generators=keyed_generators(0, "sample", range(64)),
+        generators=keyed_draws(0, "sample", range(64)),
     )  # fmt: skip
     assert (states[1][:, 2] == 1).all() and ((states[1][..., 0] != MASKED).sum(1) == 1).all()
 
@@ -158,7 +158,7 @@ def test_confidence_reveals_the_surest_position_first(process):
 @torch.no_grad()
 def test_a_sample_depends_on_its_own_generator_alone(network, process):
     def draw(indices: range) -> torch.Tensor:
-        return process.sample(network, (len(indices), N, C), generators=keyed_generators(3, "sample", indices))
+        return process.sample(network, (len(indices), N, C), generators=keyed_draws(3, "sample", indices))
 
     assert torch.equal(draw(range(8))[5:6], draw(range(5, 6)))
 

@@ -9,7 +9,7 @@ import torch
 
 from bld.errors import SettingError
 from bld.priors import Autoregression, AutoregressiveTransformer, DenoiserConfig
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 H, W, C = 2, 2, 2
 N = H * W
@@ -82,7 +82,7 @@ def test_samples_follow_the_likelihood(network):
 def test_a_sample_depends_on_its_own_generator_alone(network):
     def draw(indices: range) -> torch.Tensor:
         walk = network.for_sampling()
-        return Autoregression(N).sample(walk, (len(indices), N, C), generators=keyed_generators(3, "sample", indices))
+        return Autoregression(N).sample(walk, (len(indices), N, C), generators=keyed_draws(3, "sample", indices))
 
     assert torch.equal(draw(range(8))[5:6], draw(range(5, 6)))
 

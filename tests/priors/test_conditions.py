@@ -11,7 +11,7 @@ from bld.errors import SettingError
 from bld.io.files import read_json, write_json
 from bld.nn.attention import attention
 from bld.priors import KINDS, Autoregression, DenoiserConfig, Transformer
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.serialization.models import load_prior, save_model
 
 N, C, V = 6, 3, 5
@@ -116,7 +116,7 @@ def test_a_guided_walk_over_positions_samples_with_vectors(null: str):
         condition = conditions("vectors", 6)[rows.start : rows.stop]
         denoise = with_guidance(model.for_sampling(), model.dropped(condition, torch.zeros(len(rows)).bool()),
                                 model.no_condition(len(rows)), 2.0)  # fmt: skip
-        return Autoregression(N).sample(denoise, (len(rows), N, C), generators=keyed_generators(3, "sample", rows))
+        return Autoregression(N).sample(denoise, (len(rows), N, C), generators=keyed_draws(3, "sample", rows))
 
     assert torch.equal(draw(range(6))[2:4], draw(range(2, 4)))
 

@@ -9,7 +9,7 @@ import torch
 
 from bld.errors import MissingPackageError, SettingError
 from bld.priors import DenoiserConfig, GaussianDenoiser, GaussianDiffusion
-from bld.seeding import keyed_generators, normal
+from bld.seeding import keyed_draws, normal
 
 pytest.importorskip("diffusers")
 
@@ -37,7 +37,7 @@ def test_the_perfect_predictor_of_one_point_returns_it(steps):
         kept = process.scheduler.alphas_cumprod[t - 1].view(-1, 1, 1)
         return (x - kept.sqrt() * point) / (1 - kept).sqrt()
 
-    drawn = process.sample(denoise, (5, 3, 4), steps=steps, generators=keyed_generators(0, "sample", range(5)))
+    drawn = process.sample(denoise, (5, 3, 4), steps=steps, generators=keyed_draws(0, "sample", range(5)))
     assert torch.allclose(drawn, 2.0 * point.expand(5, 3, 4), atol=1e-3)
 
 
@@ -83,7 +83,7 @@ def test_an_error_of_the_network_does_not_grow_however_few_the_steps(schedule):
 
 def test_the_loss_is_that_of_what_is_predicted():
     z0, t = torch.randn(3, 2, 2), torch.tensor([1, 8, 16])
-    noise = normal(z0.shape, keyed_generators(0, "noise", range(3)), "cpu")
+    noise = normal(z0.shape, keyed_draws(0, "noise", range(3)), "cpu")
     process = GaussianDiffusion(16, scale=2.0, prediction="v")
     kept = process.scheduler.alphas_cumprod[t - 1].view(-1, 1, 1)
     v = kept.sqrt() * noise - (1 - kept).sqrt() * z0 / 2
@@ -91,7 +91,7 @@ def test_the_loss_is_that_of_what_is_predicted():
     def perfect(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return v
 
-    assert float(process.training_loss(perfect, z0, t, keyed_generators(0, "noise", range(3))).total) < 1e-10
+    assert float(process.training_loss(perfect, z0, t, keyed_draws(0, "noise", range(3))).total) < 1e-10
 
 
 def test_old_models_predict_the_noise_and_runs_of_then_go_on_so(tmp_path):
@@ -144,8 +144,8 @@ def test_normal_draws_are_keyed_and_normal():
     assert abs(x.var() - 1) < 6 * (2 / 100_000) ** 0.5
     assert abs((x**4).mean() - 3) < 6 * (96 / 100_000) ** 0.5
     assert torch.isfinite(x).all()
-    both = normal((2, 3), keyed_generators(0, "x", range(2)))
-    assert torch.equal(both[1:], normal((1, 3), keyed_generators(0, "x", range(1, 2))))
+    both = normal((2, 3), keyed_draws(0, "x", range(2)))
+    assert torch.equal(both[1:], normal((1, 3), keyed_draws(0, "x", range(1, 2))))
 
 
 def test_noising_is_that_of_diffusers_on_whichever_device():

@@ -166,12 +166,12 @@ def test_hostile_class_names_and_paths_stay_text(run_copy: Path, tmp_path: Path)
     assert all(attrs["src"].startswith("data:") for attrs in page.all("img"))
 
 
-def test_unlabelled_images_of_a_folder(image_folder, tiny_words: list[str], tmp_path: Path):
+def test_unlabelled_images_of_a_folder(image_folder, tiny_overrides: list[str], tmp_path: Path):
     run = RunFolder(tmp_path / "run")
     folder = image_folder(40, size=32)
-    words = [*tiny_words, "tokenizer.image_size=32", "sampling.steps=4", "prior_training.steps=1"]
-    words += ["tokenizer_training.steps=1"]
-    Recipe(run.adopt("digits", words, str(folder)), run, lambda _: None).train()
+    overrides = [*tiny_overrides, "tokenizer.image_size=32", "sampling.steps=4", "prior_training.steps=1"]
+    overrides += ["tokenizer_training.steps=1"]
+    Recipe(run.adopt("digits", overrides, str(folder)), run, lambda _: None).train()
     page = _report(run.path)
     assert page.sections() == EVERY_SECTION
     assert "64 images that never existed" in page.text and "--classes" not in page.text

@@ -171,7 +171,7 @@ def test_a_judge_says_the_same_under_a_samplers_autocast(kind: str, digits: Imag
     assert all(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
 
 
-def test_figures_of_reconstructions_are_taken_in_float32(
+def test_metrics_of_reconstructions_are_taken_in_float32(
     trained_run: Path, digits: ImageSet, monkeypatch: pytest.MonkeyPatch
 ):
     """The judged network runs under autocast, the judges do not."""
@@ -192,7 +192,7 @@ def test_figures_of_reconstructions_are_taken_in_float32(
     monkeypatch.setattr(pipe.tokenizer.decoder, "forward", noting("decoder", pipe.tokenizer.decoder.forward))
     request = evaluate.Request(metrics=("psnr", "lpips", "rfd"), reconstructed=16)
     with half():
-        evaluate.reconstruction_figures(pipe, digits, request, own)
+        evaluate.reconstruction_metrics(pipe, digits, request, own)
     assert seen == {"decoder": True, "lpips": False, "features": False}
 
 

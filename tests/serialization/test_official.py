@@ -16,7 +16,7 @@ from bld.cli import main
 from bld.codes import to_tokens
 from bld.diffusion import sample_codes
 from bld.errors import CheckpointError, SettingError
-from bld.seeding import keyed_generators, uniform
+from bld.seeding import keyed_draws, uniform
 from bld.serialization.models import load_prior, load_process, load_tokenizer
 from bld.serialization.official import convert, read_state
 from bld.serialization.official_layout import OfficialOptions
@@ -88,7 +88,7 @@ def test_the_plugin_posterior_with_clean_bits_replays_the_public_sampler(convert
     shape = (4, 64, layout.bits)
     known = torch.rand(shape) < 0.5
     keep = (torch.rand(4, 64, 1) < 0.5).expand(shape) if inpainting else None
-    generators = keyed_generators(0, "sample", range(4))
+    generators = keyed_draws(0, "sample", range(4))
     draws = [uniform(shape, generators) for _ in range(layout.steps)]
     expected = sample(prior, layout, draws, known.float(), keep)
     assert 0.1 < expected.mean() < 0.9
@@ -97,14 +97,14 @@ def test_the_plugin_posterior_with_clean_bits_replays_the_public_sampler(convert
         shape,
         pipe.diffusion,
         temperature=0.9,
-        generators=keyed_generators(0, "sample", range(4)),
+        generators=keyed_draws(0, "sample", range(4)),
         known=known if inpainting else None,
         mask=~keep if inpainting else None,
         known_bits="clean",
     )
     assert torch.equal(codes, expected.to(torch.uint8))
     exact = sample_codes(
-        pipe.prior, shape, pipe.with_posterior("exact").diffusion, generators=keyed_generators(0, "sample", range(4))
+        pipe.prior, shape, pipe.with_posterior("exact").diffusion, generators=keyed_draws(0, "sample", range(4))
     )
     assert not torch.equal(exact, codes)
 

@@ -36,7 +36,7 @@ def labels_of(model: Model) -> set[str]:
 
 def test_a_conditional_bernoulli_model_has_every_control():
     labels = labels_of(model_of("bernoulli", classes=3))
-    assert {"Class", "Seed", "Steps", "Temperature τ", "Guidance", "Resample walks", "Posterior A"} <= labels
+    assert {"Class", "Seed", "Steps", "Temperature τ", "Guidance", "Resampling", "Posterior A"} <= labels
     assert "Prompt" not in labels
 
 
@@ -44,7 +44,7 @@ def test_controls_without_a_use_are_left_out():
     labels = labels_of(model_of("bernoulli", classes=0))
     assert "Steps" in labels and not labels & {"Class", "Guidance", "Guidance A"}
     labels = labels_of(model_of("autoregressive", classes=0))
-    assert "Seed" in labels and not labels & {"Steps", "Resample walks", "Posterior A"}
+    assert "Seed" in labels and not labels & {"Steps", "Resampling", "Posterior A"}
 
 
 def test_a_model_that_takes_prompts_gets_a_box_for_them():

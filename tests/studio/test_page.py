@@ -207,14 +207,14 @@ def test_a_stop_leaves_what_is_there_and_the_page_can_be_used_on(
     upload(panel, photo, tmp_path / "photo.png")
     panel.locator(".bld-painter canvas").wait_for()
     panel.get_by_role("button", name="Invert").click()
-    for label, value in (("Fillings", 64), ("Resample walks", 8), ("Steps", 64)):
+    for label, value in (("Fillings", 64), ("Resampling", 8), ("Steps", 64)):
         number(panel, label, value)
     panel.locator("[id^=bld-run-]").click()
     panel.locator(".bld-steps").wait_for()
     panel.get_by_role("button", name="Stop").click()
     page.wait_for_function("document.querySelector('.bld-steps span')?.textContent.startsWith('Stopped after step')")
     number(panel, "Fillings", 1)
-    number(panel, "Resample walks", 1)
+    number(panel, "Resampling", 1)
     number(panel, "Steps", 2)
     assert run(panel).locator("figure").count() == 3
 

@@ -1,4 +1,4 @@
-"""Many visitors at once: each gets his own pictures, and whoever is one too many a sentence."""
+"""Many visitors at once: each gets their own pictures, and whoever is one too many a sentence."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bld.errors import MissingPackageError, SettingError
-from bld.seeding import keyed_generator, keyed_generators
+from bld.seeding import keyed_draws, keyed_generator
 from bld.serialization.models import load_tokenizer, save_model, tokenizer_hash
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, ObjectiveConfig, ReconstructionObjective
 from bld.tokenizer.bottlenecks.gaussian import Gaussian, kl_nats
@@ -53,7 +53,7 @@ def test_images_become_codes_and_codes_images(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_reaches_the_encoder(kind: str):
     model, images = build(kind).train(), pictures(2)
-    output = model(images, model.draw_noise(2, keyed_generators(0, "n", range(2))))
+    output = model(images, model.draw_noise(2, keyed_draws(0, "n", range(2))))
     gradient = torch.autograd.grad(output.reconstruction.square().mean(), model.encoder.conv_in.weight)[0]
     assert gradient.abs().sum() > 0
     assert not any(key.requires_grad for key in (output.bits,))
@@ -76,8 +76,8 @@ def test_a_saved_tokenizer_comes_back_with_the_same_codes_and_moves_to_a_device(
 @pytest.mark.parametrize("kind", KINDS)
 def test_codes_drawn_depend_on_the_images_own_generator_only(kind: str):
     model, images = build(kind), pictures(6)
-    together = model.encode(images, keyed_generators(3, "encode", range(6)))
-    alone = [model.encode(images[i : i + 1], keyed_generators(3, "encode", [i])) for i in range(6)]
+    together = model.encode(images, keyed_draws(3, "encode", range(6)))
+    alone = [model.encode(images[i : i + 1], keyed_draws(3, "encode", [i])) for i in range(6)]
     torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-5)
     assert torch.equal(together, model.encode(images)) == (kind == "vq")  # a nearest vector is not drawn
 

@@ -101,7 +101,7 @@ def test_dead_vectors_come_back_and_clusters_get_vectors_of_their_own():
             generator = torch.Generator().manual_seed(step)
             drawn = torch.randint(16, (8, 4, 4), generator=generator)
             out = model(centres[drawn] + 0.1 * torch.randn(8, 4, 4, 8, generator=generator))
-        return float(model.figures(out.codes)["perplexity"])
+        return float(model.metrics(out.codes)["perplexity"])
 
     assert used(revive=True) > 12  # of 16
     assert used(revive=False) < 10

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bld.errors import SettingError
-from bld.seeding import keyed_generator, keyed_generators
+from bld.seeding import keyed_draws, keyed_generator
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, straight_through
 from bld.tokenizer.layers import AttentionBlock
 
@@ -92,7 +92,7 @@ def test_bit_noise_scales_the_logistic_noise_that_bits_are_drawn_with(eta: float
     """A bit is 1 where logit + η·logistic noise > 0, which is P(bit = 1) = σ(logit/η)."""
     model = build(image_size=8, code_bits=4, channel_multipliers=(1, 1), bit_noise=eta)
     images = pictures(3, 8)
-    noise = model.draw_noise(3, keyed_generators(0, "n", range(3)))
+    noise = model.draw_noise(3, keyed_draws(0, "n", range(3)))
     logits = model.features(images)
     probs = model.encode_probs(images)
     torch.testing.assert_close(probs, (logits / eta).sigmoid(), rtol=0, atol=1e-7)
@@ -100,7 +100,7 @@ def test_bit_noise_scales_the_logistic_noise_that_bits_are_drawn_with(eta: float
     with torch.no_grad():
         bits = model(images, noise).bits
     assert torch.equal(bits.bool(), by_logistic)
-    assert torch.equal(model.encode(images, keyed_generators(0, "n", range(3))), bits)
+    assert torch.equal(model.encode(images, keyed_draws(0, "n", range(3))), bits)
     assert torch.equal(model.encode(images), (logits > 0).to(torch.uint8))
 
 
@@ -177,7 +177,7 @@ def test_training_draws_bits_with_the_noise_given_and_reaches_the_encoder(model:
 def test_drawn_bits_follow_the_probabilities(model: BinaryAutoencoder):
     image, count = pictures(1, 16), 2000
     probs = model.encode_probs(image)[0]
-    drawn = model.encode(image.expand(count, -1, -1, -1), keyed_generators(0, "bits", range(count)))
+    drawn = model.encode(image.expand(count, -1, -1, -1), keyed_draws(0, "bits", range(count)))
     bound = 5.5 * (probs * (1 - probs) / count).sqrt() + 1e-3
     # 5.5 standard deviations for 96 bits: false alarm below 4e-6; 1e-3 for probabilities near 0 and 1.
     assert ((drawn.double().mean(0) - probs).abs() < bound).all()
@@ -185,8 +185,8 @@ def test_drawn_bits_follow_the_probabilities(model: BinaryAutoencoder):
 
 def test_drawn_bits_depend_on_the_images_own_generator_only(model: BinaryAutoencoder):
     images = pictures(6, 16)
-    together = model.encode(images, keyed_generators(3, "encode", range(6)))
-    alone = [model.encode(images[i : i + 1], keyed_generators(3, "encode", [i])) for i in range(6)]
+    together = model.encode(images, keyed_draws(3, "encode", range(6)))
+    alone = [model.encode(images[i : i + 1], keyed_draws(3, "encode", [i])) for i in range(6)]
     assert torch.equal(together, torch.cat(alone))
     assert not torch.equal(together, model.encode(images))
 

@@ -1,4 +1,4 @@
-"""Encoding and decoding in strips gives what doing it whole gives."""
+"""Encoding and decoding in tiles gives what doing it whole gives."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_strips_of_any_height_change_nothing(name: str, rows: int):
     images = uneven(24)
     features, codes = model.features(images), model.encode(images)
     decoded = model.decode(codes)
-    model.strip_rows = rows
+    model.tile_rows = rows
     assert difference(model.features(images), features) < TOLERANCE
     assert difference(model.decode(codes), decoded) < TOLERANCE
 
@@ -61,7 +61,7 @@ def test_strips_fit_feature_maps_of_odd_height(name: str, size: int, rows: int):
     images = uneven(size)
     features, codes = model.features(images), model.encode(images)
     decoded = model.decode(codes)
-    model.strip_rows = rows
+    model.tile_rows = rows
     assert difference(model.features(images), features) < TOLERANCE
     assert difference(model.decode(codes), decoded) < TOLERANCE
 
@@ -73,18 +73,18 @@ def test_strips_as_high_as_the_image_run_the_very_same_operations():
     model = BinaryAutoencoder(AutoencoderConfig(32, 16, 64, (1, 2), 1, 0, (), 64)).eval()
     codes = torch.randint(0, 2, (1, *model.code_shape))
     decoded = model.decode(codes)
-    model.strip_rows = 32
+    model.tile_rows = 32
     assert torch.equal(model.decode(codes), decoded)
 
 
 @torch.no_grad()
 def test_strips_need_about_half_the_memory():
-    """Two feature maps of the full resolution and a strip, where doing it whole takes four."""
+    """Two feature maps of the full resolution and a tile, where doing it whole takes four."""
     peaks = {}
     for rows in (None, 8):
         with FakeTensorMode():
             model = BinaryAutoencoder(AutoencoderConfig(256, 4, 8, (1, 1, 1, 1, 1), 1, 0, (), 8)).eval()
-            model.strip_rows = rows
+            model.tile_rows = rows
             images, codes = torch.rand(1, 3, 256, 256), torch.zeros(1, *model.code_shape)
             for call, given in ((model.encode, images), (model.decode, codes)):
                 with LiveMemory(collect=False) as memory:
@@ -100,7 +100,7 @@ def test_strips_with_statistics_of_their_own_would_be_noticed():
     model = tokenizer()
     images = uneven(24)
     codes = model.encode(images)
-    model.strip_rows = 8
+    model.tile_rows = 8
     exact = model.decode(codes)
     naive = torch.cat([_decode_alone(model, part) for part in codes.split(4, 1)], 2)
     assert difference(naive, exact) > 1000 * TOLERANCE
@@ -123,14 +123,14 @@ def test_strips_in_bfloat16_are_as_near_to_float32_as_doing_it_whole():
     exact = model.decode(codes)
     with torch.autocast("cpu", torch.bfloat16):
         whole = model.decode(codes)
-        model.strip_rows = 4
-        strips = model.decode(codes)
-    assert 0 < float((strips - exact).abs().mean()) < 1.2 * float((whole - exact).abs().mean())
+        model.tile_rows = 4
+        tiled = model.decode(codes)
+    assert 0 < float((tiled - exact).abs().mean()) < 1.2 * float((whole - exact).abs().mean())
 
 
 def test_training_is_not_cut_into_strips():
     model = tokenizer()
-    model.strip_rows = 4
+    model.tile_rows = 4
     out = model(uneven(24), None).reconstruction
     out.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -24,7 +24,7 @@ from bld.training.run_folder import RunFolder, with_absolute_paths
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 220), "yellow": (230, 220, 40)}
 WIDTH = 16
-WORDS = [
+OVERRIDES = [
     "tokenizer.code_bits=8", "tokenizer.base_channels=8", "tokenizer.embed_dim=8",
     "tokenizer_training.steps=150", "tokenizer_training.batch_size=16", "tokenizer_training.previews=1",
     "tokenizer_training.learning_rate=5e-3", "tokenizer_training.warmup_steps=10",
@@ -97,7 +97,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory, clip: Path) -> Path:
     data = captioned(place / "data")
     run = RunFolder(place / "run")
     said: list[str] = []
-    Recipe(run.adopt("digits", [*WORDS, f"prior.text_encoder={clip}"], str(data)), run, said.append).train()
+    Recipe(run.adopt("digits", [*OVERRIDES, f"prior.text_encoder={clip}"], str(data)), run, said.append).train()
     return run.path
 
 
@@ -208,9 +208,9 @@ def test_other_captions_make_the_vectors_and_the_prior_anew(texts: Path, tmp_pat
     stamp = (run.conditions / "vectors.bin").stat().st_mtime_ns
     Recipe(run.adopt(None, ["prior_training.steps=3"], None), run, said.append).condition_vectors()
     assert (run.conditions / "vectors.bin").stat().st_mtime_ns == stamp  # the table there is another file
-    words = [f"data.captions={data / 'metadata.jsonl'}", "prior_training.steps=3"]
+    overrides = [f"data.captions={data / 'metadata.jsonl'}", "prior_training.steps=3"]
     with pytest.raises(SettingError, match=r"data\.captions="):
-        run.adopt(None, words, None)
+        run.adopt(None, overrides, None)
     moved = Path(run.settings().data.location) / "metadata.jsonl"
     kept = moved.read_text()
     try:
@@ -290,7 +290,7 @@ def vector_run(vectors: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
         vectors[1],
         "--preset",
         "digits",
-        *WORDS,
+        *OVERRIDES,
         "prior.null_condition=absent",
     ]
     assert main(["train", "--out", str(run), *map(str, words)]) == 0
@@ -326,7 +326,7 @@ def test_training_on_vectors_goes_on_exactly(vectors: tuple[Path, Path], vector_
 
 
 def cached(folder: Path, file: Path, images: Path, said: list[str] | None = None) -> VectorCache:
-    settings = load_settings(words=[f"data.condition={file}"])
+    settings = load_settings(overrides=[f"data.condition={file}"])
     say = (lambda _: None) if said is None else said.append
     found = condition_vectors(settings, open_images(images), folder, torch.device("cpu"), Processes(), say)
     assert found is not None
@@ -404,13 +404,13 @@ def test_paths_in_settings_hold_from_elsewhere(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "clip").mkdir()
     (tmp_path / "l.csv").write_text("file_name,label\n")
     monkeypatch.chdir(tmp_path)
-    words = ["prior.text_encoder=clip", "data.labels=l.csv", "data.captions=auto"]
-    settings = with_absolute_paths(load_settings("digits", words=[*words, "data.location=train-{00..11}.tar"]))
+    overrides = ["prior.text_encoder=clip", "data.labels=l.csv", "data.captions=auto"]
+    settings = with_absolute_paths(load_settings("digits", overrides=[*overrides, "data.location=train-{00..11}.tar"]))
     assert settings.prior.text_encoder == str(tmp_path / "clip")
     assert settings.data.labels == str(tmp_path / "l.csv")
     assert settings.data.captions == "auto"
     assert settings.data.location == str(tmp_path / "train-{00..11}.tar")
-    hub = with_absolute_paths(load_settings("digits", words=["prior.text_encoder=openai/clip-vit-large-patch14"]))
+    hub = with_absolute_paths(load_settings("digits", overrides=["prior.text_encoder=openai/clip-vit-large-patch14"]))
     assert hub.prior.text_encoder == "openai/clip-vit-large-patch14"
 
 
@@ -418,23 +418,23 @@ def test_paths_in_settings_hold_from_elsewhere(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize(
-    "words, message",
+    "overrides, message",
     [
         (["prior.text_encoder=x", "data.condition=y"], r"prior\.text_encoder=x .*data\.condition=y"),
         (["prior.text_encoder=x", "data.captions=none"], r"prior\.text_encoder=x .*data\.captions=none .*=auto"),
         (["prior.null_condition=nothing"], r"prior\.null_condition.*'absent'.*nothing"),
     ],
 )
-def test_settings_that_contradict_are_refused(words: list[str], message: str):
+def test_settings_that_contradict_are_refused(overrides: list[str], message: str):
     with pytest.raises(SettingError, match=message):
-        load_settings(words=words)
+        load_settings(overrides=overrides)
 
 
 def test_images_without_captions_and_folders_without_an_encoder_are_refused(clip, image_folder, tmp_path: Path):
     images = open_images(image_folder(4))
 
-    def ask(*words: str) -> None:
-        condition_vectors(load_settings(words=words), images, tmp_path, torch.device("cpu"), Processes(), print)
+    def ask(*overrides: str) -> None:
+        condition_vectors(load_settings(overrides=overrides), images, tmp_path, torch.device("cpu"), Processes(), print)
 
     with pytest.raises(DataError, match=r"captions.*/images .*metadata\.jsonl.*data\.captions"):
         ask(f"prior.text_encoder={clip}")
@@ -462,7 +462,7 @@ def test_a_model_that_is_no_clip_is_refused_by_its_width_as_by_its_weights(tmp_p
 def test_images_without_a_caption_are_trained_on_without_one(clip, image_folder, tmp_path: Path):
     images, said = open_images(image_folder(4)), []
     (tmp_path / "t.csv").write_text("file_name,text\n001.png,a red square\n")
-    settings = load_settings(words=[f"prior.text_encoder={clip}", f"data.captions={tmp_path / 't.csv'}"])
+    settings = load_settings(overrides=[f"prior.text_encoder={clip}", f"data.captions={tmp_path / 't.csv'}"])
     found = condition_vectors(settings, images, tmp_path / "c", torch.device("cpu"), Processes(), said.append)
     rows = found.read(np.arange(4))
     assert rows[:, 0].tolist() == [0, 1, 0, 0] and not rows[[0, 2, 3]].any() and rows[1].abs().sum() > 1

@@ -53,17 +53,19 @@ def staged(path: Path) -> PriorStage:
     )
 
 
-def kept(words: list[str]) -> list[str]:
-    """The words but for those that take back a part of it."""
-    return [word for word in words if not word.startswith("codes.")]
+def kept(overrides: list[str]) -> list[str]:
+    """The overrides but for those that take back a part of it."""
+    return [word for word in overrides if not word.startswith("codes.")]
 
 
 @pytest.fixture(scope="module")
-def faithful(tmp_path_factory, tiny_words) -> Path:
+def faithful(tmp_path_factory, tiny_overrides) -> Path:
     """A run of the command, to the letter."""
     path = tmp_path_factory.mktemp("faithful") / "run"
     assert (
-        main(["train", "--data", "digits", "--preset", "digits", "--out", str(path), "--faithful", *kept(tiny_words)])
+        main(
+            ["train", "--data", "digits", "--preset", "digits", "--out", str(path), "--faithful", *kept(tiny_overrides)]
+        )
         == 0
     )
     return path
@@ -78,11 +80,11 @@ def test_one_word_gives_all_of_it_and_a_setting_goes_over_it(faithful):
     assert (faithful / "report.html").is_file()
 
 
-def test_a_prior_alone_takes_its_part_and_leaves_the_tokenizer_as_it_is(trained_run, tmp_path, tiny_words):
+def test_a_prior_alone_takes_its_part_and_leaves_the_tokenizer_as_it_is(trained_run, tmp_path, tiny_overrides):
     """The given tokenizer was trained without: the settings stay those that made it."""
-    words = ["--data", "digits", "--preset", "digits", "--tokenizer", str(trained_run), "--faithful"]
-    words += [word for word in kept(tiny_words) if not word.startswith("tokenizer")]
-    assert main(["train", "--out", str(tmp_path / "run"), *words]) == 0
+    arguments = ["--data", "digits", "--preset", "digits", "--tokenizer", str(trained_run), "--faithful"]
+    arguments += [word for word in kept(tiny_overrides) if not word.startswith("tokenizer")]
+    assert main(["train", "--out", str(tmp_path / "run"), *arguments]) == 0
     before, after = RunFolder(trained_run).settings(), RunFolder(tmp_path / "run").settings()
     assert after.tokenizer == before.tokenizer
     assert after.codes.fresh and not after.prior.evidence and after.prior_training.ema_decay == 0
@@ -92,7 +94,7 @@ def test_a_prior_alone_takes_its_part_and_leaves_the_tokenizer_as_it_is(trained_
 def test_every_preset_takes_it(preset):
     from bld.training.config import FAITHFUL
 
-    settings = load_settings(preset, words=[*FAITHFUL, "prior.evidence=true"])
+    settings = load_settings(preset, overrides=[*FAITHFUL, "prior.evidence=true"])
     assert settings.prior.evidence and settings.codes.fresh  # what is said after it goes over it
 
 
@@ -105,8 +107,8 @@ def test_the_experiments_take_it_and_the_paper_scale_always_does():
     plain, faithful = scale_for("cifar10", "table5"), scale_for("cifar10", "table5", faithful=True)
     assert plain.label == "cifar10" and faithful.label == "cifar10-faithful"  # neither page nor runs meet
     for scale in (faithful, scale_for("paper", "table5")):
-        for words in scale.tokenizers.values():
-            settings = load_settings(scale.preset, words=[*scale.words, *words])
+        for overrides in scale.tokenizers.values():
+            settings = load_settings(scale.preset, overrides=[*scale.overrides, *overrides])
             assert not settings.prior.evidence and settings.prior_training.ema_decay == 0
             assert settings.codes.fresh == (settings.tokenizer.bottleneck != "gaussian")
     assert set(SCALES) == {"digits", "cifar10", "paper"}
@@ -150,7 +152,7 @@ def test_batches_are_drawn_by_their_place_in_the_training_alone(faithful):
     assert not torch.equal(stage.codes(once)[0], stage.codes(later)[0])
 
 
-def test_a_stopped_faithful_training_ends_in_the_same_weights(faithful, tmp_path, tiny_words):
+def test_a_stopped_faithful_training_ends_in_the_same_weights(faithful, tmp_path, tiny_overrides):
     import shutil
 
     found = []
@@ -159,42 +161,42 @@ def test_a_stopped_faithful_training_ends_in_the_same_weights(faithful, tmp_path
         run = RunFolder(tmp_path / name)
         run.record("prior", goal=None)
         for steps in stops:
-            words = [f"prior_training.steps={steps}", "prior_training.decay=constant"]
-            Recipe(run.adopt(None, words, None), run, lambda _: None).train_prior()
+            overrides = [f"prior_training.steps={steps}", "prior_training.decay=constant"]
+            Recipe(run.adopt(None, overrides, None), run, lambda _: None).train_prior()
         found.append(load_file(run.prior / "model.safetensors"))
     whole, halves = found
     assert whole.keys() == halves.keys() and all(torch.equal(whole[name], halves[name]) for name in whole)
 
 
-def test_without_an_average_the_last_weights_are_kept_and_without_clipping_a_step_is_whole(tmp_path, tiny_words):
+def test_without_an_average_the_last_weights_are_kept_and_without_clipping_a_step_is_whole(tmp_path, tiny_overrides):
     """SGD would show it plainly; Adam's first step does not depend on the gradient's size, its second does."""
     weights = {}
     for clip in (0, 1e-4, 1e30):
         run = RunFolder(tmp_path / f"clip{clip}")
-        words = [*tiny_words, f"tokenizer_training.clip_norm={clip}", "tokenizer_training.steps=3"]
-        Recipe(run.adopt("digits", words, "digits"), run, lambda _: None).train_tokenizer()
+        overrides = [*tiny_overrides, f"tokenizer_training.clip_norm={clip}", "tokenizer_training.steps=3"]
+        Recipe(run.adopt("digits", overrides, "digits"), run, lambda _: None).train_tokenizer()
         weights[clip] = load_file(run.tokenizer / "model.safetensors")
     assert all(torch.equal(weights[0][name], weights[1e30][name]) for name in weights[0])
     assert not all(torch.equal(weights[0][name], weights[1e-4][name]) for name in weights[0])
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["codes.fresh=true", "codes.draws=0"],
         ["prior_training.clip_norm=-1"],
     ],
 )
-def test_what_cannot_be_is_refused(words):
+def test_what_cannot_be_is_refused(overrides):
     with pytest.raises(SettingError):
-        load_settings("digits", words=words)
+        load_settings("digits", overrides=overrides)
 
 
 def test_only_bits_are_drawn_anew_so_other_codes_may_have_no_draws():
-    assert load_settings("emoji64", words=[*REAL, "codes.draws=0"]).codes.fresh  # of no effect
+    assert load_settings("emoji64", overrides=[*REAL, "codes.draws=0"]).codes.fresh  # of no effect
     with pytest.raises(SettingError, match=r"set codes\.fresh=false"):
-        load_settings("emoji64", words=["codes.draws=0"])
-    assert load_settings("emoji64", words=["codes.draws=0", "codes.fresh=false"]).codes.draws == 0
+        load_settings("emoji64", overrides=["codes.draws=0"])
+    assert load_settings("emoji64", overrides=["codes.draws=0", "codes.fresh=false"]).codes.draws == 0
 
 
 @pytest.mark.parametrize(
@@ -207,14 +209,14 @@ def test_only_bits_are_drawn_anew_so_other_codes_may_have_no_draws():
         (["codes.fresh=false", "codes.draws=3"], (4 * 4 * 4 * 3, "3 views")),
     ],
 )
-def test_the_cache_that_info_foretells_is_the_one_that_is_written(tmp_path, tiny_words, capsys, bottleneck, told):
+def test_the_cache_that_info_foretells_is_the_one_that_is_written(tmp_path, tiny_overrides, capsys, bottleneck, told):
     """Over a preset that keeps probabilities."""
     size, unit = told
-    words = ["tokenizer.code_bits=32", "codes.fresh=true", *bottleneck]
-    assert main(["info", "digits", "--images", "100000", *words]) == 0
+    overrides = ["tokenizer.code_bits=32", "codes.fresh=true", *bottleneck]
+    assert main(["info", "digits", "--images", "100000", *overrides]) == 0
     assert f"{100_000 * size / 2**20:,.1f} MiB ({unit})" in capsys.readouterr().out
     run = RunFolder(tmp_path / "run")
-    made = Recipe(run.adopt("digits", [*tiny_words, *words], "digits"), run, lambda _: None)
+    made = Recipe(run.adopt("digits", [*tiny_overrides, *overrides], "digits"), run, lambda _: None)
     made.train_tokenizer()
     cache = made.encode()
     rows = sum(path.stat().st_size for path in run.codes.glob("*.bin"))

@@ -24,10 +24,10 @@ def digits() -> ImageSet:
     return ImageSet.open("digits", Preprocessing(8))
 
 
-def staged(path: Path, *words: str) -> PriorStage:
+def staged(path: Path, *overrides: str) -> PriorStage:
     """The prior's stage of a finished run, as the recipe makes it."""
     run = RunFolder(path)
-    recipe = Recipe(run.adopt(None, words, None), run, lambda _: None)
+    recipe = Recipe(run.adopt(None, overrides, None), run, lambda _: None)
     tokenizer, cache = recipe._trained_tokenizer(), recipe.encode()
     held_out = recipe._held_out_codes(tokenizer, None)
     return PriorStage(recipe.settings, cache, held_out, tokenizer, recipe.accelerator, run)
@@ -70,8 +70,8 @@ def test_a_prior_of_most_probable_codes_is_measured_on_those_and_says_so(run_cop
     stage = staged(run_copy, "codes.draws=0")
     tokenizer = load_tokenizer(run_copy / "tokenizer")
     assert stage.held_out.draws == 0 == draws_of(tokenizer, 0) and len(stage.held_out.tokens) == 180
-    figures = stage.measure(stage.model)
-    assert PROBABLE_BOUND in figures and DRAWN_BOUND not in figures
+    metrics = stage.measure(stage.model)
+    assert PROBABLE_BOUND in metrics and DRAWN_BOUND not in metrics
 
 
 @pytest.mark.parametrize("at_a_time", [1000, 64, 7])

@@ -51,14 +51,14 @@ def test_tensorboard_shows_each_step_once_after_a_resume_from_an_earlier_one(tmp
     assert (image.step, image.width, image.height) == (6, 6, 4)
 
 
-def test_a_trained_run_shows_its_previews_and_figures_in_tensorboard(trained_run):
+def test_a_trained_run_shows_its_previews_and_metrics_in_tensorboard(trained_run):
     events = board(RunFolder(trained_run))
     assert "prior/held_out_loss" in events.Tags()["scalars"] and events.Tags()["images"] == ["prior/preview"]
 
 
 def test_no_tracker_and_no_writing_process_leave_no_trackers_files(tmp_path, picture):
     run = RunFolder(tmp_path / "run")
-    log_steps(run, load_settings(words=["trackers=[]"]), range(1, 3), loss=1.0, picture=picture)
+    log_steps(run, load_settings(overrides=["trackers=[]"]), range(1, 3), loss=1.0, picture=picture)
     assert len(run.read_metrics()) == 2 and not run.tensorboard.exists()
     other = RunFolder(tmp_path / "other")
     log = MetricsLog(other, "prior", Settings(), lambda _: None, writes=False)
@@ -68,11 +68,11 @@ def test_no_tracker_and_no_writing_process_leave_no_trackers_files(tmp_path, pic
     assert not other.path.exists()
 
 
-def test_wandb_offline_keeps_figures_pictures_and_settings_in_the_run_and_resumes_under_one_name(
+def test_wandb_offline_keeps_metrics_pictures_and_settings_in_the_run_and_resumes_under_one_name(
     tmp_path, picture, monkeypatch
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run, settings = RunFolder(tmp_path / "run"), load_settings(words=["trackers=[wandb]", "seed=3"])
+    run, settings = RunFolder(tmp_path / "run"), load_settings(overrides=["trackers=[wandb]", "seed=3"])
     log_steps(run, settings, range(1, 3), loss=1.0, picture=picture)
     first = json.loads((run.path / "wandb" / "ids.json").read_text())["prior"]
     log_steps(run, settings, range(3, 5), loss=1.0, start=2)
@@ -113,4 +113,4 @@ def test_without_tensorboard_one_sentence_says_so_and_metrics_go_on(tmp_path, mo
 @pytest.mark.parametrize("word, says", [("trackers=wandb", "trackers.* list"), ("trackers=[mlflow]", "wandb.*mlflow")])
 def test_what_is_no_list_of_known_trackers_is_refused(word, says):
     with pytest.raises(SettingError, match=says):
-        load_settings(words=[word])
+        load_settings(overrides=[word])

@@ -134,12 +134,12 @@ def test_it_goes_on_from_its_saved_state():
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [["tokenizer_training.optimizer=muon"], ["prior_training.optimizer=muon", "parallel=fsdp"]],
 )
-def test_it_is_refused_where_it_cannot_work(words: list[str]):
+def test_it_is_refused_where_it_cannot_work(overrides: list[str]):
     with pytest.raises(SettingError, match=r"optimizer=muon"):
-        load_settings("digits", words=words)
+        load_settings("digits", overrides=overrides)
 
 
 def test_a_prior_that_has_begun_keeps_its_optimizer(run_copy):

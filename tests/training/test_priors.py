@@ -20,18 +20,18 @@ BITS = ["bernoulli", "autoregressive", "absorbing"]
 GAUSSIAN = ["tokenizer.bottleneck=gaussian", "codes.draws=0", "diffusion.steps=50", "prior.step_embedding=sinusoidal"]
 
 
-def words_of(kind: str) -> list[str]:
+def overrides_of(kind: str) -> list[str]:
     return [f"prior.kind={kind}", *(GAUSSIAN if kind == "gaussian" else [])]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, tiny_words) -> dict[str, Path]:
+def runs(tmp_path_factory, tiny_overrides) -> dict[str, Path]:
     """One finished run of each kind; the kinds over bits share a tokenizer."""
     made: dict[str, Path] = {}
     root = tmp_path_factory.mktemp("kinds")
     for kind in [*BITS, "gaussian"]:
         run = RunFolder(root / kind)
-        settings = run.adopt("digits", [*tiny_words, *words_of(kind)], "digits")
+        settings = run.adopt("digits", [*tiny_overrides, *overrides_of(kind)], "digits")
         Recipe(settings, run, lambda _: None).train()
         made[kind] = run.path
     return made
@@ -97,8 +97,8 @@ def test_a_stopped_training_of_each_kind_ends_in_the_same_weights(runs, kind, tm
         run = RunFolder(tmp_path / name)
         run.record("prior", goal=None)
         for steps in stops:
-            words = [f"prior_training.steps={steps}", "prior_training.decay=constant"]
-            Recipe(run.adopt(None, words, None), run, lambda _: None).train_prior()
+            overrides = [f"prior_training.steps={steps}", "prior_training.decay=constant"]
+            Recipe(run.adopt(None, overrides, None), run, lambda _: None).train_prior()
         found.append(load_file(run.prior / "model.safetensors"))
     whole, halves = found
     assert whole.keys() == halves.keys() and all(torch.equal(whole[name], halves[name]) for name in whole)
@@ -107,7 +107,7 @@ def test_a_stopped_training_of_each_kind_ends_in_the_same_weights(runs, kind, tm
 def test_parameters_agree_within_a_percent():
     large = {}
     for kind in BITS:
-        settings = load_settings("churches256", words=[f"prior.kind={kind}"])
+        settings = load_settings("churches256", overrides=[f"prior.kind={kind}"])
         config = settings.denoiser(settings.tokenizer.code_shape, 0)
         with torch.device("meta"):
             large[kind] = sum(p.numel() for p in KINDS[kind].network(config).parameters())
@@ -115,16 +115,16 @@ def test_parameters_agree_within_a_percent():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["prior.kind=gaussian"], r"prior\.kind=gaussian .*tokenizer\.bottleneck=gaussian"),
         (["tokenizer.bottleneck=gaussian"], r"tokenizer\.bottleneck=gaussian .*prior\.kind=gaussian"),
         (["prior.kind=autoregresive"], r"prior\.kind 'autoregresive'.*'autoregressive'\?"),
     ],
 )
-def test_kinds_that_do_not_fit_are_refused(words, message):
+def test_kinds_that_do_not_fit_are_refused(overrides, message):
     with pytest.raises(SettingError, match=message):
-        load_settings("digits", words=words)
+        load_settings("digits", overrides=overrides)
 
 
 def test_options_of_another_kind_are_refused(runs):

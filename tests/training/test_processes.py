@@ -28,7 +28,7 @@ PATIENCE = 600  # seconds after which a process counts as hung, however slow the
 # rounding errors up to whole steps.  No warm-up and no decay, so that four steps go somewhere; bit noise and flips are
 # annealed too, and would tell a training in two halves from a whole one.
 WEIGHTS_DIFFER, LOGGED_DIFFER = 1e-5, 5e-5
-WORDS = [
+OVERRIDES = [
     "tokenizer.base_channels=64",
     "tokenizer.channel_multipliers=[1,1]",
     "tokenizer.embed_dim=8",
@@ -47,7 +47,7 @@ WORDS = [
     "mixed_precision=float32",
     "data.held_out=100",
 ]
-WORDS += [
+OVERRIDES += [
     f"{stage}_training.{word}"
     for stage in ("tokenizer", "prior")
     for word in (
@@ -98,10 +98,10 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def train(out: Path, *words: str) -> RunFolder:
+def train(out: Path, *overrides: str) -> RunFolder:
     """In this process, alone."""
     run = RunFolder(out)
-    Recipe(run.adopt("digits", [*WORDS, *words], "digits"), run, lambda _: None).train()
+    Recipe(run.adopt("digits", [*OVERRIDES, *overrides], "digits"), run, lambda _: None).train()
     return run
 
 
@@ -153,7 +153,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     out = tmp_path_factory.mktemp("two") / "run"
-    command = torchrun("train", "--data", "digits", "--preset", "digits", "--out", out, *WORDS)
+    command = torchrun("train", "--data", "digits", "--preset", "digits", "--out", out, *OVERRIDES)
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     return RunFolder(out)
@@ -202,13 +202,13 @@ def test_pieces_of_a_batch_one_after_the_other_train_what_the_whole_trains(tmp_p
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_what_processes_share_is_seen(tmp_path: Path, alone: RunFolder, fault: str):
     out = tmp_path / "run"
-    launch("train-tokenizer", "--data", "digits", "--preset", "digits", "--out", out, *WORDS, before=FAULTS[fault])
+    launch("train-tokenizer", "--data", "digits", "--preset", "digits", "--out", out, *OVERRIDES, before=FAULTS[fault])
     assert not is_same_training(alone, RunFolder(out), "tokenizer")
 
 
 def test_a_tokenizer_spread_over_two_processes_trains_the_same_and_goes_on(tmp_path: Path, alone: RunFolder):
     out = tmp_path / "run"
-    half = [word.replace("steps=4", "steps=2") if word.endswith(".steps=4") else word for word in WORDS]
+    half = [word.replace("steps=4", "steps=2") if word.endswith(".steps=4") else word for word in OVERRIDES]
     launch("train-tokenizer", "--out", out, "--data", "digits", "--preset", "digits", *half, "parallel=fsdp")
     launch("train-tokenizer", "--out", out, "parallel=fsdp", "tokenizer_training.steps=4", "prior_training.steps=4")
     assert relative_difference(alone, RunFolder(out), "tokenizer") <= WEIGHTS_DIFFER
@@ -234,7 +234,7 @@ def test_two_processes_sample_the_images_that_one_samples(tmp_path: Path, by_two
 def test_killed_together_or_told_to_stop_two_processes_go_on_to_the_same_bits(tmp_path: Path, by_two: RunFolder):
     """After two steps both are killed without warning; then torchrun is told to stop, one step before the last."""
     out = tmp_path / "run"
-    words = ["train-tokenizer", "--data", "digits", "--preset", "digits", "--out", out, *WORDS]
+    words = ["train-tokenizer", "--data", "digits", "--preset", "digits", "--out", out, *OVERRIDES]
     words += ["tokenizer_training.checkpoint_seconds=0"]
     with pytest.raises(AssertionError, match=r"\[-9, -9\]"):
         launch(*words, before=at_checkpoint(3, "os.kill(os.getpid(), signal.SIGKILL)"))
@@ -264,9 +264,11 @@ loop.StageRun.checkpoint = checkpoint
 loop.StopSignals._ask = lambda self, *a: told.append(ask(self, *a))"""
 
 
-def test_a_second_command_in_the_folder_is_refused_and_a_crash_leaves_no_lock(tmp_path: Path, tiny_words: list[str]):
+def test_a_second_command_in_the_folder_is_refused_and_a_crash_leaves_no_lock(
+    tmp_path: Path, tiny_overrides: list[str]
+):
     run = RunFolder(tmp_path / "run")
-    settings = run.adopt("digits", tiny_words, "digits")
+    settings = run.adopt("digits", tiny_overrides, "digits")
     hold = f"import time, bld.training.run_folder as f; r = f.RunFolder({str(run.path)!r})\nwith r.locked():\n"
     holder = subprocess.Popen([sys.executable, "-c", hold + "    print('held', flush=True); time.sleep(60)"],
                               stdout=subprocess.PIPE, text=True)  # fmt: skip
@@ -284,11 +286,11 @@ def test_a_second_command_in_the_folder_is_refused_and_a_crash_leaves_no_lock(tm
     Recipe(settings, RunFolder(run.path), lambda _: None).train_tokenizer()
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, tiny_words: list[str]):
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, tiny_overrides: list[str]):
     run = RunFolder(tmp_path / "run")
-    words = [*tiny_words, "prior_training.accumulate=33"]
+    overrides = [*tiny_overrides, "prior_training.accumulate=33"]
     with pytest.raises(SettingError, match=r"prior_training\.batch_size=32 .* 33 pieces .* set it to 33 or more"):
-        Recipe(run.adopt("digits", words, "digits"), run, lambda _: None)
+        Recipe(run.adopt("digits", overrides, "digits"), run, lambda _: None)
 
 
 def test_means_over_processes_are_the_value_itself_alone():

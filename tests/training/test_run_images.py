@@ -20,7 +20,7 @@ from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import LOOKED_AT, images_of_run, split_images
 
-WORDS = ["tokenizer.image_size=8", "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "trackers=[]"]
+OVERRIDES = ["tokenizer.image_size=8", "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "trackers=[]"]
 
 
 def coloured(folder: Path, classes: list[str], each: int = 15, seed: int = 0, first: int = 0) -> Path:
@@ -33,13 +33,13 @@ def coloured(folder: Path, classes: list[str], each: int = 15, seed: int = 0, fi
 
 
 @pytest.fixture
-def begun(tmp_path: Path, tiny_words: list[str]) -> Callable[..., RunFolder]:
+def begun(tmp_path: Path, tiny_overrides: list[str]) -> Callable[..., RunFolder]:
     """A run of a few steps on three classes; with prior=False its tokenizer alone."""
 
     def make(prior: bool = True) -> RunFolder:
         run = RunFolder(tmp_path / "run")
         data = coloured(tmp_path / "data", ["apple", "bread", "corn"])
-        recipe = Recipe(run.adopt("digits", [*tiny_words, *WORDS], str(data)), run, lambda _: None)
+        recipe = Recipe(run.adopt("digits", [*tiny_overrides, *OVERRIDES], str(data)), run, lambda _: None)
         recipe.train() if prior else recipe.train_tokenizer()
         return run
 
@@ -197,19 +197,19 @@ def test_a_damaged_record_is_a_sentence(begun):
         parts(run)
 
 
-def test_notes_on_the_images_are_said_once_at_the_start(tmp_path, tiny_words):
+def test_notes_on_the_images_are_said_once_at_the_start(tmp_path, tiny_overrides):
     data = coloured(tmp_path / "data", ["apple", "bread"])
     (data / "notes.psd").write_bytes(b"8BPS")
     said: list[str] = []
     run = RunFolder(tmp_path / "run")
-    Recipe(run.adopt("digits", [*tiny_words, *WORDS], str(data)), run, said.append).train()
+    Recipe(run.adopt("digits", [*tiny_overrides, *OVERRIDES], str(data)), run, said.append).train()
     assert [line for line in said if "notes.psd" in line] == open_images(data).notes
 
 
-def test_settings_hold_from_any_folder_wherever_they_were_written(tmp_path, monkeypatch, tiny_words):
+def test_settings_hold_from_any_folder_wherever_they_were_written(tmp_path, monkeypatch, tiny_overrides):
     coloured(tmp_path / "data", ["apple", "bread"])
     monkeypatch.chdir(tmp_path)
-    settings = RunFolder(tmp_path / "run").adopt("digits", tiny_words, "data")
+    settings = RunFolder(tmp_path / "run").adopt("digits", tiny_overrides, "data")
     assert settings.data.location == str(tmp_path / "data")
     (tmp_path / "mine.yaml").write_text("data: {location: data, held_out: 0.2}\n")
     assert RunFolder(tmp_path / "run2").adopt("mine.yaml", [], None).data.location == str(tmp_path / "data")

@@ -48,7 +48,7 @@ def test_the_papers_presets_hold_the_papers_numbers(name):
 
 def test_words_change_single_leaves_and_nothing_else():
     before = dict(leaves(settings_tree(load_settings(preset="digits"))))
-    after = dict(leaves(settings_tree(load_settings("digits", words=["prior.dim=96", "data.flip=true"]))))
+    after = dict(leaves(settings_tree(load_settings("digits", overrides=["prior.dim=96", "data.flip=true"]))))
     assert {key for key in before if before[key] != after[key]} == {"prior.dim", "data.flip"}
 
 
@@ -90,7 +90,7 @@ def test_a_yaml_file_is_a_preset(tmp_path):
 )
 def test_a_wrong_word_is_refused_in_one_sentence_that_names_it(word, expected):
     with pytest.raises(SettingError) as caught:
-        load_settings(words=[word])
+        load_settings(overrides=[word])
     message = str(caught.value)
     assert re.search(expected, message), message
     assert "\n" not in message and message.endswith((".", "?"))
@@ -98,11 +98,11 @@ def test_a_wrong_word_is_refused_in_one_sentence_that_names_it(word, expected):
 
 def test_a_target_that_cannot_skip_steps_is_not_trained_for_fewer():
     with pytest.raises(SettingError, match=r"sampling\.steps=0"):
-        load_settings("digits", words=["diffusion.target=previous"])
+        load_settings("digits", overrides=["diffusion.target=previous"])
 
 
 def test_a_preset_changes_a_base_only_where_it_speaks():
-    base = settings_tree(load_settings("digits", words=["seed=3"]))
+    base = settings_tree(load_settings("digits", overrides=["seed=3"]))
     assert load_settings("emoji64", base).seed == 3
 
 
@@ -145,6 +145,6 @@ def test_a_cpu_keeps_its_float32_products_exact_beside_bf16():
 
 @pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
 def test_patches_are_refused_before_any_work_where_tokens_are_single_positions(kind):
-    assert load_settings("digits", words=["prior.patch_size=2"]).prior.patch_size == 2
+    assert load_settings("digits", overrides=["prior.patch_size=2"]).prior.patch_size == 2
     with pytest.raises(SettingError, match=r"prior\.patch_size.*2"):
-        load_settings("digits", words=["prior.patch_size=2", f"prior.kind={kind}"])
+        load_settings("digits", overrides=["prior.patch_size=2", f"prior.kind={kind}"])

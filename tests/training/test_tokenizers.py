@@ -27,15 +27,15 @@ BOTTLENECK = {
 PENALTIES = {"bernoulli": set(), "vq": {"commitment", "perplexity"}, "gaussian": {"kl"}}
 
 
-def words_of(kind: str, tiny_words: list[str]) -> list[str]:
+def overrides_of(kind: str, tiny_overrides: list[str]) -> list[str]:
     if kind == "vq":
         pytest.importorskip("vector_quantize_pytorch")
-    return [*tiny_words, *BOTTLENECK[kind], "tokenizer_training.decay=constant"]
+    return [*tiny_overrides, *BOTTLENECK[kind], "tokenizer_training.decay=constant"]
 
 
-def recipe(path: Path, words: list[str]) -> Recipe:
+def recipe(path: Path, overrides: list[str]) -> Recipe:
     run = RunFolder(path)
-    return Recipe(run.adopt(None if run.has_settings() else "digits", words, "digits"), run, lambda _: None)
+    return Recipe(run.adopt(None if run.has_settings() else "digits", overrides, "digits"), run, lambda _: None)
 
 
 def saved(run: RunFolder) -> dict[str, torch.Tensor]:
@@ -44,14 +44,14 @@ def saved(run: RunFolder) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["vq", "gaussian"])
 def test_interrupting_and_resuming_gives_the_same_numbers_as_never_stopping(
-    kind: str, tmp_path: Path, tiny_words: list[str], monkeypatch: pytest.MonkeyPatch
+    kind: str, tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ):
-    words = words_of(kind, tiny_words)
+    overrides = overrides_of(kind, tiny_overrides)
     if kind == "vq":  # every vector that a batch does not use starts anew, so that draws matter from the first step on
         monkeypatch.setattr("bld.tokenizer.bottlenecks.vq.DEAD_BELOW", 1.0)
-    whole = recipe(tmp_path / "whole", words)
+    whole = recipe(tmp_path / "whole", overrides)
     whole.train_tokenizer()
-    parts = recipe(tmp_path / "parts", [*words, "tokenizer_training.steps=3"])
+    parts = recipe(tmp_path / "parts", [*overrides, "tokenizer_training.steps=3"])
     parts.train_tokenizer()
     torch.manual_seed(77)
     recipe(tmp_path / "parts", ["tokenizer_training.steps=6"]).train_tokenizer()
@@ -66,9 +66,9 @@ def test_interrupting_and_resuming_gives_the_same_numbers_as_never_stopping(
 
 
 @pytest.mark.parametrize("kind", BOTTLENECK)
-def test_every_bottleneck_trains_logs_and_fills_the_cache(kind: str, tmp_path: Path, tiny_words: list[str]):
-    words = [*words_of(kind, tiny_words), "data.flip=true", "tokenizer_training.log_every_steps=3"]
-    made = recipe(tmp_path / "run", words)
+def test_every_bottleneck_trains_logs_and_fills_the_cache(kind: str, tmp_path: Path, tiny_overrides: list[str]):
+    overrides = [*overrides_of(kind, tiny_overrides), "data.flip=true", "tokenizer_training.log_every_steps=3"]
+    made = recipe(tmp_path / "run", overrides)
     model = made.train_tokenizer()
     lines = [line for line in made.run.read_metrics() if "loss" in line]
     assert lines and all(set(line) & {"commitment", "perplexity", "kl"} == PENALTIES[kind] for line in lines)
@@ -103,9 +103,9 @@ def test_every_bottleneck_trains_logs_and_fills_the_cache(kind: str, tmp_path: P
     assert not torch.equal(cache.read(rows, 0), cache.read(rows, 1))
 
 
-def test_gaussian_draws_are_keyed_by_image_and_means_are_what_no_draws_store(tmp_path: Path, tiny_words: list[str]):
-    words = words_of("gaussian", tiny_words)
-    made = recipe(tmp_path / "run", words)
+def test_gaussian_draws_are_keyed_by_image_and_means_are_what_no_draws_store(tmp_path: Path, tiny_overrides: list[str]):
+    overrides = overrides_of("gaussian", tiny_overrides)
+    made = recipe(tmp_path / "run", overrides)
     model = made.train_tokenizer()
     cache, rows = made.encode(), np.arange(7)
     drawn = cache.read(rows)
@@ -122,8 +122,10 @@ def test_gaussian_draws_are_keyed_by_image_and_means_are_what_no_draws_store(tmp
 
 
 @pytest.mark.parametrize("kind", BOTTLENECK)
-def test_the_hash_of_a_tokenizer_changes_with_whatever_changes_codes(kind: str, tmp_path: Path, tiny_words: list[str]):
-    made = recipe(tmp_path / "run", words_of(kind, tiny_words))
+def test_the_hash_of_a_tokenizer_changes_with_whatever_changes_codes(
+    kind: str, tmp_path: Path, tiny_overrides: list[str]
+):
+    made = recipe(tmp_path / "run", overrides_of(kind, tiny_overrides))
     model = made.train_tokenizer()
     before = tokenizer_hash(model)
     with torch.no_grad():

@@ -41,9 +41,9 @@ CONSTANT = ["tokenizer_training.decay=constant", "prior_training.decay=constant"
 CONSTANT += ["tokenizer.bit_noise=1", "objective.bit_flips=0"]  # which are annealed too
 
 
-def train(path, words, data="digits", preset="digits", heard=None, stages=("tokenizer", "prior")):
+def train(path, overrides, data="digits", preset="digits", heard=None, stages=("tokenizer", "prior")):
     run = RunFolder(path)
-    settings = run.adopt(None if run.has_settings() else preset, words, data)
+    settings = run.adopt(None if run.has_settings() else preset, overrides, data)
     recipe = Recipe(settings, run, (lambda _: None) if heard is None else heard.append)
     if "tokenizer" in stages:
         recipe.train_tokenizer()
@@ -79,10 +79,10 @@ def test_a_run_leaves_everything_where_it_belongs(trained_run):
     assert (run.codes / "codes.bin").stat().st_size == 1617 * 2 * 64  # 4×4×32 bits are 64 bytes; two draws
 
 
-def test_interrupting_and_resuming_gives_the_same_bits_as_never_stopping(tmp_path, tiny_words):
-    words = [*tiny_words, *CONSTANT]  # what is annealed depends on the number of steps asked for
-    whole = train(tmp_path / "whole", words)
-    parts = train(tmp_path / "parts", [*words, "tokenizer_training.steps=3"], stages=["tokenizer"])
+def test_interrupting_and_resuming_gives_the_same_bits_as_never_stopping(tmp_path, tiny_overrides):
+    overrides = [*tiny_overrides, *CONSTANT]  # what is annealed depends on the number of steps asked for
+    whole = train(tmp_path / "whole", overrides)
+    parts = train(tmp_path / "parts", [*overrides, "tokenizer_training.steps=3"], stages=["tokenizer"])
     train(parts.path, ["tokenizer_training.steps=6", "prior_training.steps=2"])
     train(parts.path, ["prior_training.steps=6"])
     for part in ("tokenizer", "prior"):
@@ -97,9 +97,15 @@ def test_interrupting_and_resuming_gives_the_same_bits_as_never_stopping(tmp_pat
 
 @pytest.mark.parametrize("previews", [0, 2])
 @pytest.mark.parametrize("every", [1, 3])
-def test_each_step_that_is_logged_is_logged_once_in_order_whenever_a_run_stops(tmp_path, tiny_words, every, previews):
+def test_each_step_that_is_logged_is_logged_once_in_order_whenever_a_run_stops(
+    tmp_path, tiny_overrides, every, previews
+):
     """Numbers are read a step late, and none is lost at a preview, a stop, or the end."""
-    words = [*tiny_words, f"tokenizer_training.log_every_steps={every}", f"tokenizer_training.previews={previews}"]
+    overrides = [
+        *tiny_overrides,
+        f"tokenizer_training.log_every_steps={every}",
+        f"tokenizer_training.previews={previews}",
+    ]
 
     class AfterThreeSteps(StopSignals):
         def __enter__(self):
@@ -110,15 +116,15 @@ def test_each_step_that_is_logged_is_logged_once_in_order_whenever_a_run_stops(t
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(loop, "StopSignals", AfterThreeSteps)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "run", words, stages=("tokenizer",))
-    run = train(tmp_path / "run", words, stages=("tokenizer",))
+            train(tmp_path / "run", overrides, stages=("tokenizer",))
+    run = train(tmp_path / "run", overrides, stages=("tokenizer",))
     logged = [line["step"] for line in run.read_metrics() if "learning_rate" in line]
     assert logged == list(range(every, 7, every))
 
 
-def test_two_runs_of_one_command_are_identical_and_another_seed_is_not(tmp_path, tiny_words):
-    first, second = (train(tmp_path / name, tiny_words) for name in "ab")
-    other = train(tmp_path / "c", [*tiny_words, "seed=1"])
+def test_two_runs_of_one_command_are_identical_and_another_seed_is_not(tmp_path, tiny_overrides):
+    first, second = (train(tmp_path / name, tiny_overrides) for name in "ab")
+    other = train(tmp_path / "c", [*tiny_overrides, "seed=1"])
     assert same(weights(first, "prior"), weights(second, "prior"))
     assert not same(weights(first, "prior"), weights(other, "prior"))
 
@@ -131,14 +137,14 @@ def test_the_same_command_again_trains_nothing(run_copy):
     assert any("trained already" in line for line in heard)
 
 
-def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_words):
-    whole = train(tmp_path / "whole", [*tiny_words, "tokenizer_training.steps=120"], stages=["tokenizer"])
+def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_overrides):
+    whole = train(tmp_path / "whole", [*tiny_overrides, "tokenizer_training.steps=120"], stages=["tokenizer"])
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "bld", "train-tokenizer", "--data", "digits", "--preset", "digits"]
     command += [
         "--out",
         str(out),
-        *tiny_words,
+        *tiny_overrides,
         "tokenizer_training.steps=120",
         "tokenizer_training.log_every_steps=1",
     ]
@@ -156,10 +162,10 @@ def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_
     assert same(weights(whole, "tokenizer"), weights(RunFolder(out), "tokenizer"))
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path, tiny_words):
-    words = [*tiny_words, *CONSTANT, "tokenizer_training.checkpoint_seconds=0"]
-    whole = train(tmp_path / "whole", [*words, "tokenizer_training.steps=8"], stages=["tokenizer"])
-    run = train(tmp_path / "run", words, stages=["tokenizer"])
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path, tiny_overrides):
+    overrides = [*tiny_overrides, *CONSTANT, "tokenizer_training.checkpoint_seconds=0"]
+    whole = train(tmp_path / "whole", [*overrides, "tokenizer_training.steps=8"], stages=["tokenizer"])
+    run = train(tmp_path / "run", overrides, stages=["tokenizer"])
     newest = run.checkpoints("tokenizer").list()[-1] / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     heard = []
@@ -168,8 +174,8 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path, ti
     assert same(weights(whole, "tokenizer"), weights(run, "tokenizer"))
 
 
-def test_no_space_left_is_one_sentence_and_the_last_checkpoint_survives(tmp_path, tiny_words, monkeypatch):
-    run = train(tmp_path / "run", tiny_words, stages=["tokenizer"])
+def test_no_space_left_is_one_sentence_and_the_last_checkpoint_survives(tmp_path, tiny_overrides, monkeypatch):
+    run = train(tmp_path / "run", tiny_overrides, stages=["tokenizer"])
     survivor = run.checkpoints("tokenizer").list()[-1]
 
     def full(*_args, **_kwargs):
@@ -186,10 +192,10 @@ def test_no_space_left_is_one_sentence_and_the_last_checkpoint_survives(tmp_path
 
 
 def test_a_stale_cache_is_made_again_and_said(run_copy):
-    words = ["tokenizer_training.steps=8", "prior_training.steps=7"]
+    overrides = ["tokenizer_training.steps=8", "prior_training.steps=7"]
     heard = []
     before = (run_copy / "codes" / "codes.bin").read_bytes()
-    train(run_copy, words, data=None, heard=heard)
+    train(run_copy, overrides, data=None, heard=heard)
     assert any("stale" in line and "tokenizer" in line for line in heard)
     assert (run_copy / "codes" / "codes.bin").read_bytes() != before
 
@@ -217,27 +223,27 @@ def test_a_run_folder_of_another_shape_is_refused_and_left_alone(run_copy, word)
     assert (run_copy / "config.yaml").read_text() == config
 
 
-def test_a_run_that_goes_on_keeps_its_words_and_its_preset_says_nothing_new(tmp_path, tiny_words):
+def test_a_run_that_goes_on_keeps_its_words_and_its_preset_says_nothing_new(tmp_path, tiny_overrides):
     run = RunFolder(tmp_path / "run")
-    first = run.adopt("digits", [*tiny_words, "seed=3"], "digits")
+    first = run.adopt("digits", [*tiny_overrides, "seed=3"], "digits")
     assert run.adopt("digits", [], "digits") == run.adopt(None, [], None) == first
     assert run.adopt(None, ["prior_training.steps=9"], None).prior_training.steps == 9
 
 
-def test_what_no_stage_has_begun_to_train_can_still_change(tmp_path, tiny_words):
+def test_what_no_stage_has_begun_to_train_can_still_change(tmp_path, tiny_overrides):
     run = RunFolder(tmp_path / "run")
-    run.adopt("digits", tiny_words, "digits")
+    run.adopt("digits", tiny_overrides, "digits")
     assert run.adopt("emoji64", [], None).tokenizer.image_size == 64
-    run.adopt("digits", tiny_words, "digits")
+    run.adopt("digits", tiny_overrides, "digits")
     train(run.path, [], data=None, stages=["tokenizer"])
     assert run.adopt(None, ["prior.dim=64"], None).prior.dim == 64
     with pytest.raises(SettingError, match=r"tokenizer\.code_bits=\d+.* 8: .*--out"):
         run.adopt(None, ["tokenizer.code_bits=8"], None)
 
 
-def test_another_network_in_the_checkpoints_is_one_sentence(tmp_path, tiny_words):
-    words = [*tiny_words, "objective.adversarial=0.5", "objective.discriminator_layers=1"]
-    run = train(tmp_path / "run", [*words, "objective.discriminator_channels=8"], stages=["tokenizer"])
+def test_another_network_in_the_checkpoints_is_one_sentence(tmp_path, tiny_overrides):
+    overrides = [*tiny_overrides, "objective.adversarial=0.5", "objective.discriminator_layers=1"]
+    run = train(tmp_path / "run", [*overrides, "objective.discriminator_channels=8"], stages=["tokenizer"])
     with pytest.raises(CheckpointError, match=r"checkpoints/tokenizer .*discriminator .*--out"):
         train(run.path, ["objective.discriminator_channels=16", "tokenizer_training.steps=8"], stages=["tokenizer"])
 
@@ -248,41 +254,41 @@ def test_a_new_tokenizer_and_an_old_prior_are_no_pipeline(run_copy):
     assert train(run_copy, [], data=None).index.exists()
 
 
-def test_guidance_without_classes_is_refused_before_training(tmp_path, image_folder, tiny_words):
-    words, folder = [*tiny_words, "sampling.guidance_scale=3"], str(image_folder(40))
+def test_guidance_without_classes_is_refused_before_training(tmp_path, image_folder, tiny_overrides):
+    overrides, folder = [*tiny_overrides, "sampling.guidance_scale=3"], str(image_folder(40))
     with pytest.raises(SettingError, match="guidance_scale=3"):
-        train(tmp_path / "run", words, data=folder)
+        train(tmp_path / "run", overrides, data=folder)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_the_guidance_of_a_preset_is_left_out_where_there_are_no_classes(tmp_path, image_folder, tiny_words):
-    words = [*tiny_words, "tokenizer_training.steps=1", "prior_training.steps=1", "sampling.steps=2"]
+def test_the_guidance_of_a_preset_is_left_out_where_there_are_no_classes(tmp_path, image_folder, tiny_overrides):
+    overrides = [*tiny_overrides, "tokenizer_training.steps=1", "prior_training.steps=1", "sampling.steps=2"]
     assert load_settings("cifar10").sampling.guidance_scale == 4
     for name, classes, guidance in (("with", 2, 4.0), ("without", 0, 1.0)):
         run = RunFolder(tmp_path / name)
         folder = str(image_folder(50, size=32, classes=classes, name=f"images-{name}"))
         said: list[str] = []
-        Recipe(run.adopt("cifar10", words, folder), run, said.append).train()
+        Recipe(run.adopt("cifar10", overrides, folder), run, said.append).train()
         pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(run.path)
         assert pipe.index.sampling.guidance_scale == guidance and len(pipe(2, generator=0).images) == 2
         assert any("cifar10" in line for line in said) == (not classes)
 
 
-def test_the_bound_on_held_out_codes_visits_every_step_equally_often(tmp_path, tiny_words):
+def test_the_bound_on_held_out_codes_visits_every_step_equally_often(tmp_path, tiny_overrides):
     """An untrained prior with the evidence term knows exactly that bits are fair coins: 1 bit per bit."""
-    words = [*tiny_words, "prior_training.steps=1", "data.held_out=5", "prior_training.learning_rate=1e-9"]
-    run = train(tmp_path / "run", words)
+    overrides = [*tiny_overrides, "prior_training.steps=1", "data.held_out=5", "prior_training.learning_rate=1e-9"]
+    run = train(tmp_path / "run", overrides)
     bits = [line[DRAWN_BOUND] for line in run.read_metrics() if DRAWN_BOUND in line]
     # 64 codes × 512 bits noised to 64 steps: six standard deviations of the estimate are about 0.1.
     assert bits[-1] == pytest.approx(1, abs=0.1)
 
 
-def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tiny_words):
+def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tiny_overrides):
     run = RunFolder(tmp_path / "run")
-    words = [*tiny_words, "tokenizer_training.steps=1000000", "prior_training.steps=1000000"]
-    words += ["tokenizer_training.log_every_steps=1", "prior_training.log_every_steps=1"]
+    overrides = [*tiny_overrides, "tokenizer_training.steps=1000000", "prior_training.steps=1000000"]
+    overrides += ["tokenizer_training.log_every_steps=1", "prior_training.log_every_steps=1"]
     started = time.monotonic()
-    Recipe(run.adopt("digits", words, "digits"), run, lambda _: None, budget_seconds=10).train()
+    Recipe(run.adopt("digits", overrides, "digits"), run, lambda _: None, budget_seconds=10).train()
     assert time.monotonic() - started < 300  # about stopping at all: a million steps take a day
     heard: list[str] = []
     Recipe(run.adopt(None, [], None), run, heard.append, budget_seconds=10).train()
@@ -292,30 +298,37 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
         assert rates[-1] < 0.05 * max(rates)
 
 
-def test_of_a_small_set_at_most_a_fifth_is_held_out_whatever_number_a_preset_names(tmp_path, image_folder, tiny_words):
-    words = [*tiny_words, "data.held_out=1000", "tokenizer_training.batch_size=8", "prior_training.batch_size=8"]
-    run = train(tmp_path / "run", words, data=str(image_folder(40)))
+def test_of_a_small_set_at_most_a_fifth_is_held_out_whatever_number_a_preset_names(
+    tmp_path, image_folder, tiny_overrides
+):
+    overrides = [
+        *tiny_overrides,
+        "data.held_out=1000",
+        "tokenizer_training.batch_size=8",
+        "prior_training.batch_size=8",
+    ]
+    run = train(tmp_path / "run", overrides, data=str(image_folder(40)))
     assert CodeCache(run.codes).key.images == 32
     opened = open_run(run, torch.device("cpu"))
     assert len(opened.held_out) == 8 and not opened.missing
 
 
-def test_fewer_images_than_a_batch_are_refused_with_the_cure(tmp_path, image_folder, tiny_words):
+def test_fewer_images_than_a_batch_are_refused_with_the_cure(tmp_path, image_folder, tiny_overrides):
     with pytest.raises(DataError, match=r" 32: .*tokenizer_training\.batch_size=\d"):
-        train(tmp_path / "run", tiny_words, data=str(image_folder(20)))
+        train(tmp_path / "run", tiny_overrides, data=str(image_folder(20)))
 
 
-def test_unlabelled_images_train_an_unconditional_prior(tmp_path, image_folder, tiny_words):
-    words = [*tiny_words, "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "data.flip=true"]
-    run = train(tmp_path / "run", words, data=str(image_folder(20, size=12)))
+def test_unlabelled_images_train_an_unconditional_prior(tmp_path, image_folder, tiny_overrides):
+    overrides = [*tiny_overrides, "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "data.flip=true"]
+    run = train(tmp_path / "run", overrides, data=str(image_folder(20, size=12)))
     assert json.loads((run.prior / "config.json").read_text())["num_classes"] == 0
     assert (run.codes / "codes.bin").stat().st_size == 18 * 4 * 64  # two flips, two draws
 
 
 @pytest.mark.parametrize("target", ["z0", "previous"])
-def test_every_target_trains_and_samples(tmp_path, tiny_words, target):
-    words = [*tiny_words, f"diffusion.target={target}", "diffusion.steps=8", "sampling.steps=8"]
-    run = train(tmp_path / "run", [*words, "prior_training.log_every_steps=1"])
+def test_every_target_trains_and_samples(tmp_path, tiny_overrides, target):
+    overrides = [*tiny_overrides, f"diffusion.target={target}", "diffusion.steps=8", "sampling.steps=8"]
+    run = train(tmp_path / "run", [*overrides, "prior_training.log_every_steps=1"])
     losses = [line["loss"] for line in run.read_metrics() if line["stage"] == "prior" and "loss" in line]
     assert len(losses) == 6 and all(map(math.isfinite, losses))
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run.path)
@@ -324,21 +337,21 @@ def test_every_target_trains_and_samples(tmp_path, tiny_words, target):
 
 
 @pytest.mark.parametrize("weight", ["fixed", "adaptive"])
-def test_the_adversarial_term_starts_late_ramps_and_trains(tmp_path, tiny_words, weight):
-    words = [*tiny_words, "objective.adversarial=0.5", f"objective.adversarial_weight={weight}"]
-    words += ["objective.adversarial_start=0.5", "objective.discriminator_channels=8"]
-    words += ["objective.discriminator_layers=1", "tokenizer_training.log_every_steps=1"]
-    run = train(tmp_path / "run", words, stages=["tokenizer"])
+def test_the_adversarial_term_starts_late_ramps_and_trains(tmp_path, tiny_overrides, weight):
+    overrides = [*tiny_overrides, "objective.adversarial=0.5", f"objective.adversarial_weight={weight}"]
+    overrides += ["objective.adversarial_start=0.5", "objective.discriminator_channels=8"]
+    overrides += ["objective.discriminator_layers=1", "tokenizer_training.log_every_steps=1"]
+    run = train(tmp_path / "run", overrides, stages=["tokenizer"])
     lines = [line for line in run.read_metrics() if "loss" in line]
     assert ["adversarial" in line for line in lines] == [False] * 4 + [True] * 2
     assert all(math.isfinite(line["discriminator"]) for line in lines[4:])
 
 
-def test_steps_that_are_not_finite_are_skipped_and_stop_the_run_when_they_repeat(tmp_path, tiny_words, monkeypatch):
-    words = [*tiny_words, "tokenizer_training.steps=50"]
+def test_steps_that_are_not_finite_are_skipped_and_stop_the_run_when_they_repeat(tmp_path, tiny_overrides, monkeypatch):
+    overrides = [*tiny_overrides, "tokenizer_training.steps=50"]
     monkeypatch.setattr("bld.tokenizer.losses.F.mse_loss", lambda a, b: (a - b).square().mean() * float("nan"))
     with pytest.raises(DivergedError, match="learning_rate"):
-        train(tmp_path / "run", words, stages=["tokenizer"])
+        train(tmp_path / "run", overrides, stages=["tokenizer"])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -108,26 +108,26 @@ def prior_stage(settings: Settings, folder: Path) -> PriorStage:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [[], ["codes.fresh=true", "prior.soft_targets=true"], ["prior.kind=absorbing"], ["prior.kind=autoregressive"],
      ["tokenizer.bottleneck=gaussian", "prior.kind=gaussian"]],
     ids=" ".join,
 )  # fmt: skip
-def test_a_step_of_the_prior_reads_nothing_and_waits_for_no_copy(words: list[str], tmp_path: Path):
-    settings = load_settings("digits", words=[*SMALL, *words])
+def test_a_step_of_the_prior_reads_nothing_and_waits_for_no_copy(overrides: list[str], tmp_path: Path):
+    settings = load_settings("digits", overrides=[*SMALL, *overrides])
     assert blocking(prior_stage(settings, tmp_path)) == []
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [["objective.bit_flips=0.1"], ["tokenizer.bottleneck=gaussian", "prior.kind=gaussian"],
      ["objective.perceptual=1", "objective.adversarial=1", "tokenizer.image_size=32"],
      ["objective.adversarial=1", "objective.adversarial_weight=adaptive", "tokenizer.image_size=32"]],
     ids=" ".join,
 )  # fmt: skip
-def test_a_step_of_the_tokenizer_reads_nothing_and_waits_for_no_copy(words: list[str], tmp_path: Path, monkeypatch):
+def test_a_step_of_the_tokenizer_reads_nothing_and_waits_for_no_copy(overrides: list[str], tmp_path: Path, monkeypatch):
     monkeypatch.setattr(losses, "load_lpips", losses.untrained_lpips)
-    settings = load_settings("digits", words=[*SMALL, *words])
+    settings = load_settings("digits", overrides=[*SMALL, *overrides])
     images = ImageSet.open("digits", settings.preprocessing())
     stage = TokenizerStage(settings, *images.split(2, 0), OnMeta(), RunFolder(tmp_path))  # type: ignore[arg-type]
     assert blocking(stage) == []

@@ -50,7 +50,7 @@ def duration(text: str) -> float:
 def add_training_arguments(
     parser: argparse.ArgumentParser, budget: bool = True, stages: Sequence[str] = ("tokenizer", "prior")
 ) -> None:
-    """--data, --out, --condition, --preset, --budget, what to begin with, and key=value words.
+    """--data, --out, --condition, --preset, --budget, what to begin with, and key=value overrides.
 
     Args:
         parser: gets the options.
@@ -95,7 +95,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     budget = duration(args.budget) if getattr(args, "budget", None) else None
     from bld.runtime.distributed import launched
     from bld.training.config import FAITHFUL
-    from bld.training.init_from import Beginning
+    from bld.training.init_from import InitRequest
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
     from bld.training.run_images import refuse_other_data
@@ -106,34 +106,34 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
             stack.enter_context(run.locked())
         with processes.main_first():
             tokenizer, init_from = getattr(args, "tokenizer", None), getattr(args, "init_from", None)
-            beginning = Beginning.asked(run, args.stages, tokenizer, init_from)
+            init = InitRequest.from_options(run, args.stages, tokenizer, init_from)
             preset = args.preset
             if preset is None and not run.has_settings():
-                preset = _preset_for(args.data, beginning.image_size)
+                preset = _preset_for(args.data, init.image_size)
                 say(f"No preset was named: {preset} suits these images; choose another with --preset.")
-            words = [*(FAITHFUL if getattr(args, "faithful", False) else ()), *args.settings]
+            overrides = [*(FAITHFUL if getattr(args, "faithful", False) else ()), *args.settings]
             if "tokenizer" not in args.stages or tokenizer is not None:  # which is used as it is
-                words = [word for word in words if word in args.settings or not word.startswith("tokenizer")]
+                overrides = [x for x in overrides if x in args.settings or not x.startswith("tokenizer")]
             if args.condition is not None:
-                words.append(f"data.condition={json.dumps(str(args.condition))}")
+                overrides.append(f"data.condition={json.dumps(str(args.condition))}")
 
             def check(settings: Settings) -> None:
-                beginning.check(settings)
+                init.check(settings)
                 _refuse_out_as_data(args.out, settings.data.location)
                 refuse_other_data(run, settings)
 
-            over = beginning.settings()
+            over = init.settings()
             if budget is not None and not run.has_settings():
-                over = sized(preset, words, over, budget, args.stages if beginning.given is None else ("prior",))
-            settings = run.adopt(preset, words, args.data, processes.is_main, over, check)
+                over = sized(preset, overrides, over, budget, args.stages if init.tokenizer is None else ("prior",))
+            settings = run.adopt(preset, overrides, args.data, processes.is_main, over, check)
             if processes.is_main:
-                beginning.record(run)
+                init.record(run)
         yield Recipe(settings, run, say, budget)
 
 
 def sized(
     preset: str | None,
-    words: Sequence[str],
+    overrides: Sequence[str],
     over: dict[str, Any],
     seconds: float,
     stages: Sequence[str] = ("tokenizer", "prior"),
@@ -144,8 +144,8 @@ def sized(
 
     Args:
         preset: the settings to start from.
-        words: key=value words on top of these.
-        over: overrides of the preset, which the words may change in turn.
+        overrides: `key=value`, on top of these.
+        over: a tree above the preset and below the overrides.
         seconds: the time.
         stages: those that are trained in it.
     """
@@ -153,10 +153,10 @@ def sized(
     from bld.training.config import load_settings, overlaid
     from bld.training.settings import leaves
 
-    settings = load_settings(preset, words=words, over=over)
+    settings = load_settings(preset, overrides=overrides, over=over)
     if not settings.sizes_by_budget:
         return over
-    given = [*(word.partition("=")[0] for word in words), *(key for key, _ in leaves(over))]
+    given = [*(override.partition("=")[0] for override in overrides), *(key for key, _ in leaves(over))]
     bought = plan(settings, seconds, measure(settings), given, stages)
     say(bought.sentence(settings))
     return overlaid(over, tree_of(bought.sizes))

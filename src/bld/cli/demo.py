@@ -15,7 +15,7 @@ TRAINING_SHARE = 0.9  # of the time, the rest being for start, judge and report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Where to, and key=value words."""
+    """Where to, and key=value overrides."""
     parser.add_argument(
         "--out", metavar="RUN", type=Path, default=Path("demo"), help="folder of the run (default demo)"
     )

@@ -58,13 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B,…",
         help="classes of the samples in turn; 'all' for every one, 'none' for none (default: as the images have them)",
     )
-    parser.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no figure")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no metric")
     parser.add_argument("--cas-network", default="resnet50", help="resnet50 (default) or small")
     parser.add_argument("--cas-epochs", type=int, default=30, help="how often cas's classifier sees each sample")
     parser.add_argument("--cas-steps", type=int, default=0, help="its training steps in place of that")
     parser.add_argument("--image-size", type=int, help="pixels at which images are judged (default: the run's)")
     parser.add_argument("--resize", action="store_true", help="resize images of --samples that have another size")
-    parser.add_argument("--out", type=Path, help="where the figures go (default RUN/evaluation.json)")
+    parser.add_argument("--out", type=Path, help="where the metrics go (default RUN/evaluation.json)")
     add_device_arguments(parser)
 
 
@@ -120,9 +120,9 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
         say(warning)
     where = folder / "evaluation" if folder.is_dir() else Path("evaluation") / folder.name
     quiet = say if processes.is_main else (lambda _: None)
-    figures = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes, asked)
+    metrics = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes, asked)
     made = {**evaluate.made_by(pipeline, request, asked), "format": "uint8 straight from the model, no file"}
-    return recording.record(figures, request, extractor, reference, unseen, made)
+    return recording.record(metrics, request, extractor, reference, unseen, made)
 
 
 def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, Any]:
@@ -141,8 +141,8 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, 
     if warning:
         say(warning)
     folder = (args.out.parent if args.out else Path()) / "evaluation"
-    figures = evaluate.evaluate_samples(given, reference, request, extractor, folder)
-    return recording.record(figures, request, extractor, reference, None, recording.describe_images(given))
+    metrics = evaluate.evaluate_samples(given, reference, request, extractor, folder)
+    return recording.record(metrics, request, extractor, reference, None, recording.describe_images(given))
 
 
 def _meet(images: ImageSet, classes: list[str], needed: str) -> None:

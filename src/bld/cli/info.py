@@ -19,7 +19,7 @@ HELP = "sizes, parameters, FLOPs and cache of a preset or run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """A run or preset, how many images, and key=value words."""
+    """A run or preset, how many images, and key=value overrides."""
     parser.add_argument("what", metavar="RUN|PRESET", help="folder of a run, a preset's name, or a YAML file")
     parser.add_argument("--images", type=int, help="images of the data (default: the run's, or 100,000)")
     parser.add_argument("--classes", type=int, help="classes of the data (default: the run's, or 0)")
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> None:
     if args.device is None and (args.devices is not None or args.utilisation is not None):
         raise SettingError("--devices and --utilisation need a kind of device: name it with --device, such as h200.")
     if folder.has_settings():
-        settings = load_settings(base=settings_tree(folder.settings()), words=args.settings)
+        settings = load_settings(base=settings_tree(folder.settings()), overrides=args.settings)
         if (folder.codes / "header.json").is_file():
             cache = CodeCache(folder.codes)
             images, classes = args.images or len(cache), args.classes or len(cache.classes)
     else:
-        settings = load_settings(preset=args.what, words=args.settings)
+        settings = load_settings(preset=args.what, overrides=args.settings)
     for name, value in describe(settings, images, classes):
         say(f"{name:<34}{value}")
     if args.device:
@@ -71,12 +71,12 @@ def run(args: argparse.Namespace) -> None:
         say("\n" + yaml.safe_dump(settings_tree(settings), sort_keys=False))
 
 
-def _bought(settings: Settings, seconds: float, words: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _bought(settings: Settings, seconds: float, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(what, how much) of a training in this time on this machine."""
     from bld.planning.budget import measure, plan
 
     pace = measure(settings)
-    bought = plan(settings, seconds, pace, [word.partition("=")[0] for word in words])
+    bought = plan(settings, seconds, pace, [override.partition("=")[0] for override in overrides])
     yield "-- this machine --", ""
     for stage, steps in bought.steps.items():
         batch = getattr(settings, f"{stage}_training").batch_size

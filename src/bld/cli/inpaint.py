@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="noised",
         help="known bits at each step's noise level (default), or clamped as in the public code",
     )
-    parser.add_argument("--resample", type=int, default=1, help="walks per step; 2 to 4 harmonise the border")
+    parser.add_argument(
+        "--resample", type=int, default=1, help="times that each step is taken; 2 to 4 harmonise the border"
+    )
     add_sampling_arguments(parser)
 
 

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features", default="", metavar="WHICH", help="another judge: inception, dinov2, a file or folder"
     )
-    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="trained runs and figures")
+    parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="trained runs and metrics")
     parser.add_argument("--pages", type=Path, metavar="DIR", help="folder of the pages (default DIR/pages)")
     parser.add_argument("--yes", action="store_true", help="begin a paper-scale experiment without asking")
 
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run it and say where the page is."""
     from bld.experiments import reproduce
-    from bld.experiments.runner import Workshop
+    from bld.experiments.runner import Runner
     from bld.experiments.scales import scale_for
 
     if args.name == "list":
@@ -52,13 +52,13 @@ def run(args: argparse.Namespace) -> None:
     if args.seeds < 1:
         raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
     scale = scale_for(args.scale, args.name, args.faithful, args.preset)
-    workshop = Workshop(scale, args.out, say, args.data, args.test_data, args.features)
+    runner = Runner(scale, args.out, say, args.data, args.test_data, args.features)
     if scale.name == "paper":
-        for line in reproduce.cost(workshop, args.name, args.seeds):
+        for line in reproduce.cost(runner, args.name, args.seeds):
             say(line)
         if not args.yes:
             raise SettingError("This is a paper-scale experiment: repeat the command with --yes to begin.")
-    page = reproduce.reproduce(workshop, args.name, args.seeds, args.pages or args.out / "pages", _command(args))
+    page = reproduce.reproduce(runner, args.name, args.seeds, args.pages or args.out / "pages", _command(args))
     say(f"Written: {page}")
 
 

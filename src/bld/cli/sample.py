@@ -108,7 +108,7 @@ def _batches(
     """(numbers, images) batch by batch; image i is the same in any batch."""
     from tqdm import tqdm
 
-    from bld.seeding import keyed_generators
+    from bld.seeding import keyed_draws
 
     with tqdm(total=len(missing), desc="sample", unit="image", disable=None) as bar:
         for start in range(0, len(missing), args.batch_size):
@@ -121,7 +121,7 @@ def _batches(
                     num_inference_steps=args.steps,
                     temperature=args.temperature,
                     guidance_scale=args.guidance_scale,
-                    generator=keyed_generators(args.seed, "sample", rows),
+                    generator=keyed_draws(args.seed, "sample", rows),
                     batch_size=args.batch_size,
                     final=args.final,
                 ).images,

@@ -90,7 +90,7 @@ def _from_tensor(values: Tensor) -> list[Image.Image | Tensor]:
         raise SettingError(f"An image tensor holds floats in [0, 1] or uint8, not {values.dtype}.")
     values = values.float()
     if not values.isfinite().all():
-        raise DataError("An image holds values that are not finite numbers: mend them.")
+        raise DataError("An image holds values that are not finite numbers: fix them.")
     low, high = float(values.min()), float(values.max())
     if low < -ROUNDING or high > 1 + ROUNDING:
         raise SettingError(
@@ -198,6 +198,6 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     """Numbers → 0 … 1: as they are up to 1, bytes up to 255, else 16-bit."""
     values = values.astype(np.float64)
     if not np.isfinite(values).all():
-        raise DataError("The mask holds values that are not finite numbers: mend them.")
+        raise DataError("The mask holds values that are not finite numbers: fix them.")
     highest = values.max(initial=0)
     return values / next((white for white in (1, 255, 65535) if highest <= white), highest)

@@ -54,7 +54,7 @@ class Table:
             return {comparable(file): value for row in self._rows() for file, value in _entry(row, keys)}
         except (ValueError, AttributeError, TypeError, csv.Error) as error:
             raise DataError(
-                f"The table of {what} {self.name} cannot be read ({error}): mend it or set data.{what}."
+                f"The table of {what} {self.name} cannot be read ({error}): fix it or set data.{what}."
             ) from error
 
     def _rows(self) -> Iterator[dict[str, Any]]:

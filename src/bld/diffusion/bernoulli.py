@@ -21,7 +21,7 @@ class BernoulliDiffusion(BernoulliSteps):
         schedule: the retentions k_t.
         target: what σ(logits) means. "flip": P(z_0 ≠ z_t), eq. (12), the paper's best; "z0": P(z_0 = 1), eq. (8);
             "previous": P(z_{t-1} = 1), eq. (6), which can only step from t to t - 1.
-        posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices mended, which counts the evidence of z_t
+        posterior: "exact" is eq. (8). "plugin" is eq. (10) with its indices corrected, which counts the evidence of z_t
             twice and does not converge to the data; it is there to compare, and to replay public checkpoints.
 
     Raises:

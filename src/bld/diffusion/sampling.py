@@ -56,7 +56,7 @@ def sample_codes(
         known_bits: "noised" shows the network, at each step, a fresh draw of q(z_t | z_0) at the known bits (what it
             saw in training); "clean" clamps the bits themselves. Either way what is made harmonises with the known
             bits, but is no exact draw given them, at any number of steps.
-        resample: how often each step of an inpainting is walked (jump back, repeat), to harmonise borders; 1 is once.
+        resample: how often each step of an inpainting is taken (jump back, repeat), to harmonise borders; 1 is once.
         corrector_steps: Gibbs redraws at each visited step (an extra network call each).
         final: how it ends: the predicted z_0 thresholded at ½ ("threshold") or drawn ("draw"), or z_1 itself ("z1"), as
             Algorithm 2 prints it, with one step less to go.
@@ -79,9 +79,9 @@ def sample_codes(
 
     total = len(visited) - 1
     for index, (t, s) in enumerate(pairwise(visited)):
-        walks = resample if clamp is not None and s > 0 else 1
-        for walk in range(walks):
-            if walk:
+        repeats = resample if clamp is not None and s > 0 else 1
+        for repeat in range(repeats):
+            if repeat:
                 z = diffusion.renoise(z, s, t, generators)
             z = z if clamp is None else clamp(z, t)
             for _ in range(corrector_steps):
@@ -104,7 +104,7 @@ def _beginning(
     generators: Generators,
     device: torch.device | str,
 ) -> tuple[Tensor, list[int]]:
-    """(bits that are begun with, the steps visited from there down to 0)."""
+    """(bits to begin with, the steps visited from there down to 0)."""
     if start is None:
         return (uniform(shape, generators, device) < 0.5).to(torch.uint8), diffusion.schedule.timesteps(steps)
     z, t_start = start[0].to(device=device, dtype=torch.uint8), start[1]
@@ -113,7 +113,7 @@ def _beginning(
 
 
 def _to_z1(visited: list[int]) -> list[int]:
-    """The steps visited when the walk ends at z_1 in place of z_0."""
+    """The steps visited when sampling ends at z_1 in place of z_0."""
     ends = visited[:-1] if visited[-2] == 1 else [*visited[:-1], 1]
     if len(ends) < 2:
         raise SettingError("final='z1' ends a step before the others, and there is one step alone: take more.")

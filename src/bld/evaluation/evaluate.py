@@ -35,7 +35,7 @@ from bld.evaluation.sample_conditions import Asked, asked_for
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
 from bld.runtime.distributed import Processes
 from bld.runtime.precision import Autocast
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.training.held_out_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
 
 SHARD = 1000
@@ -144,29 +144,29 @@ def evaluate_run(
     """
     processes = processes or Processes()
     asked = asked or asked_for(pipeline, class_names(request.classes, pipeline.classes), reference)
-    figures: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     if request.of_samples:
         table = sampled_features(pipeline, request, asked, _needed(extractor), folder, processes, say)
         if processes.rank == 0:
-            figures |= score(table, reference_features(reference, _needed(extractor), folder), request.of_samples)
+            metrics |= score(table, reference_features(reference, _needed(extractor), folder), request.of_samples)
     if processes.rank != 0:
         return {}
     if set(RECONSTRUCTION) & set(request.metrics):
         say(f"Reconstructing {min(request.reconstructed, len(unseen)):,} images.")
-        figures |= reconstruction_figures(pipeline, unseen, request, extractor)
+        metrics |= reconstruction_metrics(pipeline, unseen, request, extractor)
     if "bits" in request.metrics:
         say("Counting bits.")
-        figures |= likelihood_figures(
+        metrics |= likelihood_metrics(
             pipeline, unseen, request.codes, request.seed, request.batch_size, request.code_draws, asked
         )
     if "cas" in request.metrics:
-        figures |= classification_accuracy_score(
+        metrics |= classification_accuracy_score(
             pipeline, lambda start, stop: samples(pipeline, request, asked, start, stop), unseen, request.num,
             asked.labels_of(0, request.num), folder,
             steps=request.cas_steps or steps_of(request.cas_epochs, request.num), network=request.cas_network,
             seed=request.seed, say=say,
         )  # fmt: skip
-    return figures
+    return metrics
 
 
 def evaluate_samples(
@@ -189,7 +189,7 @@ def _needed(extractor: FeatureExtractor | None) -> FeatureExtractor:
 
 
 @torch.no_grad()
-def reconstruction_figures(
+def reconstruction_metrics(
     pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, request: Request, extractor: FeatureExtractor | None
 ) -> dict[str, float]:
     """Metrics of reconstructions, as far as the request names them.
@@ -218,7 +218,7 @@ def reconstruction_figures(
             values[name].append(distance(x, again).cpu())
         if draws:
             numbers = list(range(seen, seen + len(x)))
-            codes = tokenizer.encode(x.to(device), keyed_generators(request.seed, "reconstruct", numbers))
+            codes = tokenizer.encode(x.to(device), keyed_draws(request.seed, "reconstruct", numbers))
             values["drawn_psnr"].append(psnr(x, tokenizer.decode(codes).clamp(-1, 1).cpu()))
         seen += len(x)
         if "rfd" in asked:
@@ -234,7 +234,7 @@ def reconstruction_figures(
 
 
 @torch.no_grad()
-def likelihood_figures(
+def likelihood_metrics(
     pipeline: BinaryLatentDiffusionPipeline,
     images: ImageSet,
     codes: int,

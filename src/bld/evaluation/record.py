@@ -14,7 +14,7 @@ from bld.evaluation.request import Request
 
 
 def record(
-    figures: dict[str, Any],
+    metrics: dict[str, Any],
     request: Request,
     extractor: FeatureExtractor | None,
     reference: ImageSet,
@@ -33,7 +33,7 @@ def record(
             return "not installed"
 
     return {
-        "figures": figures,
+        "figures": metrics,
         "samples": made,
         "request": asdict(request),
         "reference": describe_images(reference),
@@ -65,16 +65,16 @@ def describe_images(images: ImageSet) -> dict[str, Any]:
     }
 
 
-def lines(figures: dict[str, Any], extractor: FeatureExtractor | None) -> Iterator[str]:
+def lines(metrics: dict[str, Any], extractor: FeatureExtractor | None) -> Iterator[str]:
     """The metrics, a line each, for the terminal; a distance is never named without its extractor."""
     distance = "" if extractor is None else extractor.distance_name()
     by = "" if extractor is None else f" [{extractor.name}]"
-    if "noise_bits" in figures:
-        bits = round(figures["bits_per_code"] / figures["bits_per_bit"])
-        yield learned_sentence(bits, figures["bits_per_code"], figures["noise_bits"], figures["independent_bits"])
+    if "noise_bits" in metrics:
+        bits = round(metrics["bits_per_code"] / metrics["bits_per_bit"])
+        yield learned_sentence(bits, metrics["bits_per_code"], metrics["noise_bits"], metrics["independent_bits"])
     named = {"fd": distance, "rfd": f"reconstruction {distance}", "kid_mean": f"KID{by}", "kid_std": f"KID spread{by}"}
     featured = ("is_mean", "is_std", "precision", "recall", "diversity")
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, list):
             continue
         if isinstance(value, str):

@@ -4,7 +4,8 @@ scales          what is trained at which scale: data, settings, budgets, numbers
 runner          trains, samples and measures, once: whatever two experiments share is made for the first and reused
 verdict         the rules, fixed beforehand, that turn measured numbers into a sentence
 prior_rows      how a row that is a prior is sampled and measured
-tables          the tables and figures made of such rows
+tables          the tables made of such rows
+sweeps          the figures made of such rows, and whatever else varies one thing
 figures         those that are looked at, timed or counted in their own ways
 given_images    of these, what priors do with given images
 plots           pictures of experiments

@@ -14,9 +14,9 @@ from bld.data import make_grid, psnr
 from bld.evaluation.metrics.reconstruction import structural_similarity
 from bld.experiments.given_images import figure_n, figure_o
 from bld.experiments.page import Findings, Table
-from bld.experiments.runner import Sampling, Workshop
+from bld.experiments.runner import Runner, Sampling
 from bld.experiments.verdict import Comparison, mean_and_spread
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.serialization.models import load_tokenizer
 
 RECONSTRUCTED = 2000
@@ -34,12 +34,12 @@ PAPER_TABLE_4 = {
 }
 
 
-def table4(workshop: Workshop, seeds: int) -> Findings:
+def table4(runner: Runner, seeds: int) -> Findings:
     """PSNR and SSIM of reconstructions of unseen images, by the format of the code."""
     rows, values = [], {}
-    for name in workshop.scale.formats:
-        found = [_reconstruction(workshop, name, seed) for seed in range(seeds)]
-        values[name] = {figure: [one[figure] for one in found] for figure in found[0] if figure != "size"}
+    for name in runner.scale.formats:
+        found = [_reconstruction(runner, name, seed) for seed in range(seeds)]
+        values[name] = {metric: [one[metric] for one in found] for metric in found[0] if metric != "size"}
         rows.append(_format_row(name, found))
     headings = [
         "format",
@@ -58,7 +58,7 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
         "bits reconstruct better than a vector-quantised code, and as well as real numbers; more so on a smaller grid.",
         basis=f"over {seeds} training seeds" if seeds > 1 else "with one training of each row, which decides nothing",
     )
-    images = len(workshop.unseen(0))
+    images = len(runner.unseen(0))
     findings.tables.append(
         (
             f"Mean ± standard deviation over {min(images, RECONSTRUCTED):,} unseen images, for each training "
@@ -70,15 +70,15 @@ def table4(workshop: Workshop, seeds: int) -> Findings:
     )
     findings.comparisons += _between_formats(values)
     kept = ("psnr", "ssim", "psnr_likely")
-    findings.values = {name: {figure: one[figure] for figure in kept} for name, one in values.items()}
-    findings.pictures.append(_reconstruction_picture(workshop))
+    findings.values = {name: {metric: one[metric] for metric in kept} for name, one in values.items()}
+    findings.pictures.append(_reconstruction_picture(runner))
     findings.notes += [
         "Same encoder and decoder, data, steps, batch and learning rate in every row; MSE alone (no "
         "LPIPS, no adversary).",
         "Bits are drawn, so a short training leaves many undecided; then the most probable code is not "
         "what the decoder "
         "was trained on, and reconstructs worse than a draw. Long training closes the gap.",
-        f"Steps of training: {_steps(workshop)}. The paper trains its tokenizers until they converge.",
+        f"Steps of training: {_steps(runner)}. The paper trains its tokenizers until they converge.",
     ]
     return findings
 
@@ -112,8 +112,8 @@ def _format_row(name: str, found: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _steps(workshop: Workshop) -> str:
-    run = workshop.tokenizer(workshop.scale.formats[0], 0)
+def _steps(runner: Runner) -> str:
+    run = runner.tokenizer(runner.scale.formats[0], 0)
     settings = run.settings().tokenizer_training
     return f"{settings.steps:,} of {settings.batch_size} images, learning rate {settings.learning_rate:g}"
 
@@ -126,24 +126,24 @@ def _format_name(name: str) -> str:
     return {"vq": "vector-quantised", "real": "real numbers", "binary": "binary (ours)"}[name.removesuffix("-small")]
 
 
-def _reconstruction(workshop: Workshop, name: str, seed: int) -> dict[str, Any]:
+def _reconstruction(runner: Runner, name: str, seed: int) -> dict[str, Any]:
     key = {
         "tokenizer": name,
         "seed": seed,
-        "words": workshop.words(name, "bernoulli", seed),
-        "test": workshop.test != "",
+        "words": runner.overrides(name, "bernoulli", seed),
+        "test": runner.test != "",
     }
 
     @torch.no_grad()
     def compute() -> dict[str, Any]:
-        workshop.say(f"Reconstructing with {name}, seed {seed}.")
-        model = load_tokenizer(workshop.tokenizer(name, seed).tokenizer)
-        images = workshop.unseen(seed)
+        runner.say(f"Reconstructing with {name}, seed {seed}.")
+        model = load_tokenizer(runner.tokenizer(name, seed).tokenizer)
+        images = runner.unseen(seed)
         rows = torch.linspace(0, len(images) - 1, min(len(images), RECONSTRUCTED)).long()
         drawn, likely, similar = [], [], []
         for part in rows.split(250):
             x = images.centre(part)
-            again = model.decode(model.encode(x, keyed_generators(0, "reconstruct", part.tolist()))).clamp(-1, 1)
+            again = model.decode(model.encode(x, keyed_draws(0, "reconstruct", part.tolist()))).clamp(-1, 1)
             drawn.append(psnr(x, again))
             similar.append(structural_similarity(x, again))
             likely.append(psnr(x, model.decode(model.encode(x)).clamp(-1, 1)))
@@ -161,21 +161,21 @@ def _reconstruction(workshop: Workshop, name: str, seed: int) -> dict[str, Any]:
             "psnr_likely": float(torch.cat(likely).mean()),
         }
 
-    return workshop.kept("reconstruction", key, compute)
+    return runner.kept("reconstruction", key, compute)
 
 
 @torch.no_grad()
-def _reconstruction_picture(workshop: Workshop) -> tuple[str, str, Any]:
-    images = workshop.unseen(0)
+def _reconstruction_picture(runner: Runner) -> tuple[str, str, Any]:
+    images = runner.unseen(0)
     rows = torch.linspace(0, len(images) - 1, 12).long()
     x = images.centre(rows)
     shown = [x]
-    for name in workshop.scale.formats:
-        model = load_tokenizer(workshop.tokenizer(name, 0).tokenizer)
-        shown.append(model.decode(model.encode(x, keyed_generators(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
-    grid = make_grid(torch.cat(shown), columns=12, scale=workshop.scale.enlarged)
+    for name in runner.scale.formats:
+        model = load_tokenizer(runner.tokenizer(name, 0).tokenizer)
+        shown.append(model.decode(model.encode(x, keyed_draws(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
+    grid = make_grid(torch.cat(shown), columns=12, scale=runner.scale.enlarged)
     return (
-        f"table4-{workshop.scale.label}.png",
+        f"table4-{runner.scale.label}.png",
         "Unseen images on top, below them the formats in the order of the table",
         grid,
     )
@@ -184,9 +184,9 @@ def _reconstruction_picture(workshop: Workshop) -> tuple[str, str, Any]:
 # -- Table 6 ----------------------------------------------------------------------------------------------
 
 
-def table6(workshop: Workshop, seeds: int) -> Findings:
+def table6(runner: Runner, seeds: int) -> Findings:
     """Seconds per image, one at a time."""
-    positions = workshop.pipeline("bernoulli", 0).prior.code_shape.positions
+    positions = runner.pipeline("bernoulli", 0).prior.code_shape.positions
     rows = [
         ("ours, 16 steps", "bernoulli", Sampling(16)),
         ("ours, 64 steps", "bernoulli", Sampling(64)),
@@ -194,7 +194,7 @@ def table6(workshop: Workshop, seeds: int) -> Findings:
         (f"autoregressive, {positions} steps", "autoregressive", Sampling()),
         ("LDM (Gaussian), 200 DDIM steps", "gaussian", Sampling(200, 1.0)),
     ]
-    pipelines = {prior: workshop.pipeline(prior, 0) for _, prior, _ in rows}
+    pipelines = {prior: runner.pipeline(prior, 0) for _, prior, _ in rows}
     seconds: dict[str, list[float]] = {label: [] for label, _, _ in rows}
     for turn in range(TIMED + 1):  # in turns, so that a busy moment of the machine does not fall on one row alone
         for label, prior, sampling in rows:
@@ -214,7 +214,7 @@ def table6(workshop: Workshop, seeds: int) -> Findings:
     return Findings(
         "Table 6: seconds per image",
         "sampling one image is faster than with other diffusion models, in 64 and even more in 16 steps (the paper's "
-        "figures are not in its text).",
+        "seconds are not in its text).",
         [(f"Batch 1, decoding included, {TIMED} runs in turns after one to warm up.", table)],
         comparisons=[
             Comparison(
@@ -246,10 +246,10 @@ def table6(workshop: Workshop, seeds: int) -> Findings:
 
 
 @torch.no_grad()
-def figure5(workshop: Workshop, seeds: int) -> Findings:
+def figure5(runner: Runner, seeds: int) -> Findings:
     """What single bits draw: one bit of one position flipped in the codes of unseen images."""
-    pipeline = workshop.pipeline("bernoulli", 0)
-    images = workshop.unseen(0).centre(range(64))
+    pipeline = runner.pipeline("bernoulli", 0)
+    images = runner.unseen(0).centre(range(64))
     codes, shape = pipeline.encode((images + 1) / 2), pipeline.tokenizer.code_shape
     before = pipeline.decode(codes, "pt")
     middle = (shape.h // 2, shape.w // 2)
@@ -266,7 +266,7 @@ def figure5(workshop: Workshop, seeds: int) -> Findings:
         pictures.append(mean / mean.abs().max().clamp(min=1e-6))
     local = _share_near(pipeline, codes, before, middle)
     order = torch.tensor(change).argsort(descending=True)
-    grid = make_grid(torch.stack(pictures)[order], columns=min(16, shape.c), scale=2 * workshop.scale.enlarged)
+    grid = make_grid(torch.stack(pictures)[order], columns=min(16, shape.c), scale=2 * runner.scale.enlarged)
     rows = [[str(int(bit)), f"{change[bit]:.4f}", f"{consistent[bit]:.2f}"] for bit in order.tolist()]
     return Findings(
         "Figure 5: the codebook view, what single bits draw",
@@ -279,7 +279,7 @@ def figure5(workshop: Workshop, seeds: int) -> Findings:
         ],
         [
             (
-                f"figure5-{workshop.scale.label}.png",
+                f"figure5-{runner.scale.label}.png",
                 "What switching each bit on adds, mean over 64 unseen images, scaled to "
                 "its strongest pixel; grey is nothing; strongest bit first",
                 grid,
@@ -304,7 +304,7 @@ def _share_near(pipeline: Any, codes: Tensor, before: Tensor, middle: tuple[int,
     return float(energy[rows, columns].sum() / energy.sum().clamp(min=1e-12))
 
 
-FIGURES: dict[str, tuple[str, Callable[[Workshop, int], Findings]]] = {
+FIGURES: dict[str, tuple[str, Callable[[Runner, int], Findings]]] = {
     "table4": ("reconstruction by format of the code", table4),
     "table6": ("seconds per image", table6),
     "figure5": ("what single bits draw", figure5),

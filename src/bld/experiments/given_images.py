@@ -10,7 +10,7 @@ from torch import Tensor
 from bld.data import make_grid
 from bld.evaluation.neighbours import nearest
 from bld.experiments.page import Findings, Table
-from bld.experiments.runner import Workshop
+from bld.experiments.runner import Runner
 from bld.experiments.verdict import Comparison
 
 FILLINGS = 4
@@ -31,13 +31,13 @@ def _masks(size: int) -> dict[str, Tensor]:
     return {"lower half": lower, "right half": right, "centre": centre, "all but the centre": border}
 
 
-def figure_n(workshop: Workshop, seeds: int) -> Findings:
+def figure_n(runner: Runner, seeds: int) -> Findings:
     """Inpainting: what is made inside a mask, against the truth, against a fill that ignores the image."""
-    images = workshop.unseen(0)
+    images = runner.unseen(0)
     count = min(24, len(images))
     originals = images.centre(torch.linspace(0, len(images) - 1, count).long())
-    train = workshop.split(0)[0].centre(range(min(512, len(workshop.split(0)[0]))))
-    pipeline = workshop.pipeline("bernoulli", 0)
+    train = runner.split(0)[0].centre(range(min(512, len(runner.split(0)[0]))))
+    pipeline = runner.pipeline("bernoulli", 0)
     rows, shown, comparisons = [], [], []
     for name, hole in _masks(images.preprocessing.image_size).items():
         own, mean_fill, others, spread = [], [], [], []
@@ -56,13 +56,13 @@ def figure_n(workshop: Workshop, seeds: int) -> Findings:
             Comparison(f"{name}: nearer to the truth than other images' content", own, others, paired=True)
         )
         rows.append([name, *(f"{_mean(v):.4f}" for v in (own, others, mean_fill)), f"{_mean(spread):.3f}"])
-    grid = make_grid(torch.stack(shown), columns=3 * (2 + FILLINGS), scale=workshop.scale.enlarged)
+    grid = make_grid(torch.stack(shown), columns=3 * (2 + FILLINGS), scale=runner.scale.enlarged)
     return Findings(
         "Figure N: inpainting with different masks",
         "given part of an image, the prior fills the rest in diverse ways that fit what is given.",
         [
             (
-                f"{count} unseen images, {FILLINGS} fillings each, 16 steps walked twice: squared "
+                f"{count} unseen images, {FILLINGS} fillings each, 16 steps taken twice: squared "
                 f"error inside the mask, pixels in "
                 "[-1, 1]; diversity is the standard deviation between fillings.",
                 Table(
@@ -73,7 +73,7 @@ def figure_n(workshop: Workshop, seeds: int) -> Findings:
         ],
         [
             (
-                f"figureN-{workshop.scale.label}.png",
+                f"figureN-{runner.scale.label}.png",
                 "Three images a row, each whole, masked, and filled four times; one mask a row",
                 grid,
             )
@@ -100,11 +100,11 @@ def _mean(values: list[float]) -> float:
 # -- Figure O ---------------------------------------------------------------------------------------------
 
 
-def figure_o(workshop: Workshop, seeds: int) -> Findings:
+def figure_o(runner: Runner, seeds: int) -> Findings:
     """Ten nearest training images of samples, and whether samples are nearer to them than unseen images are."""
-    pipeline, (train, _) = workshop.pipeline("bernoulli", 0), workshop.split(0)
+    pipeline, (train, _) = runner.pipeline("bernoulli", 0), runner.split(0)
     samples = pipeline(128, None, 64, 0.9, generator=0, output_type="pt", batch_size=128).images * 2 - 1
-    unseen = workshop.unseen(0)
+    unseen = runner.unseen(0)
     others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
     rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1
     own = nearest(others, train, 1).distances[:, 0].tolist()
@@ -112,7 +112,7 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
     ours = found.distances[:, 0].tolist()
     usual = nearest(rebuilt, train, 1).distances[:, 0].tolist()
     shown = [part for i in range(6) for part in (samples[i : i + 1], train.centre(found.indices[i]))]
-    grid = make_grid(torch.cat(shown), columns=11, scale=workshop.scale.enlarged)
+    grid = make_grid(torch.cat(shown), columns=11, scale=runner.scale.enlarged)
     table = Table(
         ["", "median distance to the nearest training image", "lowest"],
         [
@@ -133,7 +133,7 @@ def figure_o(workshop: Workshop, seeds: int) -> Findings:
         ],
         [
             (
-                f"figureO-{workshop.scale.label}.png",
+                f"figureO-{runner.scale.label}.png",
                 "Samples on the left, their ten nearest training images in the row",
                 grid,
             )

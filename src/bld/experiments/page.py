@@ -63,7 +63,7 @@ RULE = (
     "sides share a tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided "
     "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*. "
     "Before any of that, every network, at its best sampling, must have come within a quarter of an untrained one's "
-    "distance, and what is varied must change a figure (analysis of variance, p < 0.05); else there is *too little "
+    "distance, and what is varied must change a metric (analysis of variance, p < 0.05); else there is *too little "
     "training to say*, or nothing to decide."
 )
 

@@ -15,7 +15,7 @@ from bld.diffusion import NoiseSchedule
 
 if TYPE_CHECKING:
     from bld.experiments.prior_rows import Row, Values
-    from bld.experiments.runner import Workshop
+    from bld.experiments.runner import Runner
 
 SHOWN = 20
 COLOURS = ("#1b7f7f", "#c4572e", "#5b5b9a")
@@ -43,17 +43,17 @@ def chart(
     return _image(figure)
 
 
-def sample_rows(workshop: Workshop, rows: Sequence[Row]) -> Image.Image:
+def sample_rows(runner: Runner, rows: Sequence[Row]) -> Image.Image:
     """One row of pictures per row of the table, the same seeds in each."""
     pictures = []
     for row in (row for row in rows if row.prior):
-        pipeline = workshop.pipeline(row.prior, 0)
-        images, _ = next(iter(workshop.batches(pipeline, row.sampling, SHOWN)))
+        pipeline = runner.pipeline(row.prior, 0)
+        images, _ = next(iter(runner.batches(pipeline, row.sampling, SHOWN)))
         pictures.append(images)
-    return make_grid(to_unit(torch.cat(pictures)), columns=SHOWN, scale=workshop.scale.enlarged)
+    return make_grid(to_unit(torch.cat(pictures)), columns=SHOWN, scale=runner.scale.enlarged)
 
 
-def schedule_curves(workshop: Workshop, rows: Sequence[Row], values: Values) -> list[tuple[str, str, Image.Image]]:
+def schedule_curves(runner: Runner, rows: Sequence[Row], values: Values) -> list[tuple[str, str, Image.Image]]:
     """P(z_t = 1) for bits that are 1 and bits that are 0, as in the paper's Figure A."""
     figure, axes = _axes("t", "P(z_t = 1)")
     for kind, colour in zip(("linear", "cosine", "sigmoid"), COLOURS, strict=True):
@@ -62,7 +62,7 @@ def schedule_curves(workshop: Workshop, rows: Sequence[Row], values: Values) -> 
         axes.plot(range(65), (1 - k) / 2, color=colour, linewidth=1.8, linestyle="--")
     axes.legend(frameon=False)
     caption = "How bits approach a fair coin: solid those that are 1, dashed those that are 0"
-    return [(f"figureA-{workshop.scale.label}.png", caption, _image(figure))]
+    return [(f"figureA-{runner.scale.label}.png", caption, _image(figure))]
 
 
 def _axes(x: str, y: str) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from statistics import fmean
 from PIL import Image
 
 from bld.experiments.page import Findings, Table
-from bld.experiments.runner import Sampling, Workshop
+from bld.experiments.runner import Runner, Sampling
 from bld.experiments.scales import Scale
 from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 
@@ -69,8 +69,8 @@ class Item:
         claim: the paper's, in a sentence.
         rows: (scale, number of positions N) → the rows.
         claims: values → comparisons that the verdict rests on.
-        figures: names of the metrics that are shown.
-        pictures: drawn from workshop, rows and values.
+        metrics: names of the metrics that are shown.
+        pictures: drawn from runner, rows and values.
         notes: what differs from the paper, what to think of it.
     """
 
@@ -79,24 +79,24 @@ class Item:
     claim: str
     rows: Callable[[Scale, int], list[Row]]
     claims: Callable[[Values], list[Comparison]]
-    figures: tuple[str, ...] = ("fd", "precision", "recall")
-    pictures: Callable[[Workshop, list[Row], Values], list[Picture]] = lambda *_: []
+    metrics: tuple[str, ...] = ("fd", "precision", "recall")
+    pictures: Callable[[Runner, list[Row], Values], list[Picture]] = lambda *_: []
     notes: tuple[str, ...] = ()
 
-    def run(self, workshop: Workshop, seeds: int) -> Findings:
+    def run(self, runner: Runner, seeds: int) -> Findings:
         """Train what is missing, measure every row, and judge."""
-        rows = self.rows(workshop.scale, workshop.pipeline("bernoulli", 0).prior.code_shape.positions)
-        shown_figures = figures_of(workshop, self.figures)
-        values = {row.label: measure(workshop, row, seeds, shown_figures) for row in rows}
-        untrained = measure_untrained(workshop, rows, seeds)
+        rows = self.rows(runner.scale, runner.pipeline("bernoulli", 0).prior.code_shape.positions)
+        shown_metrics = metrics_of(runner, self.metrics)
+        values = {row.label: measure(runner, row, seeds, shown_metrics) for row in rows}
+        untrained = measure_untrained(runner, rows, seeds)
         findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(seeds))
-        findings.gate = gate_of(rows, values, untrained["fd"], shown_figures)
+        findings.gate = gate_of(rows, values, untrained["fd"], shown_metrics)
         everything = {**values, UNTRAINED: untrained}
         findings.values = everything
         shown = [*rows, Row(UNTRAINED, "", Sampling())]
-        findings.tables.append((_caption(workshop, seeds), _table(workshop, shown, everything, shown_figures)))
-        findings.pictures += self.pictures(workshop, rows, values)
-        findings.notes += [_what_differs(workshop), EVIDENCE, *self.notes]
+        findings.tables.append((_caption(runner, seeds), _table(runner, shown, everything, shown_metrics)))
+        findings.pictures += self.pictures(runner, rows, values)
+        findings.notes += [_what_differs(runner), EVIDENCE, *self.notes]
         return findings
 
 
@@ -107,74 +107,74 @@ def over(seeds: int) -> str:
     return f"over {SAMPLING_SEEDS} sampling seeds of one training of each row: other trainings may differ by more"
 
 
-def figures_of(workshop: Workshop, figures: tuple[str, ...]) -> tuple[str, ...]:
+def metrics_of(runner: Runner, metrics: tuple[str, ...]) -> tuple[str, ...]:
     """The metrics to show; where the judge does not know the classes, those of CAS stand in for "accuracy"."""
-    if "accuracy" not in figures or workshop.judge_knows_classes:
-        return figures
-    others = tuple(name for name in figures if name != "accuracy" and name not in LESSON)
+    if "accuracy" not in metrics or runner.judge_knows_classes:
+        return metrics
+    others = tuple(name for name in metrics if name != "accuracy" and name not in LESSON)
     return (*others, *LESSON)
 
 
-def measure(workshop: Workshop, row: Row, seeds: int, figures: Sequence[str]) -> dict[str, list[float]]:
+def measure(runner: Runner, row: Row, seeds: int, metrics: Sequence[str]) -> dict[str, list[float]]:
     """Each metric over training seeds; with one of those, over sampling seeds."""
     runs = [(seed, row.sampling) for seed in range(seeds)]
     if seeds == 1:
         runs = [(0, replace(row.sampling, seed=sampling)) for sampling in range(SAMPLING_SEEDS)]
-    found: dict[str, list[float]] = {name: [] for name in figures}
+    found: dict[str, list[float]] = {name: [] for name in metrics}
     for seed, sampling in runs:
-        quality = workshop.quality(row.prior, seed, sampling) if row.prior else {}
-        for name in figures:
+        quality = runner.quality(row.prior, seed, sampling) if row.prior else {}
+        for name in metrics:
             if name in quality:
                 found[name].append(quality[name])
-    if set(LESSON) & set(figures):
+    if set(LESSON) & set(metrics):
         for seed, sampling in runs:
-            lesson = workshop.lesson(row.prior or None, seed, sampling)
+            lesson = runner.lesson(row.prior or None, seed, sampling)
             for name in LESSON:
                 found[name].append(lesson[name])
-    if set(BITS) & set(figures) and row.prior != "gaussian" and row.has_bits:
+    if set(BITS) & set(metrics) and row.prior != "gaussian" and row.has_bits:
         for seed in range(seeds):
-            bits = workshop.likelihood(row.prior, seed)
+            bits = runner.likelihood(row.prior, seed)
             for name in BITS:
                 found[name].append(bits[name])
     return found
 
 
-def measure_untrained(workshop: Workshop, rows: Sequence[Row], seeds: int) -> dict[str, list[float]]:
+def measure_untrained(runner: Runner, rows: Sequence[Row], seeds: int) -> dict[str, list[float]]:
     """What the samples of an untrained network measure, over as many seeds as a row."""
     labelled = any(row.sampling.labelled for row in rows)
     prior = "conditional" if labelled else "bernoulli"
     found: dict[str, list[float]] = {}
     for seed in range(seeds if seeds > 1 else SAMPLING_SEEDS):
-        for name, value in workshop.untrained(prior, Sampling(16, seed=seed, labelled=labelled)).items():
+        for name, value in runner.untrained(prior, Sampling(16, seed=seed, labelled=labelled)).items():
             found.setdefault(name, []).append(value)
     return found
 
 
-def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], figures: Sequence[str]) -> Gate:
+def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], metrics: Sequence[str]) -> Gate:
     """Each network at its best sampling against an untrained one; and whether the rows differ in any metric."""
     networks: dict[str, list[float]] = {}
     for row in rows:
         distances = values[row.label].get("fd", [])
         if row.prior and distances and fmean(distances) < fmean(networks.get(row.prior, [math.inf])):
             networks[row.prior] = distances
-    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in figures}
+    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in metrics}
     return Gate(networks, untrained, moved)
 
 
-def _caption(workshop: Workshop, seeds: int) -> str:
+def _caption(runner: Runner, seeds: int) -> str:
     spread = f"{seeds} training seeds" if seeds > 1 else f"{SAMPLING_SEEDS} sampling seeds of one training"
-    seen = "of those trained on, as in the paper" if workshop.scale.knows_reference else "that nothing was trained on"
+    seen = "of those trained on, as in the paper" if runner.scale.knows_reference else "that nothing was trained on"
     return (
-        f"Mean ± standard deviation over {spread}; {workshop.scale.samples} samples a figure, against "
-        f"{len(workshop.reference):,} real images {seen}, features of {workshop.extractor.name} "
-        f"({workshop.extractor.sha256}); k = 3 for precision and recall."
+        f"Mean ± standard deviation over {spread}; {runner.scale.samples} samples a metric, against "
+        f"{len(runner.reference):,} real images {seen}, features of {runner.extractor.name} "
+        f"({runner.extractor.sha256}); k = 3 for precision and recall."
     )
 
 
-def _table(workshop: Workshop, rows: list[Row], values: Values, figures: Sequence[str]) -> Table:
+def _table(runner: Runner, rows: list[Row], values: Values, metrics: Sequence[str]) -> Table:
     papers = list(dict.fromkeys(heading for row in rows for heading in row.paper))
-    shown = [name for name in figures if any(values[row.label].get(name) for row in rows)]
-    distance = f"{workshop.extractor.distance_name()} ↓"
+    shown = [name for name in metrics if any(values[row.label].get(name) for row in rows)]
+    distance = f"{runner.extractor.distance_name()} ↓"
     headings = ["", *(f"paper: {heading}" for heading in papers), *(HEADINGS.get(name, distance) for name in shown)]
     cells = [
         [
@@ -187,18 +187,18 @@ def _table(workshop: Workshop, rows: list[Row], values: Values, figures: Sequenc
     return Table(headings, cells)
 
 
-def _what_differs(workshop: Workshop) -> str:
-    if workshop.scale.name == "paper":
+def _what_differs(runner: Runner) -> str:
+    if runner.scale.name == "paper":
         return "Data, networks and budgets are the preset's; the judge is named above."
     return (
         f"The paper trains for days on images of 256×256 and judges 50,000 samples by Inception (FID); "
         f"this is the scale "
-        f"`{workshop.scale.label}`, minutes a row, judged by a classifier of the data's own labels: its "
+        f"`{runner.scale.label}`, minutes a row, judged by a classifier of the data's own labels: its "
         f"distances compare "
         "rows of this page, and nothing else."
     )
 
 
-def below(values: Values, figure: str, low: str, high: str, words: str) -> Comparison:
+def below(values: Values, metric: str, low: str, high: str, words: str) -> Comparison:
     """The claim that a metric of the row `low` lies below that of `high`, paired by seed."""
-    return Comparison(words, values[low][figure], values[high][figure], paired=True)
+    return Comparison(words, values[low][metric], values[high][metric], paired=True)

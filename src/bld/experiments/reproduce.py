@@ -9,11 +9,13 @@ from bld.errors import SettingError
 from bld.experiments.figures import FIGURES
 from bld.experiments.page import write_index, write_page
 from bld.experiments.prior_rows import Item
-from bld.experiments.runner import Workshop
-from bld.experiments.tables import ITEMS
+from bld.experiments.runner import Runner
+from bld.experiments.sweeps import SWEEPS
+from bld.experiments.tables import TABLES
 from bld.planning.cost import describe
 from bld.training.config import load_settings
 
+ITEMS = [*TABLES, *SWEEPS]
 NAMES = {item.name: item for item in ITEMS}
 
 
@@ -23,41 +25,41 @@ def titles() -> dict[str, str]:
     return dict(sorted(found.items(), key=lambda pair: (pair[0][0] != "t", pair[0] == "posterior", pair[0])))
 
 
-def reproduce(workshop: Workshop, name: str, seeds: int, pages: Path, command: str) -> Path:
+def reproduce(runner: Runner, name: str, seeds: int, pages: Path, command: str) -> Path:
     """Train what is missing, measure what is not measured yet, write the page; returns its path."""
     if name not in titles():
         raise SettingError(f"There is no experiment '{name}'.")
-    findings = NAMES[name].run(workshop, seeds) if name in NAMES else FIGURES[name][1](workshop, seeds)
-    path = write_page(pages, f"{name}-{workshop.scale.label}", findings, command, list(_setting(workshop, name, seeds)))
+    findings = NAMES[name].run(runner, seeds) if name in NAMES else FIGURES[name][1](runner, seeds)
+    path = write_page(pages, f"{name}-{runner.scale.label}", findings, command, list(_setting(runner, name, seeds)))
     write_index(pages)
     return path
 
 
-def _setting(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
+def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     """Lines on data, seeds and budget."""
-    yield f"Images: {Path(workshop.data).name}; training seeds: {', '.join(map(str, range(seeds)))}."
-    base = workshop.tokenizer(workshop.scale.base, 0).settings().tokenizer_training
+    yield f"Images: {Path(runner.data).name}; training seeds: {', '.join(map(str, range(seeds)))}."
+    base = runner.tokenizer(runner.scale.base, 0).settings().tokenizer_training
     if name != "table4":
         yield f"Tokenizer: {base.steps:,} steps of {base.batch_size}, shared by all rows that use its codes."
-        prior = workshop.prior("bernoulli", 0).settings()
+        prior = runner.prior("bernoulli", 0).settings()
         training = prior.prior_training
         yield (
             f"Prior: {training.steps:,} steps of {training.batch_size}, width {prior.prior.dim}, depth "
             f"{prior.prior.depth}, the same for every row."
         )
     if name in NAMES:
-        kinds = {row.prior for row in NAMES[name].rows(workshop.scale, 1) if row.prior}
-        yield "Parameters: " + ", ".join(f"{kind} {workshop.parameters(kind):,}" for kind in sorted(kinds)) + "."
+        kinds = {row.prior for row in NAMES[name].rows(runner.scale, 1) if row.prior}
+        yield "Parameters: " + ", ".join(f"{kind} {runner.parameters(kind):,}" for kind in sorted(kinds)) + "."
 
 
-def cost(workshop: Workshop, name: str, seeds: int) -> Iterator[str]:
+def cost(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     """What an experiment would train at this scale, before anything is."""
     item = NAMES.get(name)
-    rows = item.rows(workshop.scale, 256) if isinstance(item, Item) else []
+    rows = item.rows(runner.scale, 256) if isinstance(item, Item) else []
     priors = sorted({row.prior for row in rows if row.prior}) or ["bernoulli"]
-    tokenizers = workshop.scale.formats if name == "table4" else sorted({workshop.tokenizer_of(p) for p in priors})
+    tokenizers = runner.scale.formats if name == "table4" else sorted({runner.tokenizer_of(p) for p in priors})
     yield f"{name} trains {len(tokenizers)} tokenizers and {len(priors)} priors, {seeds} times each; one of them:"
-    settings = load_settings(workshop.scale.preset, words=workshop.words(workshop.scale.base, "bernoulli", 0))
+    settings = load_settings(runner.scale.preset, overrides=runner.overrides(runner.scale.base, "bernoulli", 0))
     for what, much in describe(settings, images=126_227, num_classes=0):
         yield f"  {what:<34}{much}"
-    yield f"and samples {max(1, len(rows))} × {seeds} × {workshop.scale.samples:,} images."
+    yield f"and samples {max(1, len(rows))} × {seeds} × {runner.scale.samples:,} images."

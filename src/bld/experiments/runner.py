@@ -3,7 +3,7 @@
     ROOT/SCALE/tokenizers/NAME-seedK/    runs with a tokenizer (and codes, where a prior needs them)
     ROOT/SCALE/priors/NAME-seedK/        runs with a prior on the codes of the scale's base tokenizer
     ROOT/SCALE/classifier/               the judge: a classifier of the data's own labels
-    ROOT/SCALE/results/*.json            figures, each under a key of all that made it
+    ROOT/SCALE/results/*.json            metrics, each under a key of all that made it
 
 A stopped experiment goes on where it was: trainings resume, and what is measured is not measured again.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from bld.data import ImageSet, Preprocessing, to_uint8
 from bld.errors import SettingError
 from bld.evaluation.classifier_training import train_classifier
-from bld.evaluation.evaluate import likelihood_figures
+from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
@@ -66,8 +66,8 @@ class Sampling:
     labelled: bool = False
 
 
-class Workshop:
-    """One scale's trained things and figures below a root folder.
+class Runner:
+    """One scale's trained things and metrics below a root folder.
 
     data: where the images are, for a scale that does not bring its own.  test: images nobody was trained on; without,
     the held-out part of the data.  features: another judge than the scale's classifier.
@@ -83,19 +83,19 @@ class Workshop:
 
     # -- training -----------------------------------------------------------------------------------------
 
-    def words(self, tokenizer: str, prior: str, seed: int) -> list[str]:
+    def overrides(self, tokenizer: str, prior: str, seed: int) -> list[str]:
         """All settings of a run, on top of the scale's preset."""
-        return [*self.scale.words, *self.scale.tokenizers[tokenizer], *PRIORS[prior], f"seed={seed}"]
+        return [*self.scale.overrides, *self.scale.tokenizers[tokenizer], *PRIORS[prior], f"seed={seed}"]
 
     def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
         """The run that holds a trained tokenizer; trained now if it is not."""
         run = RunFolder(self.root / "tokenizers" / f"{name}-seed{seed}")
-        words = self.words(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
+        overrides = self.overrides(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
         encoded = (run.codes / "header.json").is_file()
         if (run.tokenizer / "model.safetensors").is_file() and (encoded or not with_codes):
-            self._refuse_another(run, words, besides=("prior", "diffusion.", "sampling."))
+            self._refuse_another(run, overrides, besides=("prior", "diffusion.", "sampling."))
             return run
-        recipe = self._recipe(run, words)
+        recipe = self._recipe(run, overrides)
         recipe.train_tokenizer()
         if with_codes:
             recipe.encode()
@@ -106,10 +106,10 @@ class Workshop:
         run = RunFolder(self.root / "priors" / f"{name}-seed{seed}")
         tokenizer = self.tokenizer_of(name)
         if run.index.is_file():
-            self._refuse_another(run, self.words(tokenizer, name, seed))
+            self._refuse_another(run, self.overrides(tokenizer, name, seed))
             return run
         base = self.tokenizer(tokenizer, seed, with_codes=True)
-        recipe = self._recipe(run, self.words(tokenizer, name, seed))
+        recipe = self._recipe(run, self.overrides(tokenizer, name, seed))
         if not run.tokenizer.is_dir():
             run.record("tokenizer", **base.progress()["tokenizer"])
             shutil.copy(base.data, run.data)
@@ -124,15 +124,15 @@ class Workshop:
             return "real"
         return "binary-small" if prior == "bernoulli-small" else self.scale.base
 
-    def _recipe(self, run: RunFolder, words: list[str]) -> Recipe:
+    def _recipe(self, run: RunFolder, overrides: list[str]) -> Recipe:
         preset = None if run.has_settings() else self.scale.preset
-        return Recipe(run.adopt(preset, words, self.data), run, self.say)
+        return Recipe(run.adopt(preset, overrides, self.data), run, self.say)
 
-    def _refuse_another(self, run: RunFolder, words: list[str], besides: tuple[str, ...] = ()) -> None:
+    def _refuse_another(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...] = ()) -> None:
         """A finished run is taken only if it was made from these images with these settings, `besides` left out."""
-        wanted = load_settings(self.scale.preset, words=[*words, f"data.location={json.dumps(self.data)}"])
+        wanted = load_settings(self.scale.preset, overrides=[*overrides, f"data.location={json.dumps(self.data)}"])
         theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
-        differs = any(his != mine and not mine[0].startswith(besides) for his, mine in zip(theirs, ours, strict=True))
+        differs = any(their != our and not our[0].startswith(besides) for their, our in zip(theirs, ours, strict=True))
         if differs or not run.data.is_file():  # without it the images were divided otherwise
             raise SettingError(
                 f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
@@ -158,7 +158,7 @@ class Workshop:
 
     @cached_property
     def _settings(self) -> Any:
-        return load_settings(self.scale.preset, words=self.words(self.scale.base, "bernoulli", 0))
+        return load_settings(self.scale.preset, overrides=self.overrides(self.scale.base, "bernoulli", 0))
 
     def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out), as the runs of this seed have it; every scale holds out the same for all seeds."""
@@ -202,18 +202,18 @@ class Workshop:
         """Whether the judge can say if a sample is of the class that it was asked to be."""
         return bool(self.images.classes) and list(self.extractor.classes) == self.images.classes
 
-    # -- figures ------------------------------------------------------------------------------------------
+    # -- metrics ------------------------------------------------------------------------------------------
 
     def kept(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The figures computed under this key, from disk if they are there."""
+        """The metrics computed under this key, from disk if they are there."""
         text = json.dumps(key, sort_keys=True, default=str)
         path = self.root / "results" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
         if path.is_file():
             return read_json(path)["figures"]
         started = time.monotonic()
-        figures = compute()
-        write_json(path, {"key": key, "figures": figures, "seconds": round(time.monotonic() - started, 1)})
-        return figures
+        metrics = compute()
+        write_json(path, {"key": key, "figures": metrics, "seconds": round(time.monotonic() - started, 1)})
+        return metrics
 
     def batches(
         self, pipeline: BinaryLatentDiffusionPipeline, sampling: Sampling, count: int
@@ -244,7 +244,7 @@ class Workshop:
             "reference": self.reference.fingerprint,
             "extractor": self.extractor.sha256,
             "sampling": dataclasses.asdict(sampling),
-            "words": self.words(self.tokenizer_of(prior), prior, seed),
+            "words": self.overrides(self.tokenizer_of(prior), prior, seed),
         }
 
         def compute() -> dict[str, float]:
@@ -258,10 +258,10 @@ class Workshop:
 
             table = extract(images(), self.extractor)
             reference = reference_features(self.reference, self.extractor, self.root / "results")
-            figures = score(table, reference)
+            metrics = score(table, reference)
             if labels and table.logits is not None and self.judge_knows_classes:
-                figures["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
-            return figures
+                metrics["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
+            return metrics
 
         return self.kept("quality", key, compute)
 
@@ -273,7 +273,7 @@ class Workshop:
             "reference": self.reference.fingerprint,
             "extractor": self.extractor.sha256,
             "sampling": dataclasses.asdict(sampling),
-            "words": self.words(self.tokenizer_of(prior), prior, 0),
+            "words": self.overrides(self.tokenizer_of(prior), prior, 0),
         }
 
         def compute() -> dict[str, float]:
@@ -293,11 +293,11 @@ class Workshop:
 
         prior None: by as many real training images, the most that samples can be hoped to teach.
         """
-        words = self.words(self.tokenizer_of(prior), prior, seed) if prior else []
+        overrides = self.overrides(self.tokenizer_of(prior), prior, seed) if prior else []
         key = {
             "prior": prior,
             "seed": seed,
-            "words": words,
+            "words": overrides,
             "samples": self.scale.samples,
             "sampling": dataclasses.asdict(sampling),
             "test": self.test != "",
@@ -332,16 +332,16 @@ class Workshop:
         return self.kept("lesson", key, compute)
 
     def likelihood(self, prior: str, seed: int) -> dict[str, float]:
-        """Bits that the prior needs for codes of unseen images (`likelihood_figures`).
+        """Bits that the prior needs for codes of unseen images (`likelihood_metrics`).
 
         The codes are drawn as in training, the same ones for every prior on the same tokenizer.
         """
-        words = self.words(self.tokenizer_of(prior), prior, seed)
-        key = {"prior": prior, "seed": seed, "words": words, "codes": LIKELIHOOD_CODES, "draws": CODE_DRAWS}
+        overrides = self.overrides(self.tokenizer_of(prior), prior, seed)
+        key = {"prior": prior, "seed": seed, "words": overrides, "codes": LIKELIHOOD_CODES, "draws": CODE_DRAWS}
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")
-            return likelihood_figures(self.pipeline(prior, seed), self.split(seed)[1], LIKELIHOOD_CODES, 0, BATCH)
+            return likelihood_metrics(self.pipeline(prior, seed), self.split(seed)[1], LIKELIHOOD_CODES, 0, BATCH)
 
         return self.kept("bits", key, compute)
 

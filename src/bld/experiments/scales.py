@@ -11,28 +11,28 @@ from bld.errors import SettingError, did_you_mean
 from bld.training.config import FAITHFUL, load_settings
 from bld.training.settings import leaves, settings_tree
 
-Words = tuple[str, ...]
+Overrides = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Scale:
     """A size at which the experiments are run.
 
-    preset: the settings to start from.  words: settings on top of it, for every run.  data: where the images are; empty
-    means that the user says it.  base: the tokenizer whose codes the priors share.  tokenizers: settings of each format
-    of Table 4, by name.  samples: images per measured row.  reference: real images they are held against, at most.
-    knows_reference: whether those are what the networks are trained on, as in the paper, rather than unseen ones, which
-    no copy of a training image comes near.  classifier_steps: training of the judge; 0 is Inception.  cas: network of
-    the classification accuracy score, and how often it sees each sample.  enlarged: pixels per pixel in pictures.
-    faithful: whether the paper's method is taken to the letter.
+    preset: the settings to start from.  overrides: settings on top of it, for every run.  data: where the images are;
+    empty means that the user says it.  base: the tokenizer whose codes the priors share.  tokenizers: settings of each
+    format of Table 4, by name.  samples: images per measured row.  reference: real images they are held against, at
+    most.  knows_reference: whether those are what the networks are trained on, as in the paper, rather than unseen
+    ones, which no copy of a training image comes near.  classifier_steps: training of the judge; 0 is Inception.
+    cas: network of the classification accuracy score, and how often it sees each sample.  enlarged: pixels per pixel in
+    pictures.  faithful: whether the paper's method is taken to the letter.
     """
 
     name: str
     preset: str
-    words: Words
+    overrides: Overrides
     data: str
     base: str
-    tokenizers: dict[str, Words]
+    tokenizers: dict[str, Overrides]
     samples: int
     reference: int
     classifier_steps: int
@@ -50,7 +50,7 @@ class Scale:
         return f"{self.name}-faithful" if self.faithful else self.name
 
 
-GAUSSIAN: Words = (
+GAUSSIAN: Overrides = (
     "prior.kind=gaussian",
     "codes.draws=0",
     "codes.fresh=false",
@@ -58,7 +58,7 @@ GAUSSIAN: Words = (
     "prior.step_embedding=sinusoidal",
 )
 
-PRIORS: dict[str, Words] = {
+PRIORS: dict[str, Overrides] = {
     "bernoulli": (),
     "autoregressive": ("prior.kind=autoregressive",),
     "absorbing": ("prior.kind=absorbing",),
@@ -83,13 +83,13 @@ PRIORS: dict[str, Words] = {
 """Settings of each prior on top of the scale's; the first is the paper's own: flip, λ = 0.1, linear."""
 
 
-def _formats(bits: int, small: Words, small_bits: int) -> dict[str, Words]:
+def _formats(bits: int, small: Overrides, small_bits: int) -> dict[str, Overrides]:
     """The six of Table 4: real numbers are half as many as bits, as in the paper."""
 
-    def real(channels: int) -> Words:
+    def real(channels: int) -> Overrides:
         return ("tokenizer.bottleneck=gaussian", f"tokenizer.code_bits={channels}", *GAUSSIAN)
 
-    def vq(code_bits: int) -> Words:
+    def vq(code_bits: int) -> Overrides:
         return ("tokenizer.bottleneck=vq", f"tokenizer.code_bits={code_bits}")
 
     return {
@@ -118,7 +118,7 @@ AS_IN_THE_PAPER = (
 DIGITS = Scale(
     name="digits",
     preset="digits",
-    words=(
+    overrides=(
         *AS_IN_THE_PAPER,
         "data.held_out=0.3",
         "data.held_out_seed=0",
@@ -152,7 +152,7 @@ DIGITS = Scale(
 CIFAR10 = Scale(
     name="cifar10",
     preset="cifar10",
-    words=(
+    overrides=(
         *AS_IN_THE_PAPER,
         "data.held_out=5000",
         "data.held_out_seed=0",
@@ -182,8 +182,8 @@ CIFAR10 = Scale(
     tokenizers={
         "binary16": (),  # trained longer than the formats of Table 4, which are six
         **{
-            name: ("tokenizer_training.steps=400", "tokenizer_training.learning_rate=1.0e-3", *words)
-            for name, words in _formats(
+            name: ("tokenizer_training.steps=400", "tokenizer_training.learning_rate=1.0e-3", *overrides)
+            for name, overrides in _formats(
                 32,
                 ("tokenizer.channel_multipliers=[1,2,2]",),
                 small_bits=128,
@@ -203,7 +203,7 @@ def _leaves_of(preset: str) -> list[tuple[str, Any]]:
     return list(leaves(settings_tree(load_settings(preset))))
 
 
-def _as_in(preset: str) -> Words:
+def _as_in(preset: str) -> Overrides:
     """What that preset sets otherwise than `bedrooms256`, the data set of Table 4."""
     theirs, usual = _leaves_of(preset), _leaves_of("bedrooms256")
     differ = (leaf for leaf, before in zip(theirs, usual, strict=True) if leaf != before and leaf[0] != "preset")
@@ -213,7 +213,7 @@ def _as_in(preset: str) -> Words:
 PAPER = Scale(
     name="paper",
     preset="churches256",
-    words=(*FAITHFUL, "data.held_out_seed=0"),
+    overrides=(*FAITHFUL, "data.held_out_seed=0"),
     data="",
     base="binary",
     tokenizers={
@@ -261,4 +261,4 @@ def scale_for(name: str, experiment: str, faithful: bool = False, preset: str = 
         return replace(scale, preset=preset or presets[0])
     if preset:
         raise SettingError(f"--preset chooses a data set of the scale paper, and the scale {name} has its own.")
-    return replace(scale, faithful=True, words=(*scale.words, *FAITHFUL)) if faithful else scale
+    return replace(scale, faithful=True, overrides=(*scale.overrides, *FAITHFUL)) if faithful else scale

@@ -169,10 +169,10 @@ class Gate:
                 f"{fmean(self.distances[worst]):.3g})."
             )
         if not self.moves:
-            return "Not passed: what was varied changes none of the figures beyond their spread."
+            return "Not passed: what was varied changes none of the metrics beyond their spread."
         return (
             f"Passed: every row lies within {limit:.3g} of the data, a quarter of the untrained network's distance, "
-            "and what was varied changes the figures."
+            "and what was varied changes the metrics."
         )
 
 

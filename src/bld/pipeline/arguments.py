@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bld.data import to_pil
 from bld.errors import SettingError, did_you_mean
-from bld.seeding import KeyedDraws, keyed_generators
+from bld.seeding import KeyedDraws, keyed_draws
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 PerImage = KeyedDraws | list[torch.Generator | KeyedDraws]
@@ -44,7 +44,7 @@ def generators_of(generator: Generators, count: int, first_index: int, purpose: 
         return [
             one
             if isinstance(one, torch.Generator | KeyedDraws)
-            else keyed_generators(whole_number("A seed", one), purpose, [0])
+            else keyed_draws(whole_number("A seed", one), purpose, [0])
             for one in generator
         ]
     if generator is None:
@@ -52,7 +52,7 @@ def generators_of(generator: Generators, count: int, first_index: int, purpose: 
     elif isinstance(generator, torch.Generator):
         generator = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     generator = whole_number("A seed", generator)
-    return keyed_generators(generator, purpose, range(first_index, first_index + count))
+    return keyed_draws(generator, purpose, range(first_index, first_index + count))
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:

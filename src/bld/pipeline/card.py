@@ -60,7 +60,7 @@ def model_card(facts: CardFacts) -> str:
         "named": ", ".join(" ".join(name.split()) for name in facts.classes[:MOST_CLASSES_NAMED]),
         "example": _example(facts),
         "unnamed": max(0, len(facts.classes) - MOST_CLASSES_NAMED),
-        "figures": list(figures(facts.run)),
+        "metrics": list(metrics(facts.run)),
         "training": list(training(facts.run)),
         "version": __version__,
         "has_licence": facts.licence != LICENCE_UNKNOWN,
@@ -79,7 +79,7 @@ def _example(facts: CardFacts) -> str:
     return f"class_labels={json.dumps(facts.classes[0], ensure_ascii=False)}" if facts.classes else ""
 
 
-def figures(run: Path | None) -> Iterator[tuple[str, str, str]]:
+def metrics(run: Path | None) -> Iterator[tuple[str, str, str]]:
     """(what, value, how it was measured) of all that a run has recorded."""
     if run is None:
         return
@@ -141,7 +141,7 @@ def _duration(seconds: float) -> str:
 
 
 def _how(evaluation: dict[str, Any]) -> str:
-    """All that moves the figures of an evaluation, short, and without folders of anybody's machine."""
+    """All that moves the metrics of an evaluation, short, and without folders of anybody's machine."""
     samples, request = evaluation.get("samples") or {}, evaluation.get("request") or {}
     extractor = (evaluation.get("extractor") or {}).get("name")
     reference = (evaluation.get("reference") or {}).get("images")

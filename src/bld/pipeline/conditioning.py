@@ -100,7 +100,7 @@ class Conditioning:
         if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
             raise SettingError(f"A condition of shape {tuple(rows.shape)} was given: give ({width},) or (n, {width}).")
         if not rows.isfinite().all():
-            raise DataError("The condition holds values that are not finite numbers: mend them.")
+            raise DataError("The condition holds values that are not finite numbers: fix them.")
         return rows
 
     def labels(self, class_labels: Labels, num_images: int | None) -> Tensor:

@@ -13,28 +13,18 @@ from torch import Tensor
 
 from bld.data import make_grid, save_png
 from bld.diffusion import BernoulliDiffusion
-from bld.diffusion.process import Process
 from bld.io.files import written_aside
 from bld.io.hub import upload
+from bld.pipeline.base import PipelineBase
 from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card
-from bld.priors import Transformer
-from bld.serialization.models import PipelineIndex
-from bld.tokenizer import BinaryAutoencoder
 
 CARD_COLUMNS, MOST_CARD_COLUMNS, CARD_ROWS, CARD_PIXELS = 8, 10, 4, 96
 
 
-class PushToHubMixin:
+class ShareablePipeline(PipelineBase):
     """A pipeline that can be shared."""
 
-    tokenizer: BinaryAutoencoder
-    prior: Transformer
-    diffusion: Process
-    index: PipelineIndex
-    folder: Path | None
     __call__: Any
-    save_pretrained: Any
-    _decoded: Any
 
     def push_to_hub(
         self,
@@ -91,11 +81,15 @@ class PushToHubMixin:
         count = self.prior.config.num_classes
         columns = min(count, MOST_CARD_COLUMNS) or CARD_COLUMNS
         labels = [i % columns for i in range(columns * CARD_ROWS)] if count else None
-        walk: list[Tensor] = []
-        self(1, None if labels is None else [0], generator=0, callback_on_step_end=lambda *seen: _keep(walk, seen))
+        frames: list[Tensor] = []
+        self(1, None if labels is None else [0], generator=0, callback_on_step_end=lambda *seen: _keep(frames, seen))
         images = self(columns * CARD_ROWS, labels, generator=0, output_type="pt").images * 2 - 1
         scale = max(1, CARD_PIXELS // self.tokenizer.config.image_size)
-        shown = [walk[round(i * (len(walk) - 1) / (columns - 1))] for i in range(columns)] if columns > 1 else walk[-1:]
+        shown = (
+            [frames[round(i * (len(frames) - 1) / (columns - 1))] for i in range(columns)]
+            if columns > 1
+            else frames[-1:]
+        )
         steps = self._decoded(torch.cat(shown), batch_size=len(shown))
         by = ", a class a column" if count else ""
         return [
@@ -120,6 +114,6 @@ class PushToHubMixin:
         yield "sampling by default", f"{steps} steps, τ = {defaults.temperature}, guidance {defaults.guidance_scale}"
 
 
-def _keep(walk: list[Tensor], seen: tuple[Any, int, int, dict[str, Tensor]]) -> None:
+def _keep(frames: list[Tensor], seen: tuple[Any, int, int, dict[str, Tensor]]) -> None:
     """Remember the codes of a step, as a callback is shown them."""
-    walk.append(seen[3]["latents"].clone())
+    frames.append(seen[3]["latents"].clone())

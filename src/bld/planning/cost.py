@@ -34,8 +34,7 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
     row_bytes = shape.packed_bytes if tokenizer.is_binary else 2 * shape.bits
     unit = "bits" if tokenizer.is_binary else "real numbers"
     yield "code", f"{shape} = {shape.bits:,} {unit}, {row_bytes:,} bytes{'' if tokenizer.is_binary else ' as float16'}"
-    if settings.tokenizer.bottleneck == "vq":
-        yield "codebook", f"{2**shape.c:,} vectors of width {settings.tokenizer.embed_dim}"
+    yield from tokenizer.bottleneck.facts(settings.tokenizer)
     yield "tokenizer parameters", f"{parameters(tokenizer):,}"
     if settings.objective.adversarial > 0:
         objective = settings.objective

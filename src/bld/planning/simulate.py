@@ -26,7 +26,7 @@ from bld.nn.activation_checkpointing import recompute_activations
 from bld.nn.attention import always_fused
 from bld.priors import KINDS
 from bld.priors.transformer import Block
-from bld.tokenizer import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
+from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.tokenizer.discriminator import discriminator_hinge
 from bld.tokenizer.layers import RECOMPUTED
 from bld.tokenizer.losses import untrained_lpips
@@ -133,8 +133,8 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
         perceptual: whether LPIPS is counted where the objective has it.
     """
     config, objective = settings.tokenizer, settings.objective
-    if config.bottleneck == "vq":  # whose codebook looks at values; its cost is small
-        config = dataclasses.replace(config, bottleneck="bernoulli")
+    if config.bottleneck_class.reads_values:  # the cost of a bottleneck is small
+        config = dataclasses.replace(config, bottleneck=AutoencoderConfig.bottleneck)
     training = settings.tokenizer_training
     if not perceptual:
         objective = dataclasses.replace(objective, perceptual=0.0, mse=max(objective.mse, 1.0))

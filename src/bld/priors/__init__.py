@@ -2,6 +2,7 @@
 
 base              what a kind of prior is, and the list of kinds
 transformer       the body they share: same blocks, same number of parameters
+inference         a copy of it for sampling: packed weights, CUDA graphs
 bernoulli         Bernoulli diffusion's network; its mathematics is in `bld.diffusion`
 autoregressive    one position after another, exact likelihood
 absorbing         positions masked and revealed, a bound

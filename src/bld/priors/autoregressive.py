@@ -27,7 +27,7 @@ class AutoregressiveTransformer(Transformer):
     The step token, always that of step 1, stands for the beginning of the sequence.
     """
 
-    is_walked = True
+    is_sequential = True
     takes_patches = False
 
     def forward(self, z0: Tensor, t: Tensor | None = None, condition: Tensor | None = None) -> Tensor:
@@ -46,7 +46,7 @@ class AutoregressiveTransformer(Transformer):
         return self.to_logits(x[:, start.shape[1] - 1 :])
 
     def for_sampling(self) -> OneByOne:
-        """A walk over the positions that computes each token once."""
+        """The positions one after another, each token computed once."""
         return OneByOne(self)
 
     def start(self, count: int, condition: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -21,8 +21,7 @@ from bld.errors import SettingError
 from bld.nn.attention import KeyValues, attend
 from bld.priors.config import DenoiserConfig
 from bld.priors.embeddings import StepSinusoids, StepTable, VectorToken, marked, sine_positions
-from bld.priors.packed import packed
-from bld.priors.replayed import Recordings, Replayed
+from bld.priors.inference import GraphRecordings, GraphReplay, pack_blocks
 from bld.runtime.precision import Autocast
 
 
@@ -76,10 +75,10 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """What the priors have in common; each says how its codes become tokens, and which of them may see which."""
 
-    is_walked = False  # whether a sampler takes one position after another
+    is_sequential = False  # whether a sampler takes one position after another
     takes_patches = True  # whether a token may stand for several positions
     frozen_in: Autocast | None = None  # of a copy for inference: the precision that it keeps
-    _recordings: Recordings | None = None
+    _recordings: GraphRecordings | None = None
     _compiled_with: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
 
     def __init__(self, config: DenoiserConfig):
@@ -175,15 +174,15 @@ class Transformer(nn.Module):
         if self.frozen_in is not None:
             return self
         precision = Autocast.here(self.device)
-        compiled = self._compiled_call_impl is not None and not self.is_walked
+        compiled = self._compiled_call_impl is not None and not self.is_sequential
         with torch.inference_mode(False), torch.no_grad():  # what is made in that mode can be used in no other
-            blocks = None if compiled else packed(self.blocks, precision)
+            blocks = None if compiled else pack_blocks(self.blocks, precision)
             copied = copy.deepcopy(self, {} if blocks is None else {id(self.blocks): blocks})
         copied.frozen_in = precision
         if compiled:  # by what was compiled before: the copies differ in nothing that compiling looks at
             copied.compile(*self._compiled_with[0], **self._compiled_with[1])
         elif self.device.type == "cuda":
-            copied._recordings = Recordings()
+            copied._recordings = GraphRecordings()
         return copied.eval().requires_grad_(False)
 
     def for_sampling(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
@@ -191,7 +190,7 @@ class Transformer(nn.Module):
 
         What `for_inference` gave replays small batches on a GPU from a recording, unless it is compiled.
         """
-        return self if self._recordings is None else Replayed(self, self._recordings)
+        return self if self._recordings is None else GraphReplay(self, self._recordings)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Run torch.compile's version from now on, here and in copies; the arguments are torch.compile's."""

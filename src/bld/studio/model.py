@@ -60,7 +60,7 @@ class Model:
 
     @property
     def is_bernoulli(self) -> bool:
-        """Whether there are posteriors to choose, walks to repeat, and codes that can be varied."""
+        """Whether there are posteriors to choose, steps to resample, and codes that can be varied."""
         return isinstance(self.pipe.diffusion, BernoulliDiffusion)
 
     @property
@@ -70,8 +70,8 @@ class Model:
 
     @property
     def has_bits(self) -> bool:
-        """Whether codes are bits, and not real numbers or indices of a codebook."""
-        return self.pipe.tokenizer.config.bottleneck == "bernoulli"
+        """Whether codes are bits of which each says something, and not real numbers or indices of a codebook."""
+        return self.pipe.tokenizer.bottleneck.has_probs
 
     @property
     def steps(self) -> int:

@@ -23,7 +23,7 @@ from bld.tokenizer.layers import (
     preferred_layout,
     stage,
 )
-from bld.tokenizer.tiling import decode_in_strips, encode_in_strips
+from bld.tokenizer.tiling import decode_tiled, encode_tiled
 
 
 class Encoder(nn.Module):
@@ -116,14 +116,14 @@ class BinaryAutoencoder(nn.Module):
     """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c): bits, uint8; of a Gaussian bottleneck float32.
 
     Attributes:
-        strip_rows: rows of a feature map to take at a time when no gradients are wanted, which needs less memory and
+        tile_rows: rows of a feature map to take at a time when no gradients are wanted, which needs less memory and
             gives the same; None, the default, takes all.
     """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         self.config = config
-        self.strip_rows: int | None = None
+        self.tile_rows: int | None = None
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, self.bottleneck.latent_channels)
 
@@ -166,7 +166,7 @@ class BinaryAutoencoder(nn.Module):
             )
         images = images.to(self.decoder.last_layer.dtype)
         rows = self._rows()
-        features = self.encoder(images) if rows is None else encode_in_strips(self.encoder, images, rows)
+        features = self.encoder(images) if rows is None else encode_tiled(self.encoder, images, rows)
         return features.float().permute(0, 2, 3, 1)
 
     def encode_probs(self, images: Tensor) -> Tensor:
@@ -217,11 +217,11 @@ class BinaryAutoencoder(nn.Module):
     def _decode(self, latent: Tensor) -> Tensor:
         latent = latent.to(self.decoder.last_layer.dtype).permute(0, 3, 1, 2)
         rows = self._rows()
-        return (self.decoder(latent) if rows is None else decode_in_strips(self.decoder, latent, rows)).float()
+        return (self.decoder(latent) if rows is None else decode_tiled(self.decoder, latent, rows)).float()
 
     def _rows(self) -> int | None:
-        """Rows at a time; strips write in place, so where gradients are wanted everything runs whole."""
-        return None if torch.is_grad_enabled() else self.strip_rows
+        """Rows at a time; tiles write in place, so where gradients are wanted everything runs whole."""
+        return None if torch.is_grad_enabled() else self.tile_rows
 
     def forward(
         self,

@@ -28,7 +28,7 @@ from bld.errors import CheckpointError
 from bld.io.files import read_json, write_json
 from bld.io.resumable_rows import ALONE, write_blocks
 from bld.runtime.distributed import Processes
-from bld.seeding import Generators, keyed_generators, uniform
+from bld.seeding import Generators, keyed_draws, uniform
 
 BYTES_PER_NUMBER = {"bits": 1 / 8, "probabilities": 1, "float16": 2}
 HEADER, CODES, LABELS = "header.json", "codes.bin", "labels.npy"
@@ -168,7 +168,7 @@ class CodeCache:
             Tokens (B, N, c), bits as uint8 or real numbers as float32.
         """
         if generators is None:
-            generators = keyed_generators(self.key.seed, "codes", torch.as_tensor(images))
+            generators = keyed_draws(self.key.seed, "codes", torch.as_tensor(images))
         return self.drawn(self.rows(images, views), generators)[0]
 
     def rows(self, images: np.ndarray, views: np.ndarray | int = 0) -> Tensor:

@@ -214,7 +214,7 @@ def _of_file(path: Path, source: ImageSource, folder: Path, processes: Processes
             wrong = ~np.isfinite(some.astype(values)).all(1)
             if wrong.any():
                 row = int(order[rows.start + int(wrong.argmax())])
-                raise DataError(f"Row {row} of {path} holds a value that is not a finite {values}: mend it.")
+                raise DataError(f"Row {row} of {path} holds a value that is not a finite {values}: fix it.")
             found = np.ones((len(rows), 1 + some.shape[1]), values)
             found[:, 1:] = some
             yield found

@@ -1,4 +1,4 @@
-"""Settings from a run's `config.yaml`, presets and `key=value` words; later ones override earlier ones."""
+"""Settings from a run's `config.yaml`, presets and `key=value` overrides; the later win."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ def preset_names() -> list[str]:
 def load_settings(
     preset: str | None = None,
     base: dict[str, Any] | None = None,
-    words: Sequence[str] = (),
+    overrides: Sequence[str] = (),
     over: dict[str, Any] | None = None,
 ) -> Settings:
-    """Settings from a base tree, a preset, another tree and words; each overrides the ones before it.
+    """Settings from a base tree, a preset, another tree and overrides, of which the later win.
 
     Args:
         preset: its name, or a YAML file.
         base: a tree to begin with, such as a run's; what none of them sets keeps its default.
-        words: `key=value`, with dotted keys.
-        over: a tree that overrides the preset, and is overridden by the words.
+        overrides: `key=value`, with dotted keys.
+        over: a tree above the preset and below the overrides.
 
     Raises:
         SettingError: naming the nearest known preset or key, or the value that does not fit.
@@ -63,10 +63,10 @@ def load_settings(
         tree = {**overlaid(tree, _read_preset(preset)), "preset": preset}
     tree = overlaid(tree, over or {})
     _refuse_unknown(tree, "")
-    for word in words:
-        key, equals, value = word.partition("=")
+    for override in overrides:
+        key, equals, value = override.partition("=")
         if not equals:
-            raise SettingError(f"'{word}' is not a setting: write key=value, for example prior.dim=256.")
+            raise SettingError(f"'{override}' is not a setting: write key=value, for example prior.dim=256.")
         _check_key(key)
         tree = _with_leaf(tree, key.split("."), _parse_value(key, value))
     return _build(tree)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bld.codes import CodeEntropy, code_entropy, to_tokens
 from bld.data import ImageSet
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.tokenizer import BinaryAutoencoder
 
 CODE_DRAWS = 4  # of each held-out image, for a code length
@@ -75,7 +75,7 @@ def held_out_codes(
     for part in rows.split(tokenizer.config.images_at_a_time(batch_size)):
         features, views = tokenizer.features(images.centre(part).to(tokenizer.device)), []
         for draw in range(max(1, draws)):
-            generators = keyed_generators(seed, f"held-out-codes-{draw}", part.tolist())
+            generators = keyed_draws(seed, f"held-out-codes-{draw}", part.tolist())
             noise = tokenizer.draw_noise(len(part), generators) if draws else None
             views.append(to_tokens(tokenizer.bottleneck.codes(features, noise)).cpu())
         parts.append(torch.stack(views, 1))

@@ -119,19 +119,21 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Beginning:
+class InitRequest:
     """What a command asks a run to begin with.
 
     Attributes:
-        given: where its tokenizer comes from, if that is used as it is.
-        begun: by stage, where the weights come from that the stage begins with.
+        tokenizer: where its tokenizer comes from, if that is used as it is.
+        weights: by stage, where the weights come from that the stage begins with.
     """
 
-    given: Origin | None = None
-    begun: dict[str, Origin] = dataclasses.field(default_factory=dict)
+    tokenizer: Origin | None = None
+    weights: dict[str, Origin] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def asked(cls, run: RunFolder, stages: Sequence[str], tokenizer: str | None, init_from: str | None) -> Beginning:
+    def from_options(
+        cls, run: RunFolder, stages: Sequence[str], tokenizer: str | None, init_from: str | None
+    ) -> InitRequest:
         """What is asked for and not yet done.
 
         A prior that is trained on begins with its own tokenizer, unless the run has one already.
@@ -146,7 +148,7 @@ class Beginning:
             SettingError: if the run has begun such a stage already.
             CheckpointError: if the model that is asked for is not there.
         """
-        given, begun = None, {}
+        given, weights = None, {}
         if tokenizer is not None and not _is_recorded(run, "tokenizer", "given", tokenizer):
             given = Origin.find(tokenizer)
             given._need("tokenizer")
@@ -154,24 +156,24 @@ class Beginning:
             wanted = [stage for stage in stages if stage == "prior" or tokenizer is None]
             missing = [s for s in wanted if not _is_recorded(run, s, "init_from", init_from)]
             origin = Origin.find(init_from) if missing else None
-            begun = {stage: origin for stage in missing if origin is not None and origin.part(stage) is not None}
-            if origin is not None and not begun:
+            weights = {stage: origin for stage in missing if origin is not None and origin.part(stage) is not None}
+            if origin is not None and not weights:
                 origin._need(wanted[0])
             if origin is not None and "tokenizer" not in stages and tokenizer is None and not _has(run, "tokenizer"):
                 given = origin if origin.part("tokenizer") is not None else None
-        for stage in [*begun, *(["tokenizer"] if given else [])]:
+        for stage in [*weights, *(["tokenizer"] if given else [])]:
             if _has(run, stage) and not (given and stage == "tokenizer" and _same_tokenizer(run, given)):
                 word = "--tokenizer" if given and stage == "tokenizer" else "--init-from"
                 raise SettingError(
                     f"{run.path} has begun its {stage} already, and {word} is for a new one: leave {word} out to go on "
                     "with it, or choose another --out."
                 )
-        return cls(given, begun)
+        return cls(given, weights)
 
     @property
     def image_size(self) -> int | None:
         """Height and width of the images that the tokenizer takes, in pixels; None if no tokenizer comes along."""
-        origin = self.given or self.begun.get("tokenizer")
+        origin = self.tokenizer or self.weights.get("tokenizer")
         return None if origin is None else origin.tokenizer().config.image_size
 
     def settings(self) -> dict[str, Any]:
@@ -180,30 +182,30 @@ class Beginning:
         With a tokenizer that is used as it is, so does the way that its images became squares (resample, background).
         """
         tree: dict[str, Any] = {}
-        tokenizer = self.given or self.begun.get("tokenizer")
+        tokenizer = self.tokenizer or self.weights.get("tokenizer")
         if tokenizer is not None:
             tree["tokenizer"] = dataclasses.asdict(tokenizer.tokenizer().config)
-        if self.given is not None:  # used as it is, it sees images as it always has
-            seen = self.given.preprocessing()
+        if self.tokenizer is not None:  # used as it is, it sees images as it always has
+            seen = self.tokenizer.preprocessing()
             tree["data"] = {"resample": seen.resample, "background": list(seen.background)}
-        if "prior" in self.begun:
-            tree |= _prior_settings(self.begun["prior"])
+        if "prior" in self.weights:
+            tree |= _prior_settings(self.weights["prior"])
         return tree
 
     def check(self, settings: Settings) -> None:
         """Raise `SettingError` if the settings describe another tokenizer than the given one."""
-        if self.given is not None:
-            _refuse_other_tokenizer(self.given, self.given.tokenizer().config, settings.tokenizer)
+        if self.tokenizer is not None:
+            _refuse_other_tokenizer(self.tokenizer, self.tokenizer.tokenizer().config, settings.tokenizer)
 
     def record(self, run: RunFolder) -> None:
         """Save a given tokenizer in the run and note everything, so that the run goes on without being told again."""
-        for stage, origin in self.begun.items():
+        for stage, origin in self.weights.items():
             run.record(stage, init_from=origin.name)
-        if self.given is not None:
+        if self.tokenizer is not None:
             if not (run.tokenizer / CONFIG).is_file():
-                save_model(run.tokenizer, self.given.tokenizer())
+                save_model(run.tokenizer, self.tokenizer.tokenizer())
             if "steps" not in run.progress().get("tokenizer", {}):  # else it was trained here, and is the same
-                run.record("tokenizer", given=self.given.name, steps=0, seconds=0.0)
+                run.record("tokenizer", given=self.tokenizer.name, steps=0, seconds=0.0)
 
 
 def _is_recorded(run: RunFolder, stage: str, what: str, where: str) -> bool:
@@ -253,7 +255,7 @@ def _prior_settings(origin: Origin) -> dict[str, Any]:
 # -- weights ----------------------------------------------------------------------------------------------
 
 
-def begin_tokenizer(model: BinaryAutoencoder, origin: Origin) -> str:
+def init_tokenizer(model: BinaryAutoencoder, origin: Origin) -> str:
     """Give the tokenizer the weights of another, where they fit.
 
     Returns:
@@ -265,7 +267,7 @@ def begin_tokenizer(model: BinaryAutoencoder, origin: Origin) -> str:
     return _transfer("tokenizer", model, origin.tokenizer().state_dict(), origin, [])
 
 
-def begin_prior(
+def init_prior(
     model: Transformer, origin: Origin, classes: Sequence[str], process: Process, tokenizer: BinaryAutoencoder
 ) -> str:
     """Give the prior the weights of another, where they fit.
@@ -346,7 +348,7 @@ def _other_meaning(process: Process, theirs: Process | None) -> list[str]:
     return [f"diffusion.{name} was {there[name]} and is {here[name]}" for name in here if here[name] != there[name]]
 
 
-def beginning_of(run: RunFolder, stage: str) -> Origin | None:
+def init_source(run: RunFolder, stage: str) -> Origin | None:
     """Where the weights of a stage that has no checkpoint yet come from; None if they are random."""
     name = run.progress().get(stage, {}).get("init_from")
     return None if name is None or run.checkpoints(stage).list() else Origin.find(name)

@@ -35,7 +35,7 @@ from bld.training.stages.base import Stage, Update
 from bld.training.stop_signals import StopSignals
 
 MOST_BAD_IN_A_ROW = 20
-STEPS_UNHEARD = 10  # between two looks at what the device has skipped
+STEPS_UNHEARD = 10  # between two evaluates at what the device has skipped
 
 Say = Callable[[str], None]
 
@@ -180,23 +180,23 @@ class StageRun:
         previews = int(self.clock.progress(self.step) * settings.previews)
         unread: Unread | None = None
         if self.is_known and self.step == 0:
-            self._look(log)
+            self._evaluate(log)
         bar_shown = _progress_bar(self.stage.name, self.clock.progress(self.step), self.processes.is_main)
         with closing(batches), bar_shown as bar, StopSignals() as stop:
             while True:
                 late = time.monotonic() - saved > settings.checkpoint_seconds
                 progress, stopping, late = self._agree(self.clock.progress(self.step), stop.requested, late)
-                looks = int(progress * settings.previews) > previews
-                if unread is not None and (progress >= 1 or looks or stopping or late):
+                evaluates = int(progress * settings.previews) > previews
+                if unread is not None and (progress >= 1 or evaluates or stopping or late):
                     self._read(unread, log, bar)
                     unread = None
                 if progress >= 1:
                     break
-                if looks:
+                if evaluates:
                     previews = int(progress * settings.previews)
                     if self.looked != self.step:
-                        self._look(log)
-                if stopping or late:  # after the look, so that a checkpoint's step has been looked at
+                        self._evaluate(log)
+                if stopping or late:  # after evaluating, so that a checkpoint's step has been evaluated
                     self.checkpoint(log)
                     saved = time.monotonic()
                 if stopping:
@@ -267,21 +267,21 @@ class StageRun:
         progress, was_late, asked = self.accelerator.reduce(told).tolist()
         return progress, asked > 0, was_late > 0
 
-    def _look(self, log: MetricsLog) -> None:
+    def _evaluate(self, log: MetricsLog) -> None:
         averaged = self.average.gathered()
         self.looked = self.step
         if not self.processes.is_main:
             return
-        figures = self.stage.measure(averaged)
-        log.write(self.step, self.clock.elapsed(), figures)
+        metrics = self.stage.measure(averaged)
+        log.write(self.step, self.clock.elapsed(), metrics)
         picture = self.run.samples / f"{self.stage.name}-{self.step:07d}.png"
         self.stage.preview(averaged, picture)
         log.picture(self.step, picture)
-        self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()))
+        self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
     def _finish(self, log: MetricsLog, steps: int, seconds: float) -> None:
         if self.looked != self.step:
-            self._look(log)
+            self._evaluate(log)
         self.checkpoint(log)
         averaged = self.average.gathered()
         if not self.processes.is_main:

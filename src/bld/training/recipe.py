@@ -19,7 +19,7 @@ from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
 from bld.training.config import load_settings, preset_names
 from bld.training.held_out_codes import draws_of, held_out_codes, held_out_entropy
-from bld.training.init_from import beginning_of, given_tokenizer
+from bld.training.init_from import given_tokenizer, init_source
 from bld.training.loop import StageRun
 from bld.training.metrics_log import refuse_missing_trackers
 from bld.training.order import spread
@@ -271,7 +271,7 @@ class Recipe:
 
     def _run(self, stage: Stage, budget_seconds: float | None) -> None:
         started = time.monotonic()
-        origin = beginning_of(self.run, stage.name)
+        origin = init_source(self.run, stage.name)
         if origin is not None:
             self.say(stage.begin_from(origin))
         StageRun(stage, self.run, self.accelerator, budget_seconds, self.say, origin is not None).train()

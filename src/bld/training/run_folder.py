@@ -48,7 +48,7 @@ def with_absolute_paths(settings: Settings) -> Settings:
 
 
 def _absolute(text: str) -> str:
-    """The path made absolute if something is there, or if it is a pattern of shards; other words stay."""
+    """The path made absolute if something is there, or if it is a pattern of shards; other text stays."""
     if not text or text in ("digits", "auto", "none", "folders"):
         return text
     path = Path(text).expanduser()
@@ -145,7 +145,7 @@ class RunFolder:
     def adopt(
         self,
         preset: str | None,
-        words: Sequence[str],
+        overrides: Sequence[str],
         data: str | None,
         writes: bool = True,
         over: dict[str, Any] | None = None,
@@ -153,31 +153,30 @@ class RunFolder:
     ) -> Settings:
         """Settle the settings of a run that begins or goes on, and write them down.
 
-        A run that goes on keeps its settings where neither another preset nor words say otherwise. What shapes the
+        A run that goes on keeps its settings where neither another preset nor overrides say otherwise. What shapes the
         models it has begun to train cannot change any more.
 
         Args:
             preset: its name, or a YAML file; None names none.
-            words: `key=value`, with dotted keys.
+            overrides: `key=value`, with dotted keys.
             data: where the images are (data.location); None leaves them as they are.
             writes: whether config.yaml is written; of several processes only one does.
-            over: settings that come with what the run begins with. They override the preset, and are overridden by the
-                words.
+            over: settings that come with what the run begins with: above the preset, below the overrides.
             check: called with the settings before they are written, to refuse them.
 
         Raises:
             SettingError: if the settings do not fit, name no images, or would change what cannot change any more.
         """
-        words = [*words] if data is None else [*words, f"data.location={json.dumps(data)}"]
+        overrides = [*overrides] if data is None else [*overrides, f"data.location={json.dumps(data)}"]
         if not self.has_settings():
-            settings = load_settings(preset=preset, words=words, over=over)
+            settings = load_settings(preset=preset, overrides=overrides, over=over)
             if not settings.data.location:
                 raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
         else:
             before = self.settings()
             kept = [] if data else [f"data.location={json.dumps(before.data.location)}"]
             other = preset if preset != before.preset else None  # its own preset says nothing new
-            settings = load_settings(other, settings_tree(before), [*kept, *words], over)
+            settings = load_settings(other, settings_tree(before), [*kept, *overrides], over)
             self._refuse_other_shape(before, settings)
         settings = with_absolute_paths(settings)
         check(settings)

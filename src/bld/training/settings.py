@@ -1,6 +1,6 @@
-"""Everything that can be set about a run, as one typed tree; presets and `key=value` words override its leaves.
+"""Everything that can be set about a run, as one typed tree; presets and `key=value` overrides change its leaves.
 
-The order is: defaults, then the preset (or the run's own `config.yaml`), then the words of the command line.
+The order is: defaults, then the preset (or the run's own `config.yaml`), then the overrides of the command line.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Settings:
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
         sizes_by_budget: whether a time budget chooses tokenizer.base_channels, prior.dim, prior.depth and prior.heads,
-            so that this machine can train them in that time; where words set one, that network keeps all of its own
+            so that this machine can train them in that time; where overrides set one, that network keeps all of its own
         compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
         trackers: where metrics and previews go besides metrics.jsonl: tensorboard (where it is installed), wandb
     """

@@ -13,7 +13,7 @@ from bld.errors import MissingPackageError, SettingError
 from bld.evaluation.metrics.base import Pairwise, of_reconstructions
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.runtime.precision import in_float32
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 
 if TYPE_CHECKING:
     from bld.tokenizer import BinaryAutoencoder
@@ -69,7 +69,7 @@ def score_reconstructions(
         decoded = tokenizer.decode(tokenizer.encode(seen)).clamp(-1, 1)
         errors.append(mean_squared_error(images, decoded.cpu()))
         if tokenizer.bottleneck.is_random:
-            decoded = tokenizer.decode(tokenizer.encode(seen, keyed_generators(0, "reconstruct", numbers)))
+            decoded = tokenizer.decode(tokenizer.encode(seen, keyed_draws(0, "reconstruct", numbers)))
             drawn.append(psnr(images, decoded.clamp(-1, 1).cpu()))
     mse = torch.cat(errors).clamp(min=SMALLEST_MSE)
     decibels = -10 * mse.log10()

@@ -20,11 +20,17 @@ from bld.studio.tabs.base import Tab
 from bld.studio.tasks import Sampling, Watch, numbered_pictures, square, steps_of, whole
 from bld.studio.uploads import hole_in, mask_from
 
-MOST_WALKS = 8
+MOST_RESAMPLING = 8
 
 
 def inpaint(
-    model: Model, picture: Image.Image, mask: Image.Image, sampling: Sampling, count: int, walks: int, report: Report
+    model: Model,
+    picture: Image.Image,
+    mask: Image.Image,
+    sampling: Sampling,
+    count: int,
+    resampling: int,
+    report: Report,
 ) -> Made:
     """Fill the white part of the mask `count` times.
 
@@ -33,17 +39,17 @@ def inpaint(
         mask: white where it is filled; as large as `square` shows the picture.
         sampling: how codes are drawn.
         count: number of fillings.
-        walks: how often each step is walked, 1 to 8.
+        resampling: how often each step is taken, 1 to 8.
         report: called after each step.
 
     Raises:
         SettingError: for a mask of another size or without white, and for numbers out of range.
     """
     view = square(model, picture)
-    walks = whole(walks, "number of walks", 1, MOST_WALKS)
+    resampling = whole(resampling, "resampling", 1, MOST_RESAMPLING)
     call, pipe = sampling.call(model, count), sampling.pipe(model)
-    if walks > 1:
-        call["resample"] = walks
+    if resampling > 1:
+        call["resample"] = resampling
     if mask.size != view.size:
         raise SettingError(f"The mask is {mask.size} pixels and the picture {view.size}: paint it again.")
     mask = hole_in(mask)
@@ -84,8 +90,8 @@ def build(model: Model) -> None:
             board = gr.HTML(results.waiting("Choose a picture above; then brush here."), elem_id="bld-mask")
             mask = gr.Textbox(visible=False)
             count = count_slider(model, "Fillings", default=min(4, model.default_images))
-            walks = gr.Slider(
-                1, MOST_WALKS, 1, step=1, label="Resample walks", visible=model.is_bernoulli,
+            resampling = gr.Slider(
+                1, MOST_RESAMPLING, 1, step=1, label="Resampling", visible=model.is_bernoulli,
                 info="Repeats each step; 2 to 4 make the border match better, and take as many times longer.",
             )  # fmt: skip
             controls = Controls(model)
@@ -97,14 +103,14 @@ def build(model: Model) -> None:
             return results.waiting("Choose a picture above; then brush here.")
         return results.painter(square(model, opened_upload(path)), shape.h, shape.w)
 
-    def work(path: str | None, count: float, walks: float, *values: Any) -> Work[Made]:
+    def work(path: str | None, count: float, resampling: float, *values: Any) -> Work[Made]:
         picture = square(model, opened_upload(path))
         hole = mask_from(values[-1], picture.size)
         sampling = controls.sampling(values[:-1])
-        return lambda report: inpaint(model, picture, hole, sampling, int(count), int(walks), report)
+        return lambda report: inpaint(model, picture, hole, sampling, int(count), int(resampling), report)
 
     upload.change(guarded(show), upload, board, **light())
-    inputs = [upload, count, walks, *controls.inputs, mask]
+    inputs = [upload, count, resampling, *controls.inputs, mask]
     run_on_click(model, run, stop, inputs, output, work, "inpainted", brushed=True)
 
 

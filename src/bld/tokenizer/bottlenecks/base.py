@@ -6,7 +6,7 @@ A bottleneck is a file here with one subclass of `Bottleneck`; its `kind` is its
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, NamedTuple, Protocol, Self
 
 import torch
@@ -50,17 +50,24 @@ class Bottleneck(nn.Module, ABC):
         latent_channels: how many it gives the decoder.
         is_binary: whether codes are bits, else real numbers.
         is_random: whether codes are drawn.
-        has_probs: whether they are bits that are drawn from probabilities.
+        has_probs: whether they are bits that are drawn from probabilities, so that each says something by itself.
+        reads_values: whether a pass depends on values, so that it cannot be simulated on tensors without any.
     """
 
     kind: ClassVar[str]
     is_binary: ClassVar[bool] = True
     is_random: ClassVar[bool] = True
     has_probs: ClassVar[bool] = False
+    reads_values: ClassVar[bool] = False
 
     @classmethod
     def check(cls, options: Options) -> None:
         """Raise `SettingError` for settings that it cannot be built with."""
+
+    @classmethod
+    def facts(cls, options: Options) -> Iterator[tuple[str, str]]:
+        """(what, how much) that `bld info` says of it besides the code."""
+        yield from ()
 
     @classmethod
     @abstractmethod
@@ -120,6 +127,6 @@ class Bottleneck(nn.Module, ABC):
             flips: the same.
         """
 
-    def figures(self, codes: Tensor) -> dict[str, Tensor]:
+    def metrics(self, codes: Tensor) -> dict[str, Tensor]:
         """Metrics for the log of how a batch of codes uses the code: scalars by name."""
         return {}

@@ -6,7 +6,7 @@ is not used any more starts anew at some vector of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class VectorQuantised(Bottleneck):
 
     kind = "vq"
     is_random = False
+    reads_values = True
     passes: Tensor
 
     @classmethod
@@ -37,6 +38,11 @@ class VectorQuantised(Bottleneck):
                 f"tokenizer.code_bits is {options.code_bits}, and a vq codebook has 2^code_bits vectors: "
                 f"choose at most {MOST_VQ_BITS}, for example 10."
             )
+
+    @classmethod
+    def facts(cls, options: Options) -> Iterator[tuple[str, str]]:
+        """The size of its codebook."""
+        yield "codebook", f"{2**options.code_bits:,} vectors of width {options.embed_dim}"
 
     @classmethod
     def of(cls, options: Options) -> VectorQuantised:
@@ -73,7 +79,7 @@ class VectorQuantised(Bottleneck):
         commitment = F.mse_loss(features, latent.detach())
         return Bottlenecked(latent, index_to_bits(index, self.code_bits), None, {"commitment": commitment})
 
-    def figures(self, codes: Tensor) -> dict[str, Tensor]:
+    def metrics(self, codes: Tensor) -> dict[str, Tensor]:
         """Perplexity: how many vectors, equally used, would be as diverse as those of the batch."""
         return {"perplexity": perplexity(bits_to_index(codes), 2**self.code_bits)}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bld.data import ImageSet, to_unit
-from bld.seeding import keyed_generators
+from bld.seeding import keyed_draws
 from bld.serialization.models import tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
 from bld.tokenizer.bottlenecks.base import Bottleneck
@@ -140,7 +140,7 @@ def _views(
         if key.values == "probabilities":
             views.append(to_rows(tokenizer.bottleneck.probs(features[flipped]), key))
             continue
-        generators = keyed_generators(key.seed, f"codes-{index}", rows)
+        generators = keyed_draws(key.seed, f"codes-{index}", rows)
         noise = None if draw is None else tokenizer.draw_noise(len(batch), generators)
         views.append(to_rows(tokenizer.bottleneck.codes(features[flipped], noise), key))
     return np.stack(views, 1).reshape(len(batch) * key.views, -1)

@@ -20,12 +20,12 @@ from bld.diffusion.process import Process
 from bld.io.files import written_aside
 from bld.priors import KINDS, DenoiserConfig, Transformer
 from bld.priors.transformer import Block
-from bld.seeding import derive_seed, keyed_generator, keyed_generators
+from bld.seeding import derive_seed, keyed_draws, keyed_generator
 from bld.serialization.models import PipelineIndex, SamplingDefaults, save_index, save_model, save_process
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors
-from bld.training.init_from import Origin, begin_prior
+from bld.training.init_from import Origin, init_prior
 from bld.training.order import KeyedOrder, part_of
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
@@ -129,7 +129,7 @@ class PriorStage(Stage):
     def begin_from(self, origin: Origin) -> str:
         """Take over the weights of another prior, class by class where there are classes."""
         classes = self.cache.classes if self.conditional else []
-        return begin_prior(self.model, origin, classes, self.process, self.tokenizer)
+        return init_prior(self.model, origin, classes, self.process, self.tokenizer)
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The codes of each step, with what the prior learns from beside them."""
@@ -152,7 +152,7 @@ class PriorStage(Stage):
     def codes(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """z_0 (B, N, c) and its probabilities, on the device: as cached, or drawn for this step (Alg. 1, line 6)."""
         rows = batch.rows.to(self.accelerator.device, non_blocking=True)
-        return self.cache.drawn(rows, keyed_generators(self.settings.seed, "prior-codes", batch.positions))
+        return self.cache.drawn(rows, keyed_draws(self.settings.seed, "prior-codes", batch.positions))
 
     def _condition(self, images: np.ndarray) -> Tensor | None:
         """Labels (B,) or vectors (B, 1 + V) of the images, as far as the prior is conditioned on them."""
@@ -168,7 +168,7 @@ class PriorStage(Stage):
         denoise, known = self._denoise(self.prepared[self.name], condition), {}
         if settings.prior.soft_targets and probs is not None and isinstance(self.process, BernoulliDiffusion):
             known["probs"] = probs
-        generators = keyed_generators(settings.seed, "prior-noise", batch.positions)
+        generators = keyed_draws(settings.seed, "prior-noise", batch.positions)
         loss = self.process.training_loss(denoise, z0, t, generators, settings.prior.vlb_weight, **known)
         update("prior", loss.total)
         terms = {name: value for name, value in loss._asdict().items() if name != "total"}
@@ -199,10 +199,10 @@ class PriorStage(Stage):
         for rows in torch.arange(count).split(MEASURED_AT_A_TIME):
             part_loss, part_bits = self._measured(network, rows)
             loss, bits = loss + part_loss * len(rows), bits + part_bits
-        figures = {"held_out_loss": loss / count}
+        metrics = {"held_out_loss": loss / count}
         if self.process.has_likelihood:
-            figures[self.held_out.bound_name] = bits / count / self.cache.shape.bits
-        return figures
+            metrics[self.held_out.bound_name] = bits / count / self.cache.shape.bits
+        return metrics
 
     def _measured(self, network: Transformer, rows: Tensor) -> tuple[float, float]:
         """(mean loss, sum of the estimated code lengths in bits) of a batch of `measure`; each row its own noise."""
@@ -211,11 +211,11 @@ class PriorStage(Stage):
         tokens, t = self.held_out.tokens[chosen].to(device), (rows % self.process.steps + 1).to(device)
         condition = self.held_out.condition_of(chosen)
         denoise = self._denoise(network, None if condition is None else condition.to(device))
-        noise = keyed_generators(seed, "held-out", rows.tolist())
+        noise = keyed_draws(seed, "held-out", rows.tolist())
         loss = self.process.training_loss(denoise, tokens, t, noise, self.settings.prior.vlb_weight)
         if not self.process.has_likelihood:
             return float(loss.total), 0.0
-        noise = keyed_generators(seed, "held-out", rows.tolist())
+        noise = keyed_draws(seed, "held-out", rows.tolist())
         return float(loss.total), float(self.process.bound_at(denoise, tokens, t, noise).sum())
 
     def preview(self, averaged: nn.Module, path: Path) -> None:
@@ -234,7 +234,7 @@ class PriorStage(Stage):
                 shape,
                 steps=min(PREVIEW_STEPS, self.process.steps) if self.process.may_skip else None,
                 temperature=self._temperature(),
-                generators=keyed_generators(self.settings.seed, "preview", range(PREVIEWED)),
+                generators=keyed_draws(self.settings.seed, "preview", range(PREVIEWED)),
                 known=None,
                 mask=None,
                 callback=None,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from bld.data import ImageSet, make_grid, psnr, save_png, to_unit
 from bld.errors import SettingError
-from bld.seeding import derive_seed, keyed_generators, uniform
+from bld.seeding import derive_seed, keyed_draws, uniform
 from bld.serialization.models import save_model
 from bld.tokenizer import BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.tokenizer.discriminator import discriminator_hinge
 from bld.tokenizer.layers import RECOMPUTED
-from bld.training.init_from import Origin, begin_tokenizer
+from bld.training.init_from import Origin, init_tokenizer
 from bld.training.order import KeyedOrder, spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
@@ -72,7 +72,7 @@ class TokenizerStage(Stage):
 
     def begin_from(self, origin: Origin) -> str:
         """Take over the weights of another tokenizer; a discriminator begins anew."""
-        return begin_tokenizer(self.model, origin)
+        return init_tokenizer(self.model, origin)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
         """Pairs of images, uint8 (B, 3, H, W), and their positions in the order of the whole training."""
@@ -92,7 +92,7 @@ class TokenizerStage(Stage):
     def train_step(self, batch: tuple[Tensor, range], step: int, progress: float, update: Update) -> dict[str, Tensor]:
         """Reconstruct, compare, update; then the discriminator, once its time has come."""
         images = to_unit(batch[0].to(self.accelerator.device, non_blocking=True))
-        noise = self.model.draw_noise(len(images), keyed_generators(self.settings.seed, "tokenizer-bits", batch[1]))
+        noise = self.model.draw_noise(len(images), keyed_draws(self.settings.seed, "tokenizer-bits", batch[1]))
         bit_noise = torch.full((), self.settings.tokenizer.bit_noise_at(progress), device=images.device)
         flips = self._flips(batch[1], progress)
         scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
@@ -105,7 +105,7 @@ class TokenizerStage(Stage):
         loss = self.objective(
             out.reconstruction, images, out.probs, fake_logits, self.model.decoder.last_layer, scale, out.penalties
         )
-        values = {"loss": loss.total.detach(), **loss.terms, **self.model.bottleneck.figures(out.bits)}
+        values = {"loss": loss.total.detach(), **loss.terms, **self.model.bottleneck.metrics(out.bits)}
         update("tokenizer", loss.total)
         if scale > 0 and self.discriminator is not None:
             self.discriminator.requires_grad_(True)
@@ -117,7 +117,7 @@ class TokenizerStage(Stage):
         most, shape = self.settings.objective.bit_flips_at(progress), self.model.code_shape
         if most == 0 or not self.model.bottleneck.has_probs:
             return None
-        generators = keyed_generators(self.settings.seed, "tokenizer-flips", positions)
+        generators = keyed_draws(self.settings.seed, "tokenizer-flips", positions)
         draws = uniform((len(positions), 2 + shape.bits), generators, self.accelerator.device)
         rates = most * draws[:, :1] * (draws[:, 1:2] < 0.5)
         return (draws[:, 2:] < rates).view(-1, *shape)
@@ -148,7 +148,7 @@ class TokenizerStage(Stage):
         for rows in chosen.split(self.settings.tokenizer.images_at_a_time(AT_A_TIME)):
             images = self.held_out.centre(rows).to(self.accelerator.device)
             with self.accelerator.autocast():
-                noise = keyed_generators(self.settings.seed, "held-out-psnr", rows.tolist()) if drawn else None
+                noise = keyed_draws(self.settings.seed, "held-out-psnr", rows.tolist()) if drawn else None
                 again = averaged.decode(averaged.encode(images, noise)) if drawn else averaged(images).reconstruction
             pairs.append((images.cpu(), again.clamp(-1, 1).float().cpu()))
         images, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))

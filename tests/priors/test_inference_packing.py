@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule, sample_codes
 from bld.priors import KINDS, AutoregressiveTransformer, Denoiser, DenoiserConfig
-from bld.priors.packed import PackedBlock, PackedBlocks, PackedLinear
-from bld.priors.replayed import Recordings
-from bld.seeding import keyed_generators
+from bld.priors.inference import GraphRecordings, PackedBlock, PackedBlocks, PackedLinear
+from bld.seeding import keyed_draws
 
 SHAPE = {"code_height": 4, "code_width": 4, "code_bits": 8, "steps": 16, "dim": 64, "depth": 3, "heads": 4}
 
@@ -184,7 +183,7 @@ def test_a_copy_lives_as_long_as_it_is_held_and_holds_nothing_of_the_network():
     """Not until the garbage collector comes by: each sampling makes one, with its recordings, on the device."""
     model = network()
     attention, frozen = weakref.ref(model.blocks[0].attention), model.for_inference()
-    frozen._recordings = Recordings()  # as on a GPU
+    frozen._recordings = GraphRecordings()  # as on a GPU
     called, gone = frozen.for_sampling(), weakref.ref(frozen)
     gc.disable()
     try:
@@ -244,7 +243,7 @@ def test_a_sample_depends_on_its_own_seed_alone():
 
     def draw(rows: list[int]) -> Tensor:
         shape = (len(rows), 16, 8)
-        return sample_codes(model.for_inference(), shape, diffusion, steps=4, generators=keyed_generators(0, "s", rows))
+        return sample_codes(model.for_inference(), shape, diffusion, steps=4, generators=keyed_draws(0, "s", rows))
 
     together = draw([0, 1, 2, 3, 4])
     assert torch.equal(together[2:4], draw([2, 3])) and torch.equal(together[4:], draw([4]))

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bld.priors import Denoiser, DenoiserConfig, replayed
-from bld.priors.replayed import MOST_SAMPLES, MOST_SHAPES, Replayed
+from bld.priors import Denoiser, DenoiserConfig, inference
+from bld.priors.inference import MOST_SAMPLES, MOST_SHAPES, GraphReplay
 
 CONFIG = DenoiserConfig(4, 4, 8, steps=8, num_classes=3, dim=16, depth=1, heads=2)
 
@@ -56,9 +56,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
         yield
         present.pop()
 
-    monkeypatch.setattr(replayed, "_Recording", Recorded)
-    monkeypatch.setattr(replayed, "_on", on)
-    monkeypatch.setattr(replayed, "WARM_UPS", 0)
+    monkeypatch.setattr(inference, "_GraphRecording", Recorded)
+    monkeypatch.setattr(inference, "_on", on)
+    monkeypatch.setattr(inference, "WARM_UPS", 0)
     Recorded.made = []
     return Recorded.made
 
@@ -70,7 +70,7 @@ def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def test_it_records_once_for_each_shape(recorded: list[Recorded]):
     network = Denoiser(CONFIG).eval()
-    called = Replayed(network)
+    called = GraphReplay(network)
     for batch in (1, 2, 1, 2):
         assert torch.equal(called(*inputs(batch)), network(*inputs(batch)))
     called(*inputs(1)[:2], None)  # without labels it is another graph
@@ -79,9 +79,9 @@ def test_it_records_once_for_each_shape(recorded: list[Recorded]):
 
 def test_the_first_calls_of_a_kind_are_computed_as_they_come(recorded: list[Recorded], monkeypatch: pytest.MonkeyPatch):
     """They warm up what a recording must not hold, and a sampling of few steps pays for none."""
-    monkeypatch.setattr(replayed, "WARM_UPS", 3)
+    monkeypatch.setattr(inference, "WARM_UPS", 3)
     network = Denoiser(CONFIG).eval().for_inference()
-    called = Replayed(network)
+    called = GraphReplay(network)
     made = []
     with torch.no_grad():
         for _ in range(5):
@@ -92,7 +92,7 @@ def test_the_first_calls_of_a_kind_are_computed_as_they_come(recorded: list[Reco
 
 
 def test_it_records_anew_under_another_autocast_or_mode(recorded: list[Recorded]):
-    called = Replayed(Denoiser(CONFIG).eval())
+    called = GraphReplay(Denoiser(CONFIG).eval())
     for _ in range(2):
         with torch.no_grad():
             called(*inputs(1))
@@ -107,7 +107,7 @@ def test_it_records_anew_under_another_autocast_or_mode(recorded: list[Recorded]
 
 
 def test_it_records_anew_where_products_may_be_rounded_to_tf32(recorded: list[Recorded]):
-    called, before = Replayed(Denoiser(CONFIG).eval()), torch.get_float32_matmul_precision()
+    called, before = GraphReplay(Denoiser(CONFIG).eval()), torch.get_float32_matmul_precision()
     try:
         with torch.no_grad():
             for precision in ("highest", "high", "highest"):
@@ -121,7 +121,7 @@ def test_it_records_anew_where_products_may_be_rounded_to_tf32(recorded: list[Re
 @torch.no_grad()
 def test_it_records_and_replays_on_the_device_of_the_tensors(recorded: list[Recorded]):
     """`meta` stands for a second GPU."""
-    called = Replayed(lambda z, t, labels: z.float())
+    called = GraphReplay(lambda z, t, labels: z.float())
     for _ in range(2):
         for device in ("cpu", "meta"):
             assert called(*(x.to(device) for x in inputs(1))).device == torch.device(device)
@@ -131,7 +131,7 @@ def test_it_records_and_replays_on_the_device_of_the_tensors(recorded: list[Reco
 def test_threads_take_turns_at_the_shared_inputs(recorded: list[Recorded]):
     network = Denoiser(CONFIG).eval()
     nn.init.normal_(network.head.weight)
-    called, right = Replayed(network), []
+    called, right = GraphReplay(network), []
 
     def sample(step: int) -> None:
         z, _, labels = inputs(2)
@@ -152,7 +152,7 @@ def test_a_copy_for_inference_has_recordings_of_its_own_weights(monkeypatch: pyt
     monkeypatch.setattr(Denoiser, "device", torch.device("cuda"))
     first = network.for_inference()
     called = first.for_sampling()
-    assert isinstance(called, Replayed) and first.for_sampling().recordings is called.recordings
+    assert isinstance(called, GraphReplay) and first.for_sampling().recordings is called.recordings
     with torch.no_grad():
         before = called(*inputs(1))
         network.head.bias.add_(1)
@@ -164,7 +164,7 @@ def test_a_copy_for_inference_has_recordings_of_its_own_weights(monkeypatch: pyt
 
 
 def test_large_batches_and_gradients_go_through_the_network_itself(recorded: list):
-    called = Replayed(Denoiser(CONFIG).eval())
+    called = GraphReplay(Denoiser(CONFIG).eval())
     with torch.no_grad():
         called(*inputs(MOST_SAMPLES + 1))
     assert called(*inputs(1)).requires_grad
@@ -173,7 +173,7 @@ def test_large_batches_and_gradients_go_through_the_network_itself(recorded: lis
 
 @torch.no_grad()
 def test_it_does_not_keep_recordings_without_end(recorded: list):
-    called = Replayed(Denoiser(CONFIG).eval())
+    called = GraphReplay(Denoiser(CONFIG).eval())
     for batch in range(1, MOST_SHAPES + 3):
         called(*inputs(batch))
     called(*inputs(1))  # the oldest was given up
@@ -187,7 +187,7 @@ def test_a_replayed_forward_gives_what_the_network_gives(bf16: bool):
     network = Denoiser(CONFIG).cuda().eval()
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         called = network.for_inference().for_sampling()
-        assert isinstance(called, Replayed)
+        assert isinstance(called, GraphReplay)
         for step in (1, 5, 8, 2, 3, 8):  # the first ones are not replayed
             given = [x.cuda() for x in inputs(2)]
             given[1].fill_(step)

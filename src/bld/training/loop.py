@@ -35,7 +35,7 @@ from bld.training.stages.base import Stage, Update
 from bld.training.stop_signals import StopSignals
 
 MOST_BAD_IN_A_ROW = 20
-STEPS_UNHEARD = 10  # between two evaluates at what the device has skipped
+STEPS_UNHEARD = 10  # between two looks at what the device has skipped
 
 Say = Callable[[str], None]
 

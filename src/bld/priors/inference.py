@@ -11,8 +11,9 @@ batches wait for.
 
 from __future__ import annotations
 
+import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.nn.attention import attend
 from bld.runtime.precision import Autocast
 
 Forward = Callable[..., Tensor]
@@ -36,18 +36,21 @@ _recording = threading.Lock()  # of the whole process: one graph is recorded at 
 # -- packed weights ---------------------------------------------------------------------------------------
 
 
-class PackedLinear:
+class PackedLinear(nn.Module):
     """x·Wᵀ + b, or GELU of it, with W in the precision and layout that it is used in."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype, gelu: bool = False):
+        super().__init__()
+        self.dtype, self.gelu = dtype, gelu
         self.weight = linear.weight.detach().to(dtype, copy=True)
         self.bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
-        self.gelu, self.is_laid_out = gelu, self.weight.device.type == "cpu"
+        self.is_laid_out = self.weight.device.type == "cpu"
         if self.is_laid_out:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight, None)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(…, in) → (…, out), of the weight's dtype."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) of any precision → (…, out), of the weight's dtype."""
+        x = x.to(self.dtype)
         if self.is_laid_out:
             activation = "gelu" if self.gelu else "none"
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "none")
@@ -55,63 +58,30 @@ class PackedLinear:
         return F.gelu(y) if self.gelu else y
 
 
-class PackedBlock:
-    """What `Block` computes; takes any precision and gives float32."""
+class PackedBlock(nn.Module):
+    """A copy of a block, with all its linear layers packed and all else float32; it takes any precision."""
 
     def __init__(self, block: Any, dtype: torch.dtype):
-        self.dtype, self.heads = dtype, block.attention.heads
-        self.norm1, self.norm2 = PackedNorm(block.norm1), PackedNorm(block.norm2)
-        self.qkv, self.out = PackedLinear(block.attention.qkv, dtype), PackedLinear(block.attention.out, dtype)
-        self.expand, self.contract = PackedLinear(block.expand, dtype, gelu=True), PackedLinear(block.contract, dtype)
-        self.scale1, self.scale2 = (None if s is None else _copied(s) for s in (block.scale1, block.scale2))
-
-    def __call__(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
-        """(B, M, D) → (B, M, D); the other arguments are the attention's, as in `Block`."""
-        x = x.float()
-        with torch.autocast(x.device.type, enabled=False):
-            return self._forward(x, *how, **also)
-
-    def _forward(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
-        y = self.out(attend(self.qkv(self.norm1(x).to(self.dtype)), self.heads, *how, **also)).float()
-        x = x + (y if self.scale1 is None else y * self.scale1)
-        y = self.contract(self.expand(self.norm2(x).to(self.dtype))).float()
-        return x + (y if self.scale2 is None else y * self.scale2)
-
-
-class PackedNorm:
-    """LayerNorm in float32."""
-
-    def __init__(self, norm: nn.LayerNorm):
-        self.weight, self.bias = _copied(norm.weight), _copied(norm.bias)
-        self.eps = norm.eps
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(…, D) → (…, D)."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-def _copied(parameter: Tensor) -> Tensor:
-    return parameter.detach().to(torch.float32, copy=True)
-
-
-class PackedBlocks(nn.Module):
-    """In place of a list of blocks: computes the same faster, from the weights as they were when it was made."""
-
-    def __init__(self, blocks: nn.ModuleList, dtype: torch.dtype):
         super().__init__()
-        self.packed = [PackedBlock(block, dtype) for block in blocks]
+        packed: dict[Any, Any] = {block.activate: nn.Identity()}  # within the layer before it
+        for part in block.modules():
+            if isinstance(part, nn.Linear):
+                packed[part] = PackedLinear(part, dtype, gelu=part is block.expand)
+            else:
+                for own in part.parameters(recurse=False):
+                    packed[own] = nn.Parameter(own.detach().to(torch.float32, copy=True), requires_grad=False)
+        self.block = copy.deepcopy(block, {id(old): new for old, new in packed.items()})
 
-    def __iter__(self) -> Iterator[PackedBlock]:
-        return iter(self.packed)
+    def forward(self, x: Tensor, *how: Any, **also: Any) -> Tensor:
+        """(B, M, D) → (B, M, D), float32; the other arguments are the block's."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.block(x.float(), *how, **also)
 
-    def __len__(self) -> int:
-        return len(self.packed)
 
-
-def pack_blocks(blocks: nn.ModuleList, precision: Autocast) -> PackedBlocks | None:
+def pack_blocks(blocks: nn.ModuleList, precision: Autocast) -> nn.ModuleList | None:
     """The blocks packed in that precision; None where they cannot be, or would not be faster."""
     dtype = _packable(next(blocks.parameters(), None), precision)
-    return None if dtype is None else PackedBlocks(blocks, dtype)
+    return None if dtype is None else nn.ModuleList(PackedBlock(block, dtype) for block in blocks)
 
 
 def _packable(weight: Tensor | None, precision: Autocast) -> torch.dtype | None:

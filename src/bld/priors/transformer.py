@@ -57,7 +57,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attention = Attention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
-        self.expand, self.contract = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.expand, self.activate, self.contract = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
         scaled = layer_scale > 0
         self.scale1 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
         self.scale2 = nn.Parameter(torch.full((dim,), layer_scale)) if scaled else None
@@ -68,7 +68,7 @@ class Block(nn.Module):
         """(B, M, D) → (B, M, D); the other arguments are those of `Attention.forward`."""
         y = self.attention(self.norm1(x), causal, past, visible)
         x = x + (y if self.scale1 is None else y * self.scale1)
-        y = self.contract(F.gelu(self.expand(self.norm2(x))))
+        y = self.contract(self.activate(self.expand(self.norm2(x))))
         return x + (y if self.scale2 is None else y * self.scale2)
 
 

@@ -23,7 +23,13 @@ from bld.errors import DataError, SettingError
 
 
 class CodeShape(NamedTuple):
-    """Height, width and bits per position of one code."""
+    """Shape of one code.
+
+    Attributes:
+        h: positions in a column.
+        w: positions in a row.
+        c: bits per position.
+    """
 
     h: int
     w: int
@@ -81,7 +87,10 @@ def from_patches(patches: Tensor, shape: CodeShape, side: int) -> Tensor:
 
 
 def pack(codes: Tensor | np.ndarray) -> np.ndarray:
-    """Bits (B, …) of any layout, values 0 or 1 → packed bytes (B, ⌈bits/8⌉), uint8."""
+    """Bits (B, …), as tokens or grid → packed bytes (B, ⌈bits/8⌉), uint8: bit i is bit i mod 8 of byte i // 8.
+
+    Raises `DataError` for values other than 0 and 1.
+    """
     array = codes.numpy(force=True) if isinstance(codes, Tensor) else codes
     if ((array != 0) & (array != 1)).any():
         raise DataError(f"Bits are 0 or 1; this code holds values from {array.min()} to {array.max()}.")
@@ -136,7 +145,7 @@ class BitStatistics:
 
     @property
     def mean_entropy(self) -> float:
-        """Bits of information per stored bit, were the bits independent; 1 is the best."""
+        """Mean of `entropy`: information per stored bit if bits were independent, 0 … 1; higher is better."""
         return float(self.entropy.mean())
 
     @property

@@ -15,11 +15,11 @@ class UserError(ValueError):
 
 
 class SettingError(UserError):
-    """A setting is unknown, out of range, or at odds with another setting."""
+    """A setting or argument is unknown, out of range, of the wrong shape or type, or in conflict with another."""
 
 
 class DataError(UserError):
-    """The images (folder, archive, cache) cannot serve: missing, empty, unreadable, too few, wrong size."""
+    """The images (or other input data) cannot be used: missing, empty, unreadable, too few, with invalid values."""
 
 
 class CheckpointError(UserError):

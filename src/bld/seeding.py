@@ -102,7 +102,15 @@ Generators = KeyedDraws | Sequence[torch.Generator | KeyedDraws] | torch.Generat
 
 
 def keyed_draws(seed: int, purpose: str, indices: range | Sequence[int] | Tensor) -> KeyedDraws:
-    """Draws for the samples of these global indices, as `sample_codes` and `diffuse` take them."""
+    """Random draws for samples that depend on (seed, purpose, index) only, not on the batch or device.
+
+    Pass them as `generator` or `generators`.
+
+    Args:
+        seed: of all samples.
+        purpose: any text; draws for another purpose are independent. Pipelines use "sample".
+        indices: global index of each sample, such as range(100, 200).
+    """
     if isinstance(indices, range):  # however long
         numbers = torch.arange(indices.start, indices.stop, indices.step)
     else:

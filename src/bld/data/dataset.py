@@ -26,7 +26,11 @@ Indices = Sequence[int] | np.ndarray | Tensor
 
 
 class ImageSet:
-    """The usable images of a source, or some of them, numbered 0 … len - 1.
+    """The readable images of a source, or a subset of them, numbered 0 … len - 1; `open` makes one.
+
+    A centre view is the central square of an image, resized to S×S; a training view may be cropped and mirrored at
+    random, as `preprocessing` says.
+
 
     Attributes:
         source: where they are read from.
@@ -81,8 +85,7 @@ class ImageSet:
             labels: as for `open_images`.
             verify: whether images that do not stay in memory are decoded beforehand too; if not, one that cannot be
                 read is a DataError when it is met.
-            index_to: folder that keeps for the next time which images there are and, of images that do not stay in
-                memory, which are unreadable.
+            index_to: folder that caches, for the next time, the list of images and which of them are unreadable.
             max_pixels: of one image; a larger one counts as unreadable.
 
         Raises:
@@ -147,7 +150,7 @@ class ImageSet:
 
         Args:
             held_out: a number of images, or (as a float) the fraction of them, rounded to at least one image.
-            seed: of `name_fractions`; the images with the smallest ones are held out.
+            seed: each image gets a number in [0, 1) from this seed and its name; those with the smallest are held out.
 
         Raises:
             DataError: if either part would be empty.
@@ -155,7 +158,7 @@ class ImageSet:
         return self.split_below(self.line_for(held_out, seed), seed)
 
     def line_for(self, held_out: float | int, seed: int) -> float:
-        """The line below which exactly as many images lie as `split` holds out, half-way to the next one."""
+        """The threshold for `split_below` that holds out as many images as `split` does."""
         count, fractions = self._count(held_out), np.sort(name_fractions(self.names, seed))
         return float((fractions[count - 1] + fractions[count]) / 2)
 
@@ -180,7 +183,7 @@ class ImageSet:
         return self.subset(np.flatnonzero(~held)), self.subset(np.flatnonzero(held))
 
     def split_by_number(self, held_out: float | int, seed: int) -> tuple[ImageSet, ImageSet]:
-        """As `split`, by a permutation of the images' numbers: how runs were divided before names decided."""
+        """`split` by a permutation of indices instead of names; for runs of older versions only."""
         order, count = keyed_permutation(seed, "held-out", 0, len(self)), self._count(held_out)
         return self.subset(np.sort(order[count:])), self.subset(np.sort(order[:count]))
 

@@ -33,12 +33,12 @@ class BernoulliDiffusion(BernoulliSteps):
 
     @classmethod
     def from_settings(cls, **settings: Any) -> BernoulliDiffusion:
-        """From what `settings` gives."""
+        """Build from the dict that `settings` returns."""
         schedule = NoiseSchedule(settings["schedule"], steps=settings["steps"], table=settings.get("table"))
         return cls(schedule, settings["target"], settings["posterior"])
 
     def settings(self) -> dict[str, Any]:
-        """Its schedule (a table with its numbers) and what the network's output means."""
+        """JSON-ready dict for `from_settings`: schedule, steps, target, posterior, and the table if there is one."""
         schedule = self.schedule
         table = {"table": schedule.k.tolist()} if schedule.kind == "table" else {}
         shape = {"schedule": schedule.kind, "steps": schedule.steps, **table}
@@ -53,7 +53,16 @@ class BernoulliDiffusion(BernoulliSteps):
         vlb_weight: float = 0.1,
         flips: Tensor | None = None,
     ) -> DiffusionLoss:
-        """BCE + λ·VLB of eq. (13), as means over samples and bits: see `bld.diffusion.loss`."""
+        """The loss of eq. (13), averaged over samples and bits.
+
+        Args:
+            logits: (B, N, c), the network's output for z_t and t; its meaning is `target`.
+            z0: (B, N, c) bits.
+            z_t: (B, N, c) bits, as `diffuse` draws them.
+            t: (B,) int64 in 1 … T.
+            vlb_weight: λ.
+            flips: probabilities (B, N, c) to compare with instead of z_t ⊕ z_0, as `flip_posterior` gives them.
+        """
         return diffusion_loss(self, logits, z0, z_t, t, vlb_weight, flips)
 
     def training_loss(
@@ -73,8 +82,8 @@ class BernoulliDiffusion(BernoulliSteps):
             t: (B,) in 1 … T.
             generators: one per sample.
             vlb_weight: λ.
-            probs: y (B, N, c) that z_0 was drawn from; then what is compared with is the mean over all z_0 that y
-                and z_t allow, in the place of the one drawn: the same expected gradient, with less variance.
+            probs: y (B, N, c), the probabilities z_0 was drawn from; with them the target is P(z_0 ≠ z_t | z_t, y)
+                instead of z_t ⊕ z_0, which has the same expected gradient and less variance.
 
         Returns:
             total (to minimise), residual and vlb: scalars, nats per bit.
@@ -84,7 +93,10 @@ class BernoulliDiffusion(BernoulliSteps):
         return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight, flips)
 
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
-        """(B,) float64: with t uniform in 1 … T an unbiased estimate of the bound of eq. (7), in bits per code."""
+        """One-step estimate of the bound of eq. (7) in bits per code, float64 (B,); unbiased for t uniform in 1 … T.
+
+        Args are those of `training_loss`.
+        """
         return likelihood.bound_at(self, denoise, z0, t, generators)
 
     def sample(self, denoise: Denoise, shape: tuple[int, int, int], **options: Any) -> Tensor:
@@ -100,5 +112,16 @@ class BernoulliDiffusion(BernoulliSteps):
         draws: int = 1,
         generators: Generators = None,
     ) -> Tensor:
-        """Upper bound on -log₂ p(z_0) in bits per code, (B,): see `bld.diffusion.likelihood`."""
+        """Upper bound on -log₂ p(z_0) (eq. 7) in bits per code, float64 (B,); divide by N·c for bits per dimension.
+
+        Args:
+            denoise: (z_t, t) → logits (B, N, c).
+            z0: (B, N, c) bits.
+            steps: bound of the sampler that takes this many of the T steps; None takes all.
+            draws: draws of z_t per step.
+            generators: `keyed_draws`, one generator per code, or one for the batch.
+
+        Raises:
+            SettingError: for fewer than one draw, or steps that cannot be taken.
+        """
         return likelihood.likelihood_bits(self, denoise, z0, steps=steps, draws=draws, generators=generators)

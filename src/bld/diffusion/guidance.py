@@ -15,16 +15,16 @@ ConditionalDenoise = Callable[[Tensor, Tensor, Tensor], Tensor]
 def with_guidance(
     denoise: ConditionalDenoise, condition: Tensor, null: Tensor, guidance_scale: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The network with classifier-free guidance: logits u + g·(v - u), v conditional, u unconditional.
+    """Add classifier-free guidance to a network: logits u + g·(v - u), v conditional, u unconditional (Appendix C).
 
     Args:
-        denoise: (z_t, t, condition) → logits.
-        condition: what the network takes as its third argument, one row per sample.
-        null: the same, standing for "none".
-        guidance_scale: g = 1 + ω; at 1 the unconditional half is not computed.
+        denoise: (z_t, t, condition) → logits (B, N, c).
+        condition: the third argument of `denoise`, one row per sample.
+        null: the same for "no condition", as `Denoiser.no_condition` makes it.
+        guidance_scale: g = 1 + ω; at 1 the unconditional pass is skipped, else each call takes a batch of 2·B.
 
     Returns:
-        (z_t, t) → logits, float32.
+        A function (z_t, t) → logits, float32 (at g = 1, as `denoise` gives them).
     """
     if guidance_scale == 1:
         return lambda z, t: denoise(z, t, condition)

@@ -13,7 +13,13 @@ from bld.diffusion.steps import BernoulliSteps
 
 
 class DiffusionLoss(NamedTuple):
-    """Scalars in nats per bit.  total = residual + λ·vlb; with the target "previous", total = vlb."""
+    """The terms of eq. (13), scalars in nats per bit.
+
+    Attributes:
+        total: the loss to minimise: residual + λ·vlb; with the target "previous", vlb alone.
+        residual: eq. (12), detached; 0 with the target "previous".
+        vlb: one term of eq. (7), detached.
+    """
 
     total: Tensor
     residual: Tensor

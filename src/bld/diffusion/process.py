@@ -22,14 +22,23 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SamplingStep:
-    """What a callback sees after each step."""
+    """What a sampler passes to its callback after each step.
 
-    index: int  # 0 … total - 1
+    Attributes:
+        index: 0 … total - 1.
+        total: number of steps.
+        t: the step denoised from.
+        s: the step denoised to.
+        codes: z_s, (n, N, c) uint8; float32 for the Gaussian prior.
+        probs: P(z_s = 1), (n, N, c) float, from which z_s was drawn.
+    """
+
+    index: int
     total: int
-    t: int  # the step come from
-    s: int  # the step arrived at
-    codes: Tensor  # z_s, (n, N, c) uint8; real numbers for the Gaussian prior
-    probs: Tensor  # P(z_s = 1) it was drawn from, float
+    t: int
+    s: int
+    codes: Tensor
+    probs: Tensor
 
 
 Callback = Callable[[SamplingStep], None]

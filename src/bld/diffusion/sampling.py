@@ -44,25 +44,24 @@ def sample_codes(
     """Draw codes, (n, N, c) uint8 (Algorithm 2).
 
     Args:
-        denoise: (z_t, t) → logits.
-        shape: (n, N, c).
-        diffusion: schedule, target and posterior.
-        steps: how many of the T to visit; all by default.
+        denoise: (z_t, t) → logits (n, N, c), given z_t (n, N, c) uint8 and t (n,) int64, both on `device`.
+        shape: (n, N, c): n codes of N positions with c bits.
+        diffusion: a `bld.BernoulliDiffusion`: schedule, target and posterior.
+        steps: how many of the T steps to take; all by default.
         temperature: τ > 0 in σ(logits/τ).
-        generators: one per sample; a sample depends on its own only.
-        known: (n or 1, N, c) bits of an inpainting, with `mask`.
-        mask: (N,), (n, N) or (n, N, c), True where bits are to be *made*; elsewhere the result equals `known`.
-        callback: called with a `SamplingStep` after each step; what it writes into the codes is gone on with.
-        known_bits: "noised" shows the network, at each step, a fresh draw of q(z_t | z_0) at the known bits (what it
-            saw in training); "clean" clamps the bits themselves. Either way what is made harmonises with the known
-            bits, but is no exact draw given them, at any number of steps.
-        resample: how often each step of an inpainting is taken (jump back, repeat), to harmonise borders; 1 is once.
-        corrector_steps: Gibbs redraws at each visited step (an extra network call each).
-        final: how it ends: the predicted z_0 thresholded at ½ ("threshold") or drawn ("draw"), or z_1 itself ("z1"), as
-            Algorithm 2 prints it, with one step less to go.
-        start: (z_t, t) to begin from, bits (n, N, c) at step t, in place of uniform bits at T; then `steps` of the t
-            are visited.
-        device: where the codes are drawn.
+        generators: `keyed_draws`, or one generator per sample, so that a sample does not depend on the batch; or one
+            for the batch; None uses torch's global one.
+        known: (n or 1, N, c) bits to keep when inpainting, with `mask`.
+        mask: (N,), (n, N) or (n, N, c), True where bits are to be generated; elsewhere the result equals `known`.
+        callback: called with a `SamplingStep` after each step; it may change `codes` in place.
+        known_bits: "noised" shows the network a fresh draw of q(z_t | z_0) at the known bits in each step, as in
+            training; "clean" shows the known bits themselves. Neither samples the exact conditional distribution.
+        resample: times each step is repeated when inpainting (renoise, denoise again), for smoother borders; 1 is once.
+        corrector_steps: Gibbs corrector steps before each denoising step; each costs one call of the network.
+        final: how sampling ends: "threshold" returns P(z_0 = 1) thresholded at ½, "draw" a draw of it, and "z1" a draw
+            of z_1, as printed in Algorithm 2.
+        start: (z_t, t): start from bits (n, N, c) at step t instead of uniform bits at T; `steps` is then at most t.
+        device: device of the codes; that of the network.
 
     Raises:
         SettingError: naming the value that is not possible.

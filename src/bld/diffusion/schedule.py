@@ -40,12 +40,14 @@ KINDS: dict[str, Callable[[float], float]] = {"linear": _linear, "cosine": _cosi
 
 
 class NoiseSchedule:
-    """The retentions k_0 = 1, …, k_T ≈ 0 of a Bernoulli diffusion.
+    """A noise schedule: k_0 = 1, …, k_T ≈ 0, with q(z_t | z_0) = Bernoulli(k_t·z_0 + (1 - k_t)/2) (eq. 5, Figure A).
+
+    So b_t of eq. (5) is (1 - k_t)/2; k_t is called the retention.
 
     Args:
         kind: "linear" (k_t = 1 - t/T, the paper's), "cosine", "sigmoid", or "table" with your own `table`.
-        steps: T ≥ 1; with a table it follows from the table's length.
-        table: T + 1 retentions: 1 first, never rising, below 1 from the second on, at most 0.05 last.
+        steps: T ≥ 1; with a table, T follows from its length.
+        table: T + 1 values of k_t: 1 first, then below 1 and never rising, at most 0.05 last.
 
     Raises:
         SettingError: for anything else.

@@ -100,7 +100,10 @@ class BernoulliSteps:
     # -- reverse: eq. (8) ---------------------------------------------------------------------------------
 
     def flip_logits(self, logits: Tensor, z_t: Tensor) -> Tensor:
-        """logit P(z_0 ≠ z_t | z_t) in float32 or better, from the network's output for targets "flip", "z0"."""
+        """The network's output as logit P(z_0 ≠ z_t | z_t), (B, N, c), in float32 or float64.
+
+        Raises `SettingError` for the target "previous", which does not predict z_0.
+        """
         if self.target == "previous":
             raise SettingError("The target 'previous' predicts z_{t-1}, not z_0: use 'flip' or 'z0' here.")
         logits = at_least_float32(logits)
@@ -110,16 +113,16 @@ class BernoulliSteps:
         """P(z_s = 1 | z_t) with the network's logits at step t (eq. 8, or 10 with the posterior "plugin").
 
         Args:
-            logits: (B, N, c), what `target` says.
+            logits: (B, N, c), the network's output at step t; its meaning is `target`.
             z_t: (B, N, c) bits.
-            t: the step come from, for all or (B,).
+            t: the present step, an int for all or (B,).
             s: the step to go to, 0 ≤ s < t ≤ T.
 
         Returns:
-            Probabilities (B, N, c), in float32 or better.
+            Probabilities (B, N, c), in float32 or float64.
 
         Raises:
-            SettingError: for other steps, and when the target "previous" is asked to skip.
+            SettingError: for other steps, or s < t - 1 with the target "previous", which cannot skip steps.
         """
         self.check_steps(t, s)
         if self.target == "previous":
@@ -159,7 +162,7 @@ class BernoulliSteps:
         return (one / (one + zero).clamp(min=torch.finfo(z.dtype).tiny)).to(z.dtype)
 
     def evidence_logits(self) -> Tensor:
-        """What a noised bit says about its own flip, all other bits unknown: float32 (T,), one per step.
+        """logit P(z_0 ≠ z_t) of a bit seen alone, for t = 1 … T: float32 (T,); the `evidence_logits` of `Denoiser`.
 
         For the targets "flip" and "z0", logit P(z_0 ≠ z_t) = log((1 - k_t)/(1 + k_t)); for "previous",
         logit P(z_{t-1} ≠ z_t) with κ_t in the place of k_t.  Never above 0; 0 where z_t is pure noise.
@@ -203,7 +206,7 @@ class BernoulliSteps:
         return k_t / (k_s + (k_s == 0))
 
     def check_steps(self, t: int | Tensor, s: int | Tensor) -> None:
-        """Refuse a reverse step from t to s that goes nowhere, or that the target cannot take."""
+        """Raise `SettingError` unless 0 ≤ s < t ≤ T and, with the target "previous", s = t - 1."""
         if isinstance(t, int) and isinstance(s, int):
             if not 0 <= s < t <= self.steps:
                 raise SettingError(f"A reverse step goes from t to s with 0 ≤ s < t ≤ {self.steps}; got {t} to {s}.")

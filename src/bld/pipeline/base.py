@@ -80,17 +80,18 @@ class PipelineBase:
     ) -> Self:
         """Load from a folder (a saved pipeline or a finished run), or from a repository of the Hugging Face hub.
 
-        Weights are safetensors: nothing is unpickled.
+        The networks are in eval mode on the CPU. Weights are safetensors: nothing is unpickled.
 
         Args:
-            path_or_hub_id: the folder, or a repository such as you/flowers.
-            revision: of a hub repository: branch, tag or commit.
-            token: what lets you into a private one; by default that of `hf auth login`.
-            torch_dtype: of the weights, such as torch.float16 or "float16"; None keeps that they were saved in.
-            local_files_only: take a hub model's copy on this machine, and ask no network.
+            path_or_hub_id: the folder, or a hub repository such as you/flowers.
+            revision: branch, tag or commit of the hub repository.
+            token: access token for a private repository; by default that of `hf auth login`.
+            torch_dtype: dtype of the weights, such as torch.float16 or "float16"; None keeps the saved one.
+            local_files_only: use the local copy of a hub repository, without network access.
 
         Raises:
-            CheckpointError: saying what is missing.
+            CheckpointError: if files are missing or damaged, or the hub cannot provide them.
+            SettingError: if `torch_dtype` is not a floating-point type.
         """
         folder = Path(path_or_hub_id)
         if not folder.is_dir():
@@ -115,9 +116,9 @@ class PipelineBase:
         """Write `model_index.json` and one folder per part, each with `config.json` (and `model.safetensors`).
 
         Args:
-            folder: made if it is not there.
-            include_text_encoder: whether the text encoder, if there is one, is written too. If not told, one that lies
-                in a folder here is, and one of the hub is referred to by its name.
+            folder: created if missing.
+            include_text_encoder: whether to copy the text encoder, if there is one, into the folder. None copies a
+                local one, and refers to one from the hub by its name.
         """
         folder = Path(folder)
         index = self.index
@@ -149,7 +150,10 @@ class PipelineBase:
         return self
 
     def enable_tiling(self, rows: int = 128) -> Self:
-        """Encode and decode so many rows of a feature map at a time: less memory, the same images.  Returns itself."""
+        """Encode and decode in tiles of `rows` feature-map rows: less memory, the same images.  Returns itself.
+
+        Raises `SettingError` if `rows` is less than 1.
+        """
         if rows < 1:
             raise SettingError(f"A tile has 1 row or more, not {rows}.")
         self.tokenizer.tile_rows = rows
@@ -161,9 +165,9 @@ class PipelineBase:
         return self
 
     def compile(self) -> Self:
-        """Run torch.compile's version of the networks from now on.  Returns itself.
+        """Compile the networks with torch.compile.  Returns itself.
 
-        The first call at a batch size takes about a minute; when that pays off `benchmarks/compile.py` measures.
+        The first call at each batch size takes about a minute; `benchmarks/compile.py` measures when that pays off.
         """
         self.tokenizer.compile(dynamic=False)
         self.prior.compile(dynamic=False)  # not with "reduce-overhead", whose CUDA graphs belong to one thread
@@ -181,11 +185,11 @@ class PipelineBase:
 
     @property
     def text_encoder(self) -> TextEncoder:
-        """What turns prompts into vectors, loaded when it is first asked for.
+        """The network that turns prompts into vectors; loaded on first use.
 
         Raises:
             SettingError: if the prior is not conditioned on text.
-            CheckpointError: if the encoder is missing, or another one than in the training.
+            CheckpointError: if the encoder is missing, or is not the one the prior was trained with.
         """
         if self._text_encoder is None:
             self._text_encoder = load_text_encoder(self.index, self._conditioning.takes)
@@ -200,10 +204,10 @@ class PipelineBase:
         return self._conditioning.encode_prompt(prompt)
 
     def class_index(self, label: int | str) -> int:
-        """The number of a class that is named, or counted from 0.
+        """The label, 0 … num_classes - 1, of a class given by name or number.
 
-        A text is a name; of a class that has none of that name it may be the number, unless classes are called by
-        numbers.
+        A text is first looked up among the class names. If it is none of them, a decimal text such as "3" is taken as
+        the label, unless some class has a number as its name.
 
         Raises:
             SettingError: if there is no such class.
@@ -212,7 +216,7 @@ class PipelineBase:
 
     @property
     def takes_prompts(self) -> bool:
-        """Whether it can be asked for images of a text."""
+        """Whether `prompt` can be used: whether the pipeline has a text encoder."""
         return bool(self.index.text_encoder) or self._text_encoder is not None
 
     @property
@@ -222,31 +226,39 @@ class PipelineBase:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How the images of the training became squares, and how every picture given does."""
+        """How images become squares: centre-cropped, resized and laid over a background, as in training."""
         return Preprocessing(self.image_size, resample=self.index.resample, background=self.index.background)
 
     # -- images and codes ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def reconstruct(self, images: Pictures, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:
-        """Encode to bits (thresholded) and decode again."""
+        """Encode images and decode the codes again; arguments and errors as for `encode` and `decode`."""
         return self.decode(self.encode(images, batch_size=batch_size), output_type, batch_size=batch_size)
 
     @torch.no_grad()
     def encode(self, images: Pictures, *, batch_size: int = 64) -> Tensor:
-        """Images → codes (B, h, w, c), uint8 on the CPU.
+        """Images → their most probable codes, (B, h, w, c) on the CPU: uint8 bits (float32 for a Gaussian tokenizer).
 
         Args:
             images: one or several PIL images, paths, arrays (H, W, 3) or (n, H, W, 3), or tensors (3, H, W) or
-                (n, 3, H, W); floats in [0, 1], as this pipeline gives them, or bytes.
-            batch_size: images encoded at a time.
+                (n, 3, H, W); floats in [0, 1], as this pipeline returns them, or uint8. They are preprocessed as by
+                `preprocess`.
+            batch_size: images per batch.
+
+        Raises:
+            SettingError: for anything else, such as floats outside [0, 1].
+            DataError: for a file that cannot be read, or values that are not finite.
         """
         batches = network_views(images, self.preprocessing).split(self._images_at_a_time(batch_size))
         return torch.cat([self.tokenizer.encode(batch.to(self.device)).cpu() for batch in batches])
 
     @torch.no_grad()
     def decode(self, codes: Tensor, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:
-        """Codes (B, h, w, c) of 0 and 1 → images, in the form `output_type` names."""
+        """Codes (B, h, w, c), as `encode` returns them → images in the form of `output_type` (see `PipelineOutput`).
+
+        Raises `SettingError` for codes of another shape, or bits other than 0 and 1.
+        """
         codes = self._codes(codes)
         return codes if output_type == "latent" else to_output(self._decoded(codes, batch_size), output_type)
 

@@ -39,9 +39,10 @@ StepCallback = Callable[["BinaryLatentDiffusionPipeline", int, int, dict[str, Te
 class PipelineOutput:
     """Result of a generation.
 
-    images: by `output_type`: a list of PIL images; "np" float32 (n, H, W, 3) in [0, 1]; "pt" float32 (n, 3, H, W) in
-        [0, 1]; "latent" the codes themselves.
-    codes: the bits that were drawn, (n, h, w, c) uint8.
+    Attributes:
+        images: in the form of `output_type`: "pil", a list of PIL images; "np", float32 (n, H, W, 3) in [0, 1]; "pt",
+            float32 (n, 3, H, W) in [0, 1], on the CPU; "latent", the codes themselves.
+        codes: the generated codes, (n, h, w, c) on the CPU: bits, uint8 (float32 for a Gaussian prior).
     """
 
     images: Any
@@ -49,7 +50,7 @@ class PipelineOutput:
 
 
 class BinaryLatentDiffusionPipeline(ShareablePipeline):
-    """Generate, inpaint, reconstruct, encode and decode.
+    """A trained model: call it to generate images; it also inpaints, varies, encodes and decodes.
 
     Args:
         tokenizer: the trained network between images and codes.
@@ -81,31 +82,37 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         reveal: Literal["random", "confidence"] = "random",
         final: Final = "threshold",
     ) -> PipelineOutput:
-        """Generate images.
+        """Generate images (Algorithm 2).
 
         Args:
-            num_images: 4 by default, or one per label, prompt or vector.
-            class_labels: indices or names, one for all or one per image; none leaves the class open.
-            num_inference_steps: 1 … T denoising steps.
-            temperature: τ; lower is safer and less diverse.
-            guidance_scale: 1 + ω; 1 is off.
-            generator: a seed or a torch.Generator (image i depends on it and on i alone, not on the batch), or one seed
-                or generator per image.
-            output_type: pil, np, pt or latent; see `PipelineOutput`.
-            callback_on_step_end: called after each step as (pipeline, step, t, {"latents": codes}); where it returns a
-                dict with other latents, sampling goes on from those (Bernoulli only).
-            return_dict: False gives the tuple (images,).
-            batch_size: images made at a time, which changes nothing else.
-            first_index: number of the first image, to make images 100 … 199 of a seed.
+            num_images: how many; by default one per entry of a list of labels, prompts or vectors, one for a single
+                prompt or vector, else 4.
+            class_labels: indices or names, one for all images or one per image; None generates without a class.
+            num_inference_steps: denoising steps, 1 … T; by default the model's own number.
+            temperature: τ > 0; lower gives safer and less diverse images; by default the model's own.
+            guidance_scale: 1 + ω; 1 switches guidance off; by default the model's own.
+            generator: a seed, a torch.Generator, or one of either per image; None takes a random seed. With one seed,
+                image i depends on the seed and on i only, not on the batch.
+            output_type: "pil", "np", "pt" or "latent"; see `PipelineOutput`.
+            callback_on_step_end: called after each step of each batch as (pipeline, step, t, {"latents": codes}), with
+                step = 0, 1, …, t the step just left, and codes (b, h, w, c) of the batch. If it returns a dict with
+                other "latents", sampling continues from those (Bernoulli only).
+            return_dict: False returns the tuple (images,).
+            batch_size: images per batch; it does not change the images.
+            first_index: index of the first image: with 100 and num_images=100, images 100 … 199 of the seed.
             prompt: a text for all images, or one per image.
-            condition: a vector (V,) for all, or (n, V), one per image.
-            num_images_per_prompt: so many images of each label, prompt or vector, in a row, in place of num_images.
-            corrector_steps: Gibbs redraws per step (Bernoulli only).
-            reveal: which positions come next (absorbing only).
-            final: how sampling ends, as `bld.sample_codes` has it (Bernoulli only).
+            condition: a vector (V,) for all images, or (n, V), one per image.
+            num_images_per_prompt: images per label, prompt or vector, consecutive; used instead of num_images.
+            corrector_steps: Gibbs corrector steps per denoising step (Bernoulli only).
+            reveal: order in which positions are revealed (absorbing only).
+            final: how sampling ends, as for `bld.sample_codes` (Bernoulli only).
+
+        Returns:
+            The images and their codes, a `PipelineOutput`.
 
         Raises:
-            SettingError: naming the value and what is possible.
+            SettingError: for a value that is not possible; the message says what is.
+            DataError: if `condition` holds values that are not finite.
         """
         asked = self._conditioning.rows(num_images, class_labels, prompt, condition, num_images_per_prompt)
         generators = generators_of(generator, len(asked), first_index)
@@ -139,19 +146,20 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         final: Final = "threshold",
         batch_size: int = 64,
     ) -> PipelineOutput:
-        """Fill the masked part of an image, or of each of several, `num_images` times.
+        """Fill the masked part of one or several images, `num_images` times each.
 
-        A latent position is known only if none of its pixels is masked; in the result the image's own pixels stand
-        outside the mask. Arguments that are not listed are those of a plain call; labels, prompts, conditions and
-        generators are one for all, or one per filling.
+        A latent position keeps its bits only if none of its pixels is masked; outside the mask the result has the
+        pixels of the image (cropped and resized as by `preprocess`). Arguments not listed are those of a call;
+        labels, prompts, conditions and generators are one for all, or one per result.
 
         Args:
-            image: as for `encode`; of several the fillings follow each other.
-            mask: of the image's size, one for all or one per image, as an image, file, array or tensor; white (True,
-                above half) is filled, black or transparent is kept.
-            num_images: fillings of each image.
-            known_bits: noised to each step's level ("noised"), or clamped ("clean", the public code).
-            resample: times that each step is taken; more than one harmonises the border.
+            image: as for `encode`.
+            mask: one for all images or one per image, of the image's size, as a PIL image, path, array or tensor; white
+                (True, above half) is filled, black or transparent is kept.
+            num_images: results per image; those of the first image come first.
+            known_bits: "noised" shows the network the known bits at the noise level of each step; "clean" shows them
+                as they are, as the paper's public code does (Bernoulli only).
+            resample: times each step is repeated; more than 1 makes borders smoother (Bernoulli only).
 
         Raises:
             SettingError: for a mask of another size, or one that leaves nothing to fill.
@@ -197,17 +205,17 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         return_dict: bool = True,
         batch_size: int = 64,
     ) -> PipelineOutput:
-        """Noise codes (n, h, w, c) to the step t = ⌈strength·T⌉ (eq. 5) and denoise them from there: images like them.
+        """Generate variations: noise codes to step t = ⌈strength·T⌉ (eq. 5) and denoise them from there.
 
-        Arguments that are not listed are those of a plain call.
+        Arguments not listed are those of a call.
 
         Args:
-            codes: as `encode` gives them.
-            strength: in (0, 1]; the larger, the less of the codes is left, and at 1 nothing is.
-            num_inference_steps: of a whole generation; the part of them that lies below t is taken.
+            codes: (n, h, w, c), as `encode` returns them; one variation is made of each.
+            strength: in (0, 1]; a larger one keeps less of the codes, and 1 keeps (almost) nothing.
+            num_inference_steps: steps of a full generation; ⌈num_inference_steps·t/T⌉ of them are taken.
 
         Raises:
-            SettingError: for another strength, and for priors other than the Bernoulli diffusion.
+            SettingError: for a strength outside (0, 1], codes of another shape, or a prior that is not Bernoulli.
         """
         if not isinstance(self.diffusion, BernoulliDiffusion):
             raise SettingError(f"Only the Bernoulli diffusion can vary codes; this prior is {self._kind}.")
@@ -244,17 +252,18 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         condition: Vectors = None,
         batch_size: int = 64,
     ) -> Tensor:
-        """Bits that the prior needs for each code (n, h, w, c), float64 (n,): the sharper its model, the fewer.
+        """Code length of each code under the prior, -log₂ p(z), in bits: float64 (n,) on the CPU; lower is better.
 
-        Bernoulli and absorbing diffusion give an unbiased estimate of an upper bound, autoregressive the exact number.
+        Diffusion priors (bernoulli, absorbing) give an unbiased estimate of an upper bound (eq. 7), autoregressive
+        priors the exact value. Arguments not listed are those of a call.
 
         Args:
-            codes: as `encode` gives them.
-            num_inference_steps: steps visited of the bound; all by default.
-            draws: times that each of them is.
+            codes: (n, h, w, c), as `encode` returns them.
+            num_inference_steps: bound of the sampler that takes this many steps; all T by default.
+            draws: noise draws per step; more make the estimate less noisy.
 
         Raises:
-            SettingError: for a Gaussian prior, which has no bits.
+            SettingError: for a Gaussian prior, which models real numbers, or a number of steps that it cannot take.
         """
         codes = self._codes(codes)
         asked = self._conditioning.rows(len(codes), class_labels, prompt, condition).to(self.device)
@@ -275,7 +284,10 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         return torch.cat(parts)
 
     def with_posterior(self, posterior: Literal["exact", "plugin"]) -> Self:
-        """The same pipeline sampling with another posterior; the networks are shared."""
+        """A copy of this pipeline (sharing its networks) that samples with another posterior: "exact" is eq. (8).
+
+        "plugin" is eq. (10); see `bld.BernoulliDiffusion`. Raises `SettingError` if the prior is not Bernoulli.
+        """
         if not isinstance(self.diffusion, BernoulliDiffusion):
             raise SettingError(f"Only the Bernoulli diffusion has posteriors to choose; this prior is {self._kind}.")
         other = copy.copy(self)

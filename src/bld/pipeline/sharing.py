@@ -39,10 +39,20 @@ class ShareablePipeline(PipelineBase):
     ) -> str:
         """Share on the Hugging Face hub, with a README.md that shows and describes the model; returns the address.
 
-        repo_id: such as you/flowers; made if it is not there.  token: by default that of `hf auth login`.  revision:
-        a branch, made if need be.  create_pr: propose it to the repository's owner instead.  license: of the weights,
-        an identifier of the hub such as cc-by-4.0.  Only JSON, safetensors, PNG and the README leave this machine.
-        Raises `CheckpointError` where the hub refuses or cannot be reached.
+        Only JSON, safetensors, PNG, README.md and the text encoder's vocabulary are uploaded.
+
+        Args:
+            repo_id: such as you/flowers; created if missing.
+            private: whether a repository that is created is private.
+            token: access token; by default that of `hf auth login`.
+            commit_message: of the commit.
+            revision: branch to commit to, created if missing; by default the main branch.
+            create_pr: open a pull request instead of committing.
+            license: of the weights, a hub identifier such as cc-by-4.0.
+
+        Raises:
+            SettingError: for a `repo_id` that is not of the form you/flowers.
+            CheckpointError: if the hub refuses or cannot be reached.
         """
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)

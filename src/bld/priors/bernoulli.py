@@ -18,14 +18,13 @@ from bld.priors.transformer import Transformer
 class Denoiser(Transformer):
     """Bits z_t (B, N, c), steps t (B,) and conditions (labels or vectors) → logits (B, N, c), float32.
 
-    By Bayes' rule the logit of a flip is a known part, from the noised bit itself at its noise level, plus what the
-    *other* bits say.  With `evidence` the known part is added at the end, so that the transformer has only the other to
-    learn (`BernoulliDiffusion.evidence_logits`); without, it learns both, as in the paper, and a short training learns
-    little of it (docs/results.md).
+    By Bayes' rule the logit of a flip is a known part, which depends on the noise level only, plus what the *other*
+    bits add. With `config.evidence` the known part is added to the output, so that the transformer learns only the
+    rest; without, as in the paper, it has to learn both (docs/results.md compares them).
 
     Args:
-        config: its size, and whether it has `evidence`.
-        evidence_logits: float (T,), the known part per step; kept with the weights, zero if not given.
+        config: sizes, condition and `evidence`.
+        evidence_logits: float (T,), from `BernoulliDiffusion.evidence_logits`; saved with the weights, zeros if None.
     """
 
     evidence_logits: Tensor
@@ -47,7 +46,8 @@ class Denoiser(Transformer):
         Args:
             z_t: (B, N, c) bits of any dtype.
             t: (B,) int64 in 1 … T.
-            condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
+            condition: labels, int64 (B,) in 0 … num_classes, the last for "no class"; or vectors, float (B, V), or
+                (B, 1 + V) with 1 in front, or all 0 for "no vector". None is no condition for all.
         """
         logits = self.see_all(self.placed(2 * z_t.to(self.positions.dtype) - 1), t, condition)
         if self.config.evidence == "none":

@@ -22,7 +22,7 @@ MOST = {
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSettings:
-    """What of a transformer is a choice, and so a setting of the section `prior`; the defaults are the paper's.
+    """Size and variants of the transformer, also settings of the section `prior`; the defaults are the paper's.
 
     Args:
         dim: D, the width
@@ -63,8 +63,11 @@ class DenoiserConfig(NetworkSettings):
         num_classes: classes to condition on; 0 is none
         condition_dim: V, width of a real vector (a text's, say) to condition on; 0 is none.  With neither, the prior is
             unconditional
-        evidence: how the evidence that a noised bit carries about itself enters the logits: not at all, as the
-            logit of a flip (target "flip"), or as the logit of the bit's own value (targets "z0", "previous")
+        evidence: whether the forward adds the known part of the logits, `BernoulliDiffusion.evidence_logits`: "none"
+            (the paper's), "flip" for the target "flip", or "value" for the targets "z0" and "previous"
+
+    Raises:
+        SettingError: for a value that is not possible
     """
 
     code_height: int = 16

@@ -130,7 +130,7 @@ class AutoencoderConfig:
         return kinds()[self.bottleneck]
 
     def bit_noise_at(self, progress: float) -> float:
-        """η at this part (0 … 1) of the training: 1 in its first half, then straight down to `bit_noise`."""
+        """η at the fraction `progress` (0 … 1) of training: 1 in the first half, then linearly down to `bit_noise`."""
         return 1 - (1 - self.bit_noise) * max(0.0, 2 * progress - 1)
 
     @property

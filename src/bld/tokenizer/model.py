@@ -104,20 +104,34 @@ class Decoder(nn.Module):
 
 
 class AutoencoderOutput(NamedTuple):
-    """A training forward."""
+    """What `BinaryAutoencoder.forward` returns.
 
-    reconstruction: Tensor  # (B, 3, H, W), float32
-    probs: Tensor | None  # (B, h, w, c), float32; only the Bernoulli bottleneck has them
-    bits: Tensor  # the codes (B, h, w, c): bits, uint8; of the Gaussian bottleneck float32
-    penalties: dict[str, Tensor] = {}  # noqa: RUF012 (never written to); unweighted: commitment of vq, kl of gaussian
+    Attributes:
+        reconstruction: images (B, 3, H, W), float32.
+        probs: P(bit = 1), (B, h, w, c) float32; None unless the bottleneck is Bernoulli.
+        bits: codes (B, h, w, c), uint8; float32 for a Gaussian bottleneck.
+        penalties: unweighted scalar losses by name: "commitment" for vq, "kl" for gaussian.
+    """
+
+    reconstruction: Tensor
+    probs: Tensor | None
+    bits: Tensor
+    penalties: dict[str, Tensor] = {}  # noqa: RUF012 (never written to)
 
 
 class BinaryAutoencoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c): bits, uint8; of a Gaussian bottleneck float32.
+    """The tokenizer (Section 3, Figure 2): images (B, 3, H, W) in [-1, 1] ⇄ codes (B, h, w, c).
+
+    Codes are bits, uint8; float32 for a Gaussian bottleneck.
+
+    Args:
+        config: sizes and bottleneck.
 
     Attributes:
-        tile_rows: rows of a feature map to take at a time when no gradients are wanted, which needs less memory and
-            gives the same; None, the default, takes all.
+        encoder: Ψ, images → features (B, C, h, w).
+        decoder: Φ, what the bottleneck makes of codes → images.
+        tile_rows: feature-map rows per tile without gradients, which needs less memory and gives the same; None, the
+            default, computes whole images.
     """
 
     def __init__(self, config: AutoencoderConfig):
@@ -195,8 +209,8 @@ class BinaryAutoencoder(nn.Module):
             generator: one for the batch, or one per image: codes are drawn; without one they are the most probable.
 
         Returns:
-            (B, h, w, c): bits, uint8, drawn from the probabilities or thresholded at ½. A Gaussian bottleneck gives
-            draws or means, float32; vq its vectors' indices as bits, never drawn.
+            Codes (B, h, w, c), uint8 bits drawn from the probabilities or thresholded at ½. A Gaussian bottleneck
+                gives draws or means, float32; vq gives the indices of its vectors as bits, which are never drawn.
 
         Raises:
             SettingError: for images of another shape.
@@ -231,16 +245,16 @@ class BinaryAutoencoder(nn.Module):
         bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> AutoencoderOutput:
-        """Encode, draw codes with the noise of `draw_noise`, decode; differentiable, for bits through eq. (1).
+        """Encode, draw codes, decode; differentiable, through bits by the straight-through gradient of eq. (1).
 
-        In training mode vq's codebook learns from the batch.
+        In training mode the codebook of a vq bottleneck is updated from the batch.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            noise: (B, h, w, c), uniform in [0, 1) for bits, standard normal for a Gaussian bottleneck; None thresholds
-                at ½, or takes the means.
-            bit_noise: a scalar in the place of η, for a Bernoulli bottleneck.
-            flips: bool (B, h, w, c), True for the bits that the decoder sees turned over, for a Bernoulli bottleneck.
+            noise: (B, h, w, c) from `draw_noise`, uniform in [0, 1) for bits, standard normal for a Gaussian
+                bottleneck; None takes the most probable codes.
+            bit_noise: scalar to use instead of η (Bernoulli only).
+            flips: bool (B, h, w, c), True for bits to flip before decoding (Bernoulli only).
         """
         out = self.bottleneck(self.features(images), noise, bit_noise=bit_noise, flips=flips)
         return AutoencoderOutput(self._decode(out.latent), out.probs, out.codes, out.penalties)

@@ -47,16 +47,16 @@ def load_settings(
     overrides: Sequence[str] = (),
     over: dict[str, Any] | None = None,
 ) -> Settings:
-    """Settings from a base tree, a preset, another tree and overrides, of which the later win.
+    """Settings (see the page Settings) from defaults, `base`, `preset`, `over` and `overrides`; later ones win.
 
     Args:
-        preset: its name, or a YAML file.
-        base: a tree to begin with, such as a run's; what none of them sets keeps its default.
-        overrides: `key=value`, with dotted keys.
-        over: a tree above the preset and below the overrides.
+        preset: name of a preset (`preset_names`), or a YAML file.
+        base: nested dict of settings, such as those of a run.
+        overrides: texts `key=value`, with dotted keys, such as prior.dim=256.
+        over: nested dict of settings.
 
     Raises:
-        SettingError: naming the nearest known preset or key, or the value that does not fit.
+        SettingError: for an unknown preset or key, naming the nearest one, or an impossible value.
     """
     tree = dict(base or {})
     if preset is not None:

@@ -37,17 +37,20 @@ Say = Callable[[str], None]
 
 @dataclass
 class Recipe:
-    """Trains what a run needs; the same call again goes on where the last one stopped.
+    """The training of a run: tokenizer, code cache, prior. Repeating a call resumes where the last one stopped.
+
+        run = RunFolder("runs/flowers")
+        Recipe(run.adopt("emoji64", [], "my-photos"), run, say=print).train()
 
     Args:
-        settings: of the run.
-        run: the folder that everything is written to.
-        say: called with each message for users; of several processes by the main one only.
+        settings: of the run, as `RunFolder.adopt` returns them.
+        run: the folder everything is written to.
+        say: called with each message for the user, in the main process only; `print` will do.
         budget_seconds: time for the whole run, which `train` shares between the stages; None trains all steps.
 
     Raises:
-        SettingError: if a batch is too small to be shared by the processes.
-        MissingPackageError: if a tracker that was asked for is not installed.
+        SettingError: if a batch is too small to be split between the processes.
+        MissingPackageError: if a tracker in the settings is not installed.
     """
 
     settings: Settings

@@ -57,7 +57,26 @@ def _absolute(text: str) -> str:
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """The folder of one run: its files, settings and progress.
+
+    Args:
+        path: created by `adopt`.
+
+    Attributes:
+        config: config.yaml, the settings.
+        tokenizer: the trained tokenizer.
+        prior: the trained prior.
+        diffusion: the diffusion of the prior.
+        index: model_index.json, with which the folder is a pipeline.
+        data: data.json, a record of the images and of which are held out.
+        codes: the code cache.
+        conditions: the cache of caption or user vectors.
+        samples: preview images of the training.
+        examples: some held-out images, as PNG.
+        tensorboard: logs for TensorBoard.
+        metrics: metrics.jsonl.
+        report: report.html.
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
@@ -151,21 +170,21 @@ class RunFolder:
         over: dict[str, Any] | None = None,
         check: Callable[[Settings], None] = lambda _: None,
     ) -> Settings:
-        """Settle the settings of a run that begins or goes on, and write them down.
+        """Determine the settings of a new or resumed run and write them to config.yaml.
 
-        A run that goes on keeps its settings where neither another preset nor overrides say otherwise. What shapes the
-        models it has begun to train cannot change any more.
+        A resumed run keeps its settings, except those that another preset or an override changes. Settings that define
+        a model cannot change once its training has started.
 
         Args:
-            preset: its name, or a YAML file; None names none.
-            overrides: `key=value`, with dotted keys.
-            data: where the images are (data.location); None leaves them as they are.
-            writes: whether config.yaml is written; of several processes only one does.
-            over: settings that come with what the run begins with: above the preset, below the overrides.
-            check: called with the settings before they are written, to refuse them.
+            preset: name of a preset, or a YAML file; None for none.
+            overrides: texts `key=value`, with dotted keys.
+            data: where the images are (data.location); None leaves it unchanged.
+            writes: whether to write config.yaml; of several processes only one should.
+            over: nested dict of settings that overrides the preset, and is overridden by `overrides`.
+            check: called with the settings before they are written; it may raise to refuse them.
 
         Raises:
-            SettingError: if the settings do not fit, name no images, or would change what cannot change any more.
+            SettingError: if a setting is unknown or impossible, no images are named, or a fixed setting would change.
         """
         overrides = [*overrides] if data is None else [*overrides, f"data.location={json.dumps(data)}"]
         if not self.has_settings():

@@ -19,19 +19,19 @@ def open_images(
     read as WebDataset shards. `owner/name` or `owner/name:split` that does not exist here is a data set of the hub
     (also `hf:name` and `hf:name:split`), as is a folder of .parquet files or one made by `save_to_disk`.
 
-    Folders are searched through. The class of an image is its first-level folder, provided that every image
-    lies in one and there are at least two; in an archive, a single folder wrapping everything does not count.
-    Hidden files and files that do not end like images are ignored.
+    Folders are searched recursively. The class of an image is its top-level folder, if every image is in one and there
+    are at least two; in an archive, a single folder around everything is skipped. Hidden files, and files without the
+    ending of an image, are ignored.
 
     Args:
-        location: where the images are. (A folder called `digits` is opened by its absolute path.)
-        labels: "auto": of a table such as metadata.csv beside the images if one names classes, else of the folders (or
-            of what the data set says); "folders", "none", or the path of a table (`bld.data.labels`).
-        index_to: a folder that keeps what was found of many images, so that they are not searched for again.
-        max_pixels: of one image; a larger one counts as unreadable.
+        location: where the images are. (For a folder that is itself called `digits`, give its absolute path.)
+        labels: "auto" takes classes from a table such as metadata.csv beside the images if one has them, else from the
+            folders (or the data set); "folders"; "none"; or the path of a table.
+        index_to: a folder to cache the list of images in, so that a large collection is searched only once.
+        max_pixels: largest image, in pixels; a larger one counts as unreadable.
 
     Returns:
-        The images; what is there and not used is said in their `notes`.
+        The images, read one by one; `notes` says which files were not used.
 
     Raises:
         DataError: if there is nothing, no archive, a broken archive or no image in it, or a table has no class for an

@@ -295,6 +295,14 @@ def test_a_variation_is_the_code_at_little_noise_and_another_picture_at_full_noi
     assert torch.equal(far, pipe.vary(codes, 1.0, batch_size=2, **options).codes)
 
 
+def test_a_class_is_drawn_as_often_as_asked_alone_or_in_a_list(pipe):
+    """One label alone means four images, unless the number per label is said."""
+    options = {"num_inference_steps": 1, "generator": 0, "output_type": "latent"}
+    assert len(pipe(class_labels=1, **options).codes) == 4
+    for labels, each, count in ((1, 3, 3), ([1], 3, 3), ([1, 2], 2, 4), ([1, 2], 1, 2)):
+        assert len(pipe(class_labels=labels, num_images_per_prompt=each, **options).codes) == count
+
+
 @pytest.mark.parametrize("strength", [0, -0.1, 1.01, float("nan")])
 def test_a_strength_outside_its_range_is_refused(pipe, picture, strength):
     with pytest.raises(SettingError, match="strength"):

@@ -64,7 +64,7 @@ class Conditioning:
                 "needs one of these, and takes the place of num_images."
             )
         if prompt is None and condition is None:
-            return self.labels(class_labels, num_images).repeat_interleave(each, 0)
+            return self.labels(class_labels, num_images, 4 if each == 1 else 1).repeat_interleave(each, 0)
         rows = self.encode_prompt(prompt) if prompt is not None else self.vectors(condition)
         if isinstance(prompt, str) or (condition is not None and np.ndim(condition) == 1):
             each = each if num_images is None else num_images
@@ -103,12 +103,12 @@ class Conditioning:
             raise DataError("The condition holds values that are not finite numbers: fix them.")
         return rows
 
-    def labels(self, class_labels: Labels, num_images: int | None) -> Tensor:
-        """One label per image, int64 (n,); where it is left open, what stands for no condition."""
+    def labels(self, class_labels: Labels, num_images: int | None, by_default: int = 4) -> Tensor:
+        """One label per image, int64 (n,), or what stands for no condition; of a single label `by_default` images."""
         if isinstance(class_labels, Tensor | np.ndarray):
             class_labels = class_labels.tolist()
         many = isinstance(class_labels, Sequence) and not isinstance(class_labels, str)
-        n = num_images if num_images is not None else (len(class_labels) if many else 4)  # type: ignore[arg-type]
+        n = num_images if num_images is not None else (len(class_labels) if many else by_default)  # type: ignore[arg-type]
         n = whole_number("num_images", n)
         if n < 1:
             raise SettingError(f"The number of images is at least 1, not {n}.")

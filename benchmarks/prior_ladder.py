@@ -4,11 +4,11 @@
         --pace 0.0845 patch=2 dim=256 depth=8 batch=64
 
 RUN is a run whose code cache holds probabilities (`codes.fresh=true`), the judge is that of `benchmarks/quality.py`.  A
-variation gets as many steps as the minutes hold at its pace, in seconds a step: measured before on an idle machine
-(`pace`, all of them in turn), or, without --pace, at the beginning.  Rows are added to benchmarks/quality/ladder.json.
+variation gets as many steps as the minutes hold at its pace, in seconds a step: measured before on an idle machine, or,
+without --pace, at the beginning.  Rows are added to benchmarks/quality/ladder.json.
 
-(`pace`, all of them in turn), or, without --pace, at the beginning.  Rows go into benchmarks/quality/ladder.json.
-tokens for step and class (`adaln=1`: one modulation for all blocks, an offset for each).
+`adaln=1`: step and class shift, scale and gate the blocks (one modulation for all, an offset for each), in the place of
+tokens.  `strata=1`: the steps t of a batch are spread evenly over 1 … T.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from bld.training.settings import TrainingSettings
 RESULTS = Path(__file__).parent / "quality" / "ladder.json"
 DEFAULTS = {
     "patch": 1, "dim": 192, "depth": 6, "heads": 4, "batch": 128, "rate": 1e-3, "beta2": 0.99, "decay": 0.01,
-    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "schedule": "linear", "seed": 0,
+    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "strata": 0, "schedule": "linear", "seed": 0,
 }  # fmt: skip
 T, DROPPED, VLB_WEIGHT, TEMPERATURE = 64, 0.1, 0.1, 0.9
 JUDGED, SAMPLED, HELD_OUT = 2000, 1000, 1024
@@ -141,6 +141,9 @@ class Variation:
         y = self.cache.rows(images, views).float().view(B, self.shape.positions, self.shape.c) / 255
         z0 = (torch.rand(y.shape, generator=self.draws) < y).to(torch.uint8)
         t = torch.randint(1, T + 1, (B,), generator=self.draws)
+        if choices["strata"]:  # one in each of B equal parts of 1 … T, in any order
+            parts = (torch.randperm(B, generator=self.draws) + torch.rand(B, generator=self.draws)) / B
+            t = 1 + (T * parts).long().clamp(max=T - 1)
         labels = self.cache.labels[images].clone()
         labels[torch.rand(B, generator=self.draws) < DROPPED] = len(self.cache.classes)
         loss = self.diffusion.training_loss(self.denoiser(self.network, labels), z0, t, None, VLB_WEIGHT, probs=y)

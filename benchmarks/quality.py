@@ -3,15 +3,15 @@
     python benchmarks/quality.py judge   --work WORK --data TRAIN.zip --test TEST.zip
     python benchmarks/quality.py measure --work WORK cifar10-base cifar10-decisive
     python benchmarks/quality.py train   --work WORK --data … --test … --minutes 16 20 cifar10-base
-    python benchmarks/quality.py sample  --work WORK --test … --minutes 16 20 cifar10-base --guidance 4
+    python benchmarks/quality.py sample  --work WORK --test … --minutes 16 20 cifar10-base --guidance 4 --temperature 1
     python benchmarks/quality.py table
 
 `judge` trains the classifier that judges all: its features make the distances, its answers say whether a sample is
 recognised as its class; nothing else is ever trained on it.  `measure` times both training steps of each recipe in
 turn on an otherwise idle machine; `train` then gives each as many steps as its minutes (tokenizer, prior) hold at that
-pace, so that what else runs beside a training changes nothing; `sample` judges a trained one at other guidance.  Every
-part goes on where it was stopped.  Metrics go into benchmarks/quality/results.json with machine and commit, sheets of
-samples and reconstructions into WORK.
+pace, so that what else runs beside a training changes nothing; `sample` judges a trained one at other guidance,
+temperature or steps.  Every part goes on where it was stopped.  Metrics go into benchmarks/quality/results.json with
+machine and commit, sheets of samples and reconstructions into WORK.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ FOLDER = Path(__file__).parent / "quality"
 RESULTS = FOLDER / "results.json"
 JUDGED = 2000
 SAMPLED = ((16, 1.0), (16, 2.0), (16, 4.0), (8, 1.0), (64, 1.0))  # (steps, guidance), the most telling first
+FEWEST = 300  # the first, to compare with what takes long to sample
+TEMPERATURE = 0.9  # every preset's
 FEWER = 1000  # samples where steps are not 16, and to compare with, the first of those where they are
 
 
@@ -204,14 +206,22 @@ def sample(args: argparse.Namespace, name: str) -> None:
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
     judge = load_extractor(str(args.work / "judge"))
     seen = extract(test_images(args, pipe.image_size).split(250), judge).features
-    for metrics in sampled(pipe, judge, seen, run, args.seed, [(16, guidance) for guidance in args.guidance]):
-        row |= metrics
-        keep(row)
-        print(json.dumps(metrics), flush=True)
+    for temperature in args.temperature:
+        wanted = [(steps, guidance) for steps in args.steps for guidance in args.guidance]
+        for metrics in sampled(pipe, judge, seen, run, args.seed, wanted, temperature):
+            row |= metrics
+            keep(row)
+            print(json.dumps(metrics), flush=True)
 
 
 def sampled(
-    pipe: Any, judge: Any, seen: torch.Tensor, run: Path, seed: int, wanted: Sequence[tuple[int | None, float]]
+    pipe: Any,
+    judge: Any,
+    seen: torch.Tensor,
+    run: Path,
+    seed: int,
+    wanted: Sequence[tuple[int | None, float]],
+    temperature: float = TEMPERATURE,
 ) -> Iterator[dict[str, Any]]:
     """Distance and recognised share of samples at each of the (steps, guidance), and a sheet of them."""
     classes = len(pipe.classes)
@@ -224,7 +234,7 @@ def sampled(
         for start in range(0, count, 100):
             made = pipe(
                 100, class_labels=labels and labels[start : start + 100], num_inference_steps=asked,
-                guidance_scale=guidance,
+                guidance_scale=guidance, temperature=temperature,
                 generator=seed, first_index=start, batch_size=100, output_type="pt",
             ).images  # fmt: skip
             parts.append(to_uint8(made * 2 - 1))
@@ -232,12 +242,12 @@ def sampled(
         samples = torch.cat(parts)
         table = extract(samples.split(250), judge)
         key = f"steps{steps}-guidance{guidance:g}"
+        key += "" if temperature == TEMPERATURE else f"-temperature{temperature:g}"
         sheet(samples[:100].float() / 127.5 - 1, run / f"{key}.png")
         found = {"fd": frechet_distance(table.features, seen)}
         if labels and judge.classes == pipe.classes:
             found["recognised"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
-        if count > FEWER:
-            found["fd_of_1000"] = frechet_distance(table.features[:FEWER], seen)
+        found |= {f"fd_of_{n}": frechet_distance(table.features[:n], seen) for n in (FEWER, FEWEST) if n < count}
         yield {key: {**found, "samples": count, "seconds_per_sample": seconds / count}}
 
 
@@ -327,7 +337,9 @@ def main() -> None:
     parser.add_argument("--test", help="images that nothing is trained on")
     parser.add_argument("--minutes", type=float, nargs=2, default=[16.0, 20.0], metavar=("TOKENIZER", "PRIOR"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--guidance", type=float, nargs="+", default=[4.0], help="of `sample`")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[4.0], help="of `sample`, as the next two")
+    parser.add_argument("--steps", type=int, nargs="+", default=[16])
+    parser.add_argument("--temperature", type=float, nargs="+", default=[TEMPERATURE])
     parser.add_argument("--epochs", type=int, default=8, help="of the judge")
     args = parser.parse_intermixed_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -16,17 +16,26 @@ from bld.training.code_cache import CacheKey, write_cache
 from bld.training.loop import StageRun
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
+from bld.training.stages.encode import kept_as
 from bld.training.stages.prior import HeldOutCodes, PriorStage
 from bld.training.stages.tokenizer import TokenizerStage
 
 
-def prior_run(settings: Settings, folder: Path, codes: int = 4096, classes: int = 0) -> StageRun:
-    """The prior stage on random codes."""
-    key = CacheKey("none", "none", (*settings.tokenizer.code_shape,), images=codes, flips=False, draws=1, seed=0)
+def prior_run(
+    settings: Settings, folder: Path, codes: int = 4096, classes: int = 0, shape: tuple[int, int, int] | None = None
+) -> StageRun:
+    """The prior stage on random codes, of the tokenizer's shape or another, kept as the settings say."""
+    values, draws = kept_as(settings.tokenizer.bottleneck_class, settings.codes.draws, settings.codes.fresh)
+    key = CacheKey(
+        "none", "none", shape or (*settings.tokenizer.code_shape,), images=codes, flips=settings.data.flip,
+        draws=draws, seed=0, values=values,
+    )  # fmt: skip
 
     def arrays(wanted):
         for rows in wanted:
-            data = np.random.default_rng(rows.start).bytes(len(rows) * key.row_bytes)
+            draws, size = np.random.default_rng(rows.start), len(rows) * key.views * key.row_bytes
+            is_real = key.values == "float16"
+            data = draws.standard_normal(size // 2).astype("<f2").tobytes() if is_real else draws.bytes(size)
             yield np.frombuffer(data, np.uint8).reshape(-1, key.row_bytes)
 
     labels = torch.arange(codes) % classes if classes else None

@@ -240,7 +240,12 @@ def pickled(path: Path) -> None:
 MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "an absurd depth": (lambda run: changed(run / "prior/config.json", depth=10**9), r"prior\.depth is 1000000000"),
     "an absurd width": (lambda run: changed(run / "prior/config.json", dim=2**40), r"prior\.dim is"),
-    "depth as text": (lambda run: changed(run / "prior/config.json", depth="deep"), "wrong kind"),
+    "depth as text": (lambda run: changed(run / "prior/config.json", depth="deep"), "'depth' is 'deep'"),
+    "a width of true": (lambda run: changed(run / "prior/config.json", dim=True), "'dim' is True"),
+    "a ratio as list": (lambda run: changed(run / "prior/config.json", mlp_ratio=[4]), r"'mlp_ratio' is \[4\]"),
+    "levels as text": (lambda run: changed(run / "tokenizer/config.json", channel_multipliers="12"), "'channel_mul"),
+    "a level as text": (lambda run: changed(run / "tokenizer/config.json", channel_multipliers=[1, "2"]), "'channel_"),
+    "a kind as number": (lambda run: changed(run / "tokenizer/config.json", resampling=2), "'resampling' is 2"),
     "a class of no one": (lambda run: changed(run / "prior/config.json", _class_name="os.system"), "os.system"),
     "an unknown entry": (lambda run: changed(run / "prior/config.json", widht=3), r"config\.json .*'widht'.* bld \d"),
     "no JSON": (lambda run: (run / "prior/config.json").write_text("{"), r"prior/config\.json is damaged"),

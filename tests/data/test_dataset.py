@@ -195,7 +195,8 @@ def test_workers_keep_the_order_and_change_nothing(pack, png, memory, kind):
     assert torch.equal(torch.get_rng_state(), state)
     assert len(loaded) == len(batches)
     for batch, (indices, keys) in zip(loaded, batches, strict=True):
-        assert torch.equal(batch, images.views(indices, keys))
+        assert torch.equal(batch, images.uint8_views(indices, keys))
+        assert torch.equal(to_unit(batch), images.views(indices, keys))
 
 
 def test_random_crops_are_the_same_with_and_without_workers(folder):

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bld.data import ImageSet, ImageSource, Preprocessing, open_images
+from bld.data import ImageSet, ImageSource, Preprocessing, open_images, to_unit
 from bld.data.sources import folder as folder_module
 from bld.data.sources.base import Names
 from bld.errors import DataError
@@ -185,7 +185,9 @@ def test_centres_are_the_centre_views_in_order(pack, png, workers: int, memory: 
                            memory_limit_bytes=memory)  # fmt: skip
     batches = [range(0, 4), range(4, 8), range(8, 9)]
     found = list(images.centres(batches, workers=workers))
-    assert all(torch.equal(batch, images.centre(list(rows))) for batch, rows in zip(found, batches, strict=True))
+    assert all(
+        torch.equal(to_unit(batch), images.centre(list(rows))) for batch, rows in zip(found, batches, strict=True)
+    )
 
 
 def test_a_killed_decoding_process_is_one_sentence(pack, png, monkeypatch):

@@ -140,7 +140,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "wrong type": (
         lambda f: edit(f / "config.json", lambda c: c.update(dim="16")),
-        r"config\.json .*'int' and 'str'",
+        r"config\.json: 'dim' is '16'",
     ),
     "wrong shape": (reshape, r"'head\.bias' .*\(4,\).*\(5,\)"),
     "tensor lost": (lose, r"'head\.bias' .*\(4,\).* nothing"),

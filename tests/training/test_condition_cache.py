@@ -15,7 +15,7 @@ import bld
 from bld.cli import main
 from bld.data import open_images
 from bld.errors import CheckpointError, DataError, SettingError
-from bld.nn.text_encoder import TextEncoder
+from bld.nn.text_encoder import TextEncoder, text_width
 from bld.runtime.distributed import Processes
 from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
 from bld.training.config import load_settings
@@ -446,6 +446,17 @@ def test_images_without_captions_and_folders_without_an_encoder_are_refused(clip
     (bert / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(CheckpointError, match=r" bert, .*\bCLIP\b"):
         ask(f"prior.text_encoder={bert}", f"data.captions={tmp_path / 't.csv'}")
+
+
+def test_a_model_that_is_no_clip_is_refused_by_its_width_as_by_its_weights(tmp_path: Path):
+    """`bld info` asks for the width alone, and says what the training would say."""
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    refusals = []
+    for ask in (text_width, TextEncoder.load):
+        with pytest.raises(CheckpointError, match="of the kind bert") as caught:
+            ask(str(tmp_path))
+        refusals.append(str(caught.value))
+    assert refusals[0] == refusals[1]
 
 
 def test_images_without_a_caption_are_trained_on_without_one(clip, image_folder, tmp_path: Path):

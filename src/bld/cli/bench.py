@@ -12,7 +12,9 @@ from bld.cli.common import say
 from bld.errors import SettingError, did_you_mean
 
 HELP = "measure speed on this machine, against its own limits"
-SPEED = ("startup", "forward", "sampling", "prior_step", "tokenizer", "online", "per_image", "compile", "growth")
+SPEED = (
+    "startup", "forward", "sampling", "prior_step", "tokenizer", "online", "per_image", "compile", "growth", "host",
+)  # fmt: skip
 NO_BENCHMARKS = ("measuring", "steps", "public")
 
 

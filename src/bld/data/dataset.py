@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -211,66 +212,58 @@ class ImageSet:
         Raises:
             SettingError: unless there is one seed per index.
         """
+        return to_unit(self.uint8_views(indices, seeds))
+
+    def uint8_views(self, indices: Indices, seeds: Sequence[int]) -> Tensor:
+        """`views` as stored pixels, uint8 (B, 3, S, S): a quarter of the bytes to send to a device."""
         if len(indices) != len(seeds):
             raise SettingError(f"Each view needs one seed: there are {len(indices)} and {len(seeds)} of them.")
         if self.pixels is None:
             rows = self.rows[torch.as_tensor(indices, dtype=torch.long)].tolist()
             pairs = zip(rows, seeds, strict=True)
             prep, read = self.preprocessing, self.source.read
-            return to_unit(self._stack([training_view(read(row), prep, seed) for row, seed in pairs]))
+            return self._stack([training_view(read(row), prep, seed) for row, seed in pairs])
         batch = self.uint8_centre(indices)
         if self.preprocessing.flip:
             mirrored = torch.from_numpy(flips(seeds))
             batch[mirrored] = batch[mirrored].flip(-1)
-        return to_unit(batch)
+        return batch
 
-    def loader(
-        self,
-        batches: Iterable[tuple[list[int], list[int]]],
-        *,
-        workers: int = 0,
-        pin_memory: bool = False,
-    ) -> Iterator[Tensor]:
-        """`views(indices, seeds)` for each (indices, seeds) of `batches`, in order.
+    def loader(self, batches: Iterable[tuple[list[int], list[int]]], *, workers: int = 0) -> Iterator[Tensor]:
+        """`uint8_views(indices, seeds)` for each (indices, seeds) of `batches`, in order.
 
         Args:
             batches: (indices, seeds) of each batch.
             workers: processes that decode ahead, if any; images in memory are served at once, without them. The batches
                 are the same either way.
-            pin_memory: give batches in pinned memory; needs an accelerator.
 
         Raises:
             DataError: if an image cannot be read, or a process that decodes has died.
         """
         if self.pixels is not None:
-            for indices, seeds in batches:
-                batch = self.views(indices, seeds)
-                yield batch.pin_memory() if pin_memory else batch
+            yield from itertools.starmap(self.uint8_views, batches)
             return
-        yield from _decoded(_Views(self.views), batches, workers, pin_memory)
+        yield from _decoded(_Views(self.uint8_views), batches, workers)
 
     def centres(self, batches: Iterable[Sequence[int]], *, workers: int = 0) -> Iterator[Tensor]:
-        """`centre(indices)` for each of `batches`, in order; decoded ahead as by `loader`."""
+        """`uint8_centre(indices)` for each of `batches`, in order; decoded ahead as by `loader`."""
         if self.pixels is not None:
-            yield from (self.centre(list(indices)) for indices in batches)
+            yield from (self.uint8_centre(list(indices)) for indices in batches)
             return
-        yield from _decoded(_Views(self.centre), ((list(indices),) for indices in batches), workers)
+        yield from _decoded(_Views(self.uint8_centre), ((list(indices),) for indices in batches), workers)
 
     def _stack(self, views: list[Tensor]) -> Tensor:
         size = self.preprocessing.image_size
         return torch.stack(views) if views else torch.empty((0, 3, size, size), dtype=torch.uint8)
 
 
-def _decoded(
-    views: _Views, batches: Iterable[tuple[list[int], ...]], workers: int, pin_memory: bool = False
-) -> Iterator[Tensor]:
+def _decoded(views: _Views, batches: Iterable[tuple[list[int], ...]], workers: int) -> Iterator[Tensor]:
     """What `views` gives for each of the batches, computed ahead by worker processes."""
     loader = DataLoader(
         views,
         sampler=batches,
         batch_size=None,
         num_workers=workers,
-        pin_memory=pin_memory,
         generator=torch.Generator(),  # it would draw from the global one, though nothing here is random
     )
     decoded = iter(loader)

@@ -198,12 +198,9 @@ class BernoulliSteps:
         return k.view(-1, 1, 1) if k.ndim else k
 
     def _retention(self, s: int | Tensor, t: int | Tensor, device: torch.device | str) -> float | Tensor:
-        """κ = k_t / k_s, and 0 where k_t = 0."""
+        """κ = k_t / k_s; 0 where k_s = 0, and with it k_t."""
         k_s, k_t = self._k_at(s, device), self._k_at(t, device)
-        if isinstance(k_t, float) and isinstance(k_s, float):
-            return k_t / k_s if k_t > 0 else 0.0
-        k_s, k_t = torch.as_tensor(k_s, device=device), torch.as_tensor(k_t, device=device)
-        return torch.where(k_t > 0, k_t / torch.where(k_s > 0, k_s, 1), torch.zeros_like(k_t))
+        return k_t / (k_s + (k_s == 0))
 
     def check_steps(self, t: int | Tensor, s: int | Tensor) -> None:
         """Refuse a reverse step from t to s that goes nowhere, or that the target cannot take."""

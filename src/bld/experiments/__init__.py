@@ -3,7 +3,6 @@
 scales          what is trained at which scale: data, settings, budgets, numbers of samples
 runner          trains, samples and measures, once: whatever two experiments share is made for the first and reused
 verdict         the rules, fixed beforehand, that turn measured numbers into a sentence
-student         the probabilities that these need
 prior_rows      how a row that is a prior is sampled and measured
 tables          the tables and figures made of such rows
 figures         those that are looked at, timed or counted in their own ways

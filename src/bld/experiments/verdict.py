@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev, variance
 from typing import Any, Literal
 
-from bld.experiments.student import f_upper, t_two_sided
+from scipy.special import fdtrc, stdtr
 
 Outcome = Literal["reproduced", "not reproduced", "undecided at this scale", "too little training to say"]
 LEVEL = 0.05
@@ -95,7 +95,7 @@ class Comparison:
             return None
         if error == 0:
             return 1.0 if self.difference == 0 else 0.0
-        return t_two_sided(self.difference / error, self.freedom)
+        return float(2 * stdtr(self.freedom, -abs(self.difference / error)))  # both tails of Student's t
 
     @property
     def holds(self) -> bool | None:
@@ -187,7 +187,7 @@ def anova_p(groups: Sequence[Sequence[float]]) -> float | None:
     within = sum(variance(group) * (len(group) - 1) for group in groups) / (count - len(groups))
     if within == 0:
         return 1.0 if between == 0 else 0.0
-    return f_upper(between / within, len(groups) - 1, count - len(groups))
+    return float(fdtrc(len(groups) - 1, count - len(groups), between / within))  # the upper tail of Fisher's F
 
 
 def judge(comparisons: Sequence[Comparison], gate: Gate | None = None) -> Outcome:

@@ -50,12 +50,7 @@ class TextEncoder:
         """
         transformers = _transformers()
         with _told_in_one_sentence(name), _quiet(transformers, Path(name).is_dir()):
-            config = transformers.AutoConfig.from_pretrained(name)
-            if config.model_type not in CLIPS:
-                raise CheckpointError(
-                    f"{name} is a model of the kind {config.model_type}, where the text model of a CLIP is wanted: "
-                    "name one, such as openai/clip-vit-large-patch14."
-                )
+            _clip_config(name)
             model = transformers.CLIPTextModel.from_pretrained(name, use_safetensors=True)
             tokenizer = transformers.AutoTokenizer.from_pretrained(name)
             if tokenizer.pad_token is None:
@@ -106,12 +101,23 @@ def text_width(name: str) -> int:
     """V of the encoder of that name, from its config alone.
 
     Raises:
-        CheckpointError: if the config cannot be loaded, also where that is for want of transformers.
+        CheckpointError: if there is no such CLIP.
+        MissingPackageError: without transformers.
     """
+    _transformers()  # whose absence has a sentence of its own
     with _told_in_one_sentence(name):
-        config = _transformers().AutoConfig.from_pretrained(name)
-    text = getattr(config, "text_config", config)
-    return int(text.hidden_size)
+        config = _clip_config(name)
+    return int(getattr(config, "text_config", config).hidden_size)
+
+
+def _clip_config(name: str | Path) -> Any:
+    config = _transformers().AutoConfig.from_pretrained(name)
+    if config.model_type not in CLIPS:
+        raise CheckpointError(
+            f"{name} is a model of the kind {config.model_type}, where the text model of a CLIP is wanted: "
+            "name one, such as openai/clip-vit-large-patch14."
+        )
+    return config
 
 
 def _transformers() -> Any:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from safetensors.torch import save_file
@@ -189,10 +189,20 @@ def _config(folder: Path, class_name: str, config_class: type[Config]) -> Config
                 f"{folder / CONFIG} has the entry '{name}', unknown to bld {__version__}."
                 f"{did_you_mean(name, known)} Was it saved by a newer version?"
             )
-    try:
-        return config_class(**fields)
-    except TypeError as error:
-        raise CheckpointError(f"{folder / CONFIG} holds a value of the wrong kind: {error}.") from error
+    for name, hint in get_type_hints(config_class).items():
+        if name in fields and not _is(fields[name], hint):
+            value = fields[name]
+            raise CheckpointError(f"{folder / CONFIG}: '{name}' is {value!r}, which is a value of the wrong kind.")
+    return config_class(**fields)
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a config's kind."""
+    if get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_is(entry, get_args(hint)[0]) for entry in value)
+    if get_origin(hint) is Literal:  # which one it is, the config checks
+        hint = type(get_args(hint)[0])
+    return isinstance(value, (int, float) if hint is float else hint) and isinstance(value, bool) <= (hint is bool)
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from bld.training.accelerator import (
     prepared,
     processes_of,
 )
+from bld.training.ahead import ahead
 from bld.training.checkpoints import TrainingState, pack_optimizer, unpack_optimizer
 from bld.training.ema import WeightAverage
 from bld.training.learning_rate import StageClock, learning_rate
@@ -155,13 +156,13 @@ class StageRun:
 
     def _loop(self, log: MetricsLog) -> None:
         settings = self.stage.training
-        batches = self.stage.batches(self.step)
+        batches = ahead(self.stage.batches(self.step), self.accelerator.device)
         saved = time.monotonic()
         previews = int(self.clock.progress(self.step) * settings.previews)
         if self.is_known and self.step == 0:
             self._look(log)
         bar_shown = _progress_bar(self.stage.name, self.clock.progress(self.step), self.processes.is_main)
-        with bar_shown as bar, StopSignals() as stop:
+        with closing(batches), bar_shown as bar, StopSignals() as stop:
             while True:
                 late = time.monotonic() - saved > settings.checkpoint_seconds
                 progress, stopping, late = self._agree(self.clock.progress(self.step), stop.requested, late)

@@ -119,18 +119,21 @@ class TrainingSettings:
     previews: int = 8
     checkpoint_seconds: float = 120.0
 
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every_steps"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} of a training is at least 1, not {getattr(self, name)}.")
-        if not self.learning_rate > 0:
-            raise SettingError(f"learning_rate of a training is above 0, not {self.learning_rate}.")
-        for name in ("ema_decay", "beta1", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SettingError(f"{name} of a training is 0 or more and below 1, not {getattr(self, name)}.")
-        for name in ("warmup_steps", "weight_decay", "clip_norm", "previews", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
-                raise SettingError(f"{name} of a training is 0 or more, not {getattr(self, name)}.")
+    def check(self, section: str) -> None:
+        """Raises SettingError, naming the setting in this section, for a value that is not possible."""
+        for names, holds, wanted in (
+            (("steps", "batch_size", "accumulate", "log_every_steps"), lambda value: value >= 1, "at least 1"),
+            (("learning_rate",), lambda value: value > 0, "above 0"),
+            (("ema_decay", "beta1", "beta2"), lambda value: 0 <= value < 1, "0 or more and below 1"),
+            (
+                ("warmup_steps", "weight_decay", "clip_norm", "previews", "checkpoint_seconds"),
+                lambda value: value >= 0,
+                "0 or more",
+            ),
+        ):
+            for name in names:
+                if not holds(getattr(self, name)):
+                    raise SettingError(f"{section}.{name} is {wanted}, not {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -243,6 +246,8 @@ class Settings:
         for key, value in leaves(settings_tree(self)):
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingError(f"{key} is a finite number, not {value}.")
+        for section in ("tokenizer_training", "prior_training"):
+            getattr(self, section).check(section)
         # Refuses a prior that cannot be built, before any work.
         KINDS[self.prior.kind].network.check(self.denoiser(self.tokenizer.code_shape, num_classes=1))
         self._refuse_prior_of_other_codes()

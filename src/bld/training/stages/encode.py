@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from bld.data import ImageSet
+from bld.data import ImageSet, to_unit
 from bld.seeding import keyed_draws
 from bld.serialization.models import tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
@@ -128,8 +128,8 @@ def encode_images(
 def _views(
     tokenizer: BinaryAutoencoder, batch: Tensor, rows: range, key: CacheKey, accelerator: Accelerator
 ) -> np.ndarray:
-    """All views of a batch as rows (n·views, bytes), view by view within each image."""
-    batch = batch.to(accelerator.device)
+    """All views of a batch, uint8 (n, 3, S, S), as rows (n·views, bytes), view by view within each image."""
+    batch = to_unit(batch.to(accelerator.device))
     views: list[np.ndarray] = []
     features: dict[bool, Tensor] = {}
     for index in range(key.views):

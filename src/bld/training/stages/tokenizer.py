@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bld.data import ImageSet, make_grid, psnr, save_png
+from bld.data import ImageSet, make_grid, psnr, save_png, to_unit
 from bld.errors import SettingError
 from bld.seeding import derive_seed, keyed_draws, uniform
 from bld.serialization.models import save_model
@@ -75,7 +75,7 @@ class TokenizerStage(Stage):
         return init_tokenizer(self.model, origin)
 
     def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
-        """Pairs of images (B, 3, H, W) in [-1, 1] and their positions in the order of the whole training."""
+        """Pairs of images, uint8 (B, 3, H, W), and their positions in the order of the whole training."""
         order = KeyedOrder(len(self.train_images), self.training.batch_size, self.settings.seed, "tokenizer-order")
 
         def positions() -> Iterator[range]:
@@ -91,9 +91,9 @@ class TokenizerStage(Stage):
 
     def train_step(self, batch: tuple[Tensor, range], step: int, progress: float, update: Update) -> dict[str, Tensor]:
         """Reconstruct, compare, update; then the discriminator, once its time has come."""
-        images = batch[0].to(self.accelerator.device, non_blocking=True)
+        images = to_unit(batch[0].to(self.accelerator.device, non_blocking=True))
         noise = self.model.draw_noise(len(images), keyed_draws(self.settings.seed, "tokenizer-bits", batch[1]))
-        bit_noise = torch.tensor(self.settings.tokenizer.bit_noise_at(progress), device=images.device)
+        bit_noise = torch.full((), self.settings.tokenizer.bit_noise_at(progress), device=images.device)
         flips = self._flips(batch[1], progress)
         scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
         fake_logits = None

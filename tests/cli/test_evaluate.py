@@ -128,7 +128,7 @@ def test_images_of_another_program_are_judged(tmp_path, features, run_copy, caps
 
 
 def test_cas_trains_on_samples_and_tests_on_real_images(run_copy, features):
-    more = ["--metrics", "cas", "--num", "40", "--cas-network", "small", "--cas-steps", "3"]
+    more = ["--metrics", "cas", "--num", "40", "--cas-network", "small", "--cas-epochs", "3"]
     record = evaluate(run_copy, features, *more)
     top1, top5 = record["figures"]["cas_top1"], record["figures"]["cas_top5"]
     assert 0 < top1 < top5 < 1

@@ -121,7 +121,6 @@ def test_charts_take_the_colours_of_the_page(page: Page):
 
 def test_samples_can_be_made_again_from_what_the_page_says(page: Page, trained_run: Path):
     assert "--num 60 --seed 0 --steps 16 --temperature 0.9 --guidance-scale 1 --classes all" in page.text
-    assert "class_labels=list(range(10)) * 6, num_inference_steps=16, generator=0" in page.text
 
 
 def test_the_same_run_and_seed_give_the_same_pictures(page: Page, run_copy: Path):

@@ -59,6 +59,26 @@ def test_a_yaml_file_is_a_preset(tmp_path):
     assert (settings.prior.dim, settings.seed) == (64, 5)
 
 
+def test_a_preset_holds_only_what_it_changes_of_its_base(tmp_path):
+    """A chain of bases: the file nearest to the name wins, leaf by leaf."""
+    middle, mine = tmp_path / "middle.yaml", tmp_path / "mine.yaml"
+    middle.write_text("base: cifar10\nprior: {dim: 64, depth: 2}\n")
+    mine.write_text(f"base: {middle}\nprior: {{depth: 3}}\n")
+    expected = load_settings("cifar10", overrides=["prior.dim=64", "prior.depth=3"])
+    assert load_settings(str(mine)) == dataclasses.replace(expected, preset=str(mine))
+
+
+def test_a_base_that_is_not_there_or_leads_in_a_circle_is_refused_in_one_sentence(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("base: cifar\n")
+    with pytest.raises(SettingError, match=r"^Unknown preset 'cifar'\..*'cifar10'\?$"):
+        load_settings(str(one))
+    one.write_text(f"base: {two}\n")
+    two.write_text(f"base: {one}\n")
+    with pytest.raises(SettingError, match=r"one\.yaml, .*two\.yaml name each other as base, in a circle\.$"):
+        load_settings(str(one))
+
+
 @pytest.mark.parametrize(
     "word, expected",
     [

@@ -34,7 +34,6 @@ COMMANDS = {
     "share": "bld.cli.share",
     "info": "bld.cli.info",
     "studio": "bld.cli.studio",
-    "bench": "bld.cli.bench",
     "completion": "bld.cli.completion",
     "demo": "bld.cli.demo",
 }

@@ -61,7 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no metric")
     parser.add_argument("--cas-network", default="resnet50", help="resnet50 (default) or small")
     parser.add_argument("--cas-epochs", type=int, default=30, help="how often cas's classifier sees each sample")
-    parser.add_argument("--cas-steps", type=int, default=0, help="its training steps in place of that")
     parser.add_argument("--image-size", type=int, help="pixels at which images are judged (default: the run's)")
     parser.add_argument("--resize", action="store_true", help="resize images of --samples that have another size")
     parser.add_argument("--out", type=Path, help="where the metrics go (default RUN/evaluation.json)")
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     request = evaluate.Request(
         metrics=tuple(word for word in args.metrics.split(",") if word), num=args.num, seed=args.seed, steps=args.steps,
         temperature=args.temperature, guidance_scale=args.guidance_scale, classes=args.classes,
-        batch_size=args.batch_size, cas_steps=args.cas_steps, cas_epochs=args.cas_epochs, cas_network=args.cas_network,
+        batch_size=args.batch_size, cas_epochs=args.cas_epochs, cas_network=args.cas_network,
         code_draws=_code_draws(args.run_folder),
     )  # fmt: skip
     out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / "evaluation.json"

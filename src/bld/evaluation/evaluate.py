@@ -163,7 +163,7 @@ def evaluate_run(
         metrics |= classification_accuracy_score(
             pipeline, lambda start, stop: samples(pipeline, request, asked, start, stop), unseen, request.num,
             asked.labels_of(0, request.num), folder,
-            steps=request.cas_steps or steps_of(request.cas_epochs, request.num), network=request.cas_network,
+            steps=steps_of(request.cas_epochs, request.num), network=request.cas_network,
             seed=request.seed, say=say,
         )  # fmt: skip
     return metrics

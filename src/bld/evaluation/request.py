@@ -28,7 +28,6 @@ class Request:
         reconstructed: real images for reconstruction, at most.
         codes: images for the likelihood.
         code_draws: codes of each of those images; 0 takes the most probable codes.
-        cas_steps: training steps of the classifier of cas; 0 leaves them to `cas_epochs`.
         cas_epochs: how often the classifier of cas sees each sample.
         cas_network: the classifier of cas, "resnet50" or "small".
 
@@ -47,7 +46,6 @@ class Request:
     reconstructed: int = 10_000
     codes: int = 512
     code_draws: int = CODE_DRAWS
-    cas_steps: int = 0
     cas_epochs: int = 30
     cas_network: str = "resnet50"
 

@@ -138,7 +138,6 @@ def sample_section(opened: OpenedRun, generated: Generated, contents: Contents, 
             "guidance scale": "1 (off)" if sampling.guidance_scale == 1 else f"{sampling.guidance_scale:g}",
         },
         "command": _command(opened, generated, contents.steps, seed),
-        "python": _python(opened, generated, contents.steps, seed),
     }
 
 
@@ -185,25 +184,6 @@ def _saved_vectors(opened: OpenedRun, generated: Generated) -> Path:
     with written_aside(path) as aside, aside.open("wb") as file:
         np.save(file, generated.conditions.vectors.numpy(), allow_pickle=False)
     return path
-
-
-def _python(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> str:
-    """The call that does the same."""
-    classes, labels, count = "", generated.labels, len(generated.images)
-    if generated.conditions is not None:
-        names, rounds = generated.conditions.names, count // len(generated.conditions.names)
-        array = f"np.tile(np.load({str(opened.run.samples / 'report-vectors.npy')!r}), ({rounds}, 1))"
-        classes = f", prompt={names} * {rounds}" if generated.conditions.are_captions else f", condition={array}"
-    elif labels is not None:
-        shown = list(dict.fromkeys(labels))
-        plain = shown == [*range(len(shown))]
-        once = f"list(range({len(shown)}))" if plain else str(shown)
-        classes = f", class_labels={once} * {len(labels) // len(shown)}"
-    return (
-        f"import bld{chr(10) + 'import numpy as np' if 'np.' in classes else ''}\n"
-        f"pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained({str(opened.run.path)!r})\n"
-        f"images = pipe({count}{classes}, num_inference_steps={steps}, generator={seed}).images"
-    )
 
 
 # -- from noise to image ----------------------------------------------------------------------------------

@@ -78,7 +78,10 @@ def known_keys() -> list[str]:
     return [key for key, _ in leaves(settings_tree(Settings()))]
 
 
-def _read_preset(name: str) -> dict[str, Any]:
+def _read_preset(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The leaves of a preset over those of its `base`, another preset; `above` are those that it is the base of."""
+    if name in above:
+        raise SettingError(f"The presets {', '.join(above)} name each other as base, in a circle.")
     if name.endswith((".yaml", ".yml")):
         path: Any = Path(name)
         if not path.is_file():
@@ -93,7 +96,8 @@ def _read_preset(name: str) -> dict[str, Any]:
         raise SettingError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise SettingError(f"{name} must hold settings as key: value lines, not a {type(tree).__name__}.")
-    return tree
+    base = tree.pop("base", None)
+    return tree if base is None else overlaid(_read_preset(str(base), (*above, name)), tree)
 
 
 def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

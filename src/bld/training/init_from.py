@@ -35,7 +35,6 @@ from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 from bld.training.run_folder import RunFolder
 from bld.training.settings import PriorSettings, Settings
 
-STAGES = ("tokenizer", "prior")
 LEAST_KEPT = 0.5  # of a network's parameters: with less, beginning from the other one means nothing
 
 
@@ -159,10 +158,15 @@ class InitRequest:
             weights = {stage: origin for stage in missing if origin is not None and origin.part(stage) is not None}
             if origin is not None and not weights:
                 origin._need(wanted[0])
-            if origin is not None and "tokenizer" not in stages and tokenizer is None and not _has(run, "tokenizer"):
+            if (
+                origin is not None
+                and "tokenizer" not in stages
+                and tokenizer is None
+                and not run.has_begun("tokenizer")
+            ):
                 given = origin if origin.part("tokenizer") is not None else None
         for stage in [*weights, *(["tokenizer"] if given else [])]:
-            if _has(run, stage) and not (given and stage == "tokenizer" and _same_tokenizer(run, given)):
+            if run.has_begun(stage) and not (given and stage == "tokenizer" and _same_tokenizer(run, given)):
                 word = "--tokenizer" if given and stage == "tokenizer" else "--init-from"
                 raise SettingError(
                     f"{run.path} has begun its {stage} already, and {word} is for a new one: leave {word} out to go on "
@@ -213,10 +217,6 @@ def _is_recorded(run: RunFolder, stage: str, what: str, where: str) -> bool:
     name = str(path.resolve()) if path.is_dir() else where
     recorded = run.progress().get(stage, {}).get(what)
     return recorded in (name, str(path.resolve())) and (what != "given" or run.tokenizer.is_dir())
-
-
-def _has(run: RunFolder, stage: str) -> bool:
-    return bool(run.checkpoints(stage).list()) or (run.path / stage).is_dir()
 
 
 def _same_tokenizer(run: RunFolder, origin: Origin) -> bool:

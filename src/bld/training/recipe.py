@@ -168,15 +168,12 @@ class Recipe:
                 f"on, begin another run with bld train-tokenizer --init-from {given}."
             )
         with self.locked():
-            self._train_tokenizer(budget_seconds)
+            if not self._finished("tokenizer"):
+                train, held_out = self.images()
+                if self.settings.objective.perceptual == 0:
+                    self.say("The perceptual term is switched off (objective.perceptual=0): no LPIPS in the objective.")
+                self._run(TokenizerStage(self.settings, train, held_out, self.accelerator, self.run), budget_seconds)
         return load_tokenizer(self.run.tokenizer).to(self.accelerator.device)
-
-    def _train_tokenizer(self, budget_seconds: float | None) -> None:
-        if not self._finished("tokenizer"):
-            train, held_out = self.images()
-            if self.settings.objective.perceptual == 0:
-                self.say("The perceptual term is switched off (objective.perceptual=0): no LPIPS in the objective.")
-            self._run(TokenizerStage(self.settings, train, held_out, self.accelerator, self.run), budget_seconds)
 
     def encode(self) -> CodeCache:
         """Encode the training images, between the two stages; returns their code cache."""
@@ -224,47 +221,41 @@ class Recipe:
             SettingError: if the run has no tokenizer yet.
         """
         with self.locked():
-            self._train_prior(budget_seconds)
-
-    def _train_prior(self, budget_seconds: float | None) -> None:
-        tokenizer = self._trained_tokenizer()
-        self._forget_prior_of_another(tokenizer)
-        if self._finished("prior"):
-            return
-        vectors = self.condition_vectors()
-        self._forget_prior_of_other_vectors(vectors)
-        cache, train = self.encode(), self.images()[0]
-        held_out = self._held_out_codes(tokenizer, vectors)
-        mine = None if vectors is None else ImageVectors(vectors, train.rows)
-        self._run(
-            PriorStage(self.settings, cache, held_out, tokenizer, self.accelerator, self.run, mine), budget_seconds
-        )
+            tokenizer = self._trained_tokenizer()
+            self._forget_prior_unless("tokenizer", tokenizer_hash(tokenizer), "The tokenizer has")
+            if self._finished("prior"):
+                return
+            vectors = self.condition_vectors()
+            digest = "" if vectors is None else vectors.key.digest()
+            self._forget_prior_unless("condition", digest, "The captions or vectors have")
+            cache, train = self.encode(), self.images()[0]
+            held_out = self._held_out_codes(tokenizer, vectors)
+            mine = None if vectors is None else ImageVectors(vectors, train.rows)
+            stage = PriorStage(self.settings, cache, held_out, tokenizer, self.accelerator, self.run, mine)
+            self._run(stage, budget_seconds)
 
     def train(self) -> None:
         """Train both stages, within the time budget if there is one."""
         with self.locked():
-            self._train()
-
-    def _train(self) -> None:
-        budget, given = self.budget_seconds, given_tokenizer(self.run)
-        if given is not None:
-            self.say(f"The tokenizer is that of {given} and used as it is.")
-        if budget is None:
+            budget, given = self.budget_seconds, given_tokenizer(self.run)
+            if given is not None:
+                self.say(f"The tokenizer is that of {given} and used as it is.")
+            if budget is None:
+                if given is None:
+                    self.train_tokenizer()
+                self.train_prior()
+                return
+            if budget <= 0:
+                raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
+            parts = split(budget)
             if given is None:
-                self.train_tokenizer()
-            self.train_prior()
-            return
-        if budget <= 0:
-            raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
-        parts = split(budget)
-        if given is None:
-            self.train_tokenizer(parts["tokenizer"])
-        self.encode()
-        reserved = budget - sum(parts.values())
-        spent = self.run.progress()["tokenizer"]["seconds"]
-        # What went on around the stages (verifying and encoding images) counts too, as far as it was done just now.
-        around = max(0.0, time.monotonic() - self._started - self._seconds_in_stages)
-        self.train_prior(max(budget - spent - around - reserved, 0.2 * budget))
+                self.train_tokenizer(parts["tokenizer"])
+            self.encode()
+            reserved = budget - sum(parts.values())
+            spent = self.run.progress()["tokenizer"]["seconds"]
+            # What went on around the stages (verifying and encoding images) counts too, as far as it was done just now.
+            around = max(0.0, time.monotonic() - self._started - self._seconds_in_stages)
+            self.train_prior(max(budget - spent - around - reserved, 0.2 * budget))
 
     def locked(self) -> AbstractContextManager[object]:
         """A context in which no other command trains in this folder; `RunInUseError` if one does already."""
@@ -295,31 +286,16 @@ class Recipe:
             self.say(f"The {name} is trained already ({done['steps']:,} steps).")
         return finished
 
-    def _forget_prior_of_another(self, tokenizer: BinaryAutoencoder) -> None:
-        """A prior knows the codes of one tokenizer: when that was trained on, the prior starts anew."""
-        mine = tokenizer_hash(tokenizer)
-        with self.processes.main_first():
-            self._forget_prior_unless(mine)
-
-    def _forget_prior_unless(self, mine: str) -> None:
-        if not self.processes.is_main:
-            return
-        if self.run.progress().get("prior", {}).get("tokenizer", mine) != mine:
-            self.say("The tokenizer has changed since the prior was begun: the prior is trained anew.")
-            self.run.checkpoints("prior").clear()
-            self.run.record("prior", goal=None)
-        self.run.record("prior", tokenizer=mine)
-
-    def _forget_prior_of_other_vectors(self, vectors: VectorCache | None) -> None:
-        """A prior that has been trained on other captions or vectors starts anew."""
-        mine = "" if vectors is None else vectors.key.digest()
+    def _forget_prior_unless(self, what: str, mine: str, changed: str) -> None:
+        """A prior that was begun with another tokenizer, captions or vectors than these starts anew."""
         with self.processes.main_first():
             if not self.processes.is_main:
                 return
-            if self.run.progress().get("prior", {}).get("condition", mine) != mine:
-                self.say("The captions or vectors have changed since the prior was begun: the prior is trained anew.")
+            if self.run.progress().get("prior", {}).get(what, mine) != mine:
+                self.say(f"{changed} changed since the prior was begun: the prior is trained anew.")
                 self.run.checkpoints("prior").clear()
-            self.run.record("prior", condition=mine)
+                self.run.record("prior", goal=None)
+            self.run.record("prior", **{what: mine})
 
     def _trained_tokenizer(self) -> BinaryAutoencoder:
         if not self.run.tokenizer.is_dir():

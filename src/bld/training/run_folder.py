@@ -208,7 +208,7 @@ class RunFolder:
 
     def _refuse_other_shape(self, before: Settings, after: Settings) -> None:
         old = dict(leaves(settings_tree(before)))
-        fixed = tuple(key for stage, keys in FIXED_BY.items() if self._has_begun(stage) for key in keys)
+        fixed = tuple(key for stage, keys in FIXED_BY.items() if self.has_begun(stage) for key in keys)
         for key, value in leaves(settings_tree(after)):
             if key.startswith(fixed) and key not in FREE_KEYS and value != old[key]:
                 raise SettingError(
@@ -216,11 +216,7 @@ class RunFolder:
                     f"choose another --out, or leave {key} as it was."
                 )
 
-    def prior_has_begun(self) -> bool:
-        """Whether there is a prior, or a checkpoint of one."""
-        return self._has_begun("prior")
-
-    def _has_begun(self, stage: str) -> bool:
+    def has_begun(self, stage: str) -> bool:
         """Whether there is a checkpoint or a model of the stage."""
         return bool(self.checkpoints(stage).list()) or (self.path / stage).is_dir()
 

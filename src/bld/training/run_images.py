@@ -87,7 +87,7 @@ def images_of_run(
         below = None if begun else held_out_below(everything, settings)
         classes = (_older_classes(run) if begun else []) or source.classes
         record = DataRecord(source.location, source.fingerprint, len(source), classes, _contents(source), below)
-    if run.prior_has_begun():
+    if run.has_begun("prior"):
         _meet(run, record.classes, source)
     else:
         record = replace(record, classes=source.classes)
@@ -124,7 +124,7 @@ def refuse_other_data(run: RunFolder, settings: Settings) -> None:
             raise
         return
     _refuse_others(run, record, source)
-    if run.prior_has_begun():
+    if run.has_begun("prior"):
         _meet(run, record.classes, source)
 
 

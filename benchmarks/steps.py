@@ -12,6 +12,7 @@ from PIL import Image
 from bld.data import ImageSet
 from bld.tokenizer import BinaryAutoencoder, losses
 from bld.training.accelerator import make_accelerator
+from bld.training.ahead import ahead
 from bld.training.code_cache import CacheKey, write_cache
 from bld.training.loop import StageRun
 from bld.training.run_folder import RunFolder
@@ -67,7 +68,7 @@ def tokenizer_run(settings: Settings, folder: Path, images: int = 64) -> StageRu
 
 def stepping(going: StageRun) -> Callable[[], None]:
     """One step of the real loop: data, networks, update, weight average."""
-    batches = going.stage.batches(0)
+    batches = ahead(going.stage.batches(0), going.accelerator.device)
 
     def step() -> None:
         going._train_step(batches, 0.5)

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument(
         "--known-bits",
-        choices=["noised", "clean"],
-        default="noised",
-        help="known bits at each step's noise level (default), or clamped as in the public code",
+        choices=["clean", "noised"],
+        default="clean",
+        help="known bits as they are (default), or at each step's noise level, as in training",
     )
     parser.add_argument(
         "--resample", type=int, default=1, help="times that each step is taken; 2 to 4 harmonise the border"

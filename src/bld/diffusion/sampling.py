@@ -34,7 +34,7 @@ def sample_codes(
     mask: Tensor | None = None,
     callback: Callback | None = None,
     *,
-    known_bits: KnownBits = "noised",
+    known_bits: KnownBits = "clean",
     resample: int = 1,
     corrector_steps: int = 0,
     final: Final = "threshold",
@@ -54,8 +54,8 @@ def sample_codes(
         known: (n or 1, N, c) bits to keep when inpainting, with `mask`.
         mask: (N,), (n, N) or (n, N, c), True where bits are to be generated; elsewhere the result equals `known`.
         callback: called with a `SamplingStep` after each step; it may change `codes` in place.
-        known_bits: "noised" shows the network a fresh draw of q(z_t | z_0) at the known bits in each step, as in
-            training; "clean" shows the known bits themselves. Neither samples the exact conditional distribution.
+        known_bits: "clean" shows the network the known bits themselves; "noised" a fresh draw of q(z_t | z_0) at them
+            in each step, as in training, which tells it less. Neither samples the exact conditional distribution.
         resample: times each step is repeated when inpainting (renoise, denoise again), for smoother borders; 1 is once.
         corrector_steps: Gibbs corrector steps before each denoising step; each costs one call of the network.
         final: how sampling ends: "threshold" returns P(z_0 = 1) thresholded at ½, "draw" a draw of it, and "z1" a draw

@@ -141,7 +141,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         prompt: str | Sequence[str] | None = None,
         condition: Vectors = None,
         return_dict: bool = True,
-        known_bits: Literal["noised", "clean"] = "noised",
+        known_bits: Literal["noised", "clean"] = "clean",
         resample: int = 1,
         final: Final = "threshold",
         batch_size: int = 64,
@@ -157,8 +157,8 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             mask: one for all images or one per image, of the image's size, as a PIL image, path, array or tensor; white
                 (True, above half) is filled, black or transparent is kept.
             num_images: results per image; those of the first image come first.
-            known_bits: "noised" shows the network the known bits at the noise level of each step; "clean" shows them
-                as they are, as the paper's public code does (Bernoulli only).
+            known_bits: "clean" shows the network the known bits as they are, as the paper's public code does;
+                "noised" at the noise level of each step, whose fillings fit less well (Bernoulli only).
             resample: times each step is repeated; more than 1 makes borders smoother (Bernoulli only).
 
         Raises:
@@ -170,7 +170,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         asked = self._conditioning.rows(each * len(pictures), class_labels, prompt, condition)
         generators = generators_of(generator, len(asked), 0)
         options = self._only(
-            "bernoulli", known_bits=(known_bits, "noised"), resample=(resample, 1), final=(final, "threshold")
+            "bernoulli", known_bits=(known_bits, "clean"), resample=(resample, 1), final=(final, "threshold")
         )
         prior, made, fillings = self.prior.for_inference(), [], []
         for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):

@@ -26,6 +26,7 @@ class Controls:
         *,
         seed: bool = True,
         classes: bool = True,
+        each: bool = True,
         steps: bool = True,
         temperature: bool = True,
         guidance: bool = True,
@@ -40,7 +41,7 @@ class Controls:
                 label="Prompt", info="What the pictures are to show.", max_length=MOST_PROMPT, lines=2
             )
         if classes and model.classes:
-            self.parts["which"] = class_choice(model)
+            self.parts["which"] = class_choice(model, each=each)
         if seed:
             self.parts["seed"] = seed_box("Seed", 0)
         if steps and model.pipe.diffusion.may_skip and model.steps > 1:

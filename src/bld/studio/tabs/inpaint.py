@@ -94,7 +94,7 @@ def build(model: Model) -> None:
                 1, MOST_RESAMPLING, 1, step=1, label="Resampling", visible=model.is_bernoulli,
                 info="Repeats each step; 2 to 4 make the border match better, and take as many times longer.",
             )  # fmt: skip
-            controls = Controls(model)
+            controls = Controls(model, each=False)  # what the picture shows is there to see
             run, stop = buttons("Fill", "inpaint")
         output = output_area("The fillings will stand here.")
 

@@ -146,23 +146,11 @@ def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> 
     assert opened.pipeline is not None
     labels, count = generated.labels, len(generated.images)
     sampling = opened.pipeline.index.sampling
-    words = [
-        "bld",
-        "sample",
-        str(opened.run.path),
-        "--num",
-        str(count),
-        "--seed",
-        str(seed),
-        "--steps",
-        str(steps),
-    ]
-    words += [
-        "--temperature",
-        f"{sampling.temperature:g}",
-        "--guidance-scale",
-        f"{sampling.guidance_scale:g}",
-    ]
+    options = (
+        f"--num {count} --seed {seed} --steps {steps} "
+        f"--temperature {sampling.temperature:g} --guidance-scale {sampling.guidance_scale:g}"
+    )
+    words = ["bld", "sample", str(opened.run.path), *options.split()]
     if generated.conditions is not None:
         names = generated.conditions.names
         captions = [word for name in names for word in ("--prompt", name)]

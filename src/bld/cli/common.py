@@ -149,9 +149,9 @@ def sized(
         seconds: the time.
         stages: those that are trained in it.
     """
-    from bld.planning.budget import measure, plan, tree_of
+    from bld.planning.budget import measure, plan
     from bld.training.config import load_settings, overlaid
-    from bld.training.settings import leaves
+    from bld.training.settings import leaves, tree_of
 
     settings = load_settings(preset, overrides=overrides, over=over)
     if not settings.sizes_by_budget:

@@ -12,21 +12,20 @@ MODEL_KEYS = ("_bld_version", "_class_name")
 NOTE_KEYS = {"model", "seed", "steps", "temperature"}  # of the note beside samples
 
 
-def refuse_foreign(paths: Iterable[Path], cure: str = "choose another --out") -> None:
+def refuse_foreign(paths: Iterable[Path]) -> None:
     """Refuse to overwrite what no command of ours has written.
 
     Args:
         paths: the files that are to be written.
-        cure: what the error advises.
 
     Raises:
         SettingError: for the first of the paths that is a folder, or that is there and is not ours.
     """
     for path in paths:
         if path.is_dir():
-            raise SettingError(f"{path} is a folder where a file is to be written: {cure}.")
+            raise SettingError(f"{path} is a folder where a file is to be written: choose another --out.")
         if path.exists() and not is_ours(path):
-            raise SettingError(f"{path} is there already, and bld did not write it: {cure}.")
+            raise SettingError(f"{path} is there already, and bld did not write it: choose another --out.")
 
 
 def refuse_foreign_folder(folder: Path, written: Iterable[str]) -> None:

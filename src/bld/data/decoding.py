@@ -55,10 +55,8 @@ def opened(data: bytes) -> Image.Image:
             continue
         try:
             return factory(io.BytesIO(data), "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # as in Image.open: another format then
-            continue
-        except UnidentifiedImageError:
-            continue
+        except (SyntaxError, IndexError, TypeError, struct.error, UnidentifiedImageError):
+            continue  # as in Image.open: another format then
     raise DataError("not an image of a known format")
 
 

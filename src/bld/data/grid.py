@@ -1,14 +1,17 @@
-"""Many images on one sheet."""
+"""Many images on one sheet, and one with a part of it hatched."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from bld.data.values import to_pil
 from bld.errors import SettingError
+
+HATCHED_PIXELS = 128  # a hatching needs pixels of its own
 
 
 def make_grid(
@@ -46,3 +49,15 @@ def make_grid(
         enlarged = tile.resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(enlarged, (column * (width + gap), row * (height + gap)))
     return sheet
+
+
+def hatched(image: Image.Image, hole: Image.Image) -> Image.Image:
+    """An RGB image with what is white in `hole` hatched in grey, enlarged where it is too small for stripes."""
+    scale = max(1, HATCHED_PIXELS // image.width)
+    size = (image.width * scale, image.height * scale)
+    pixels = np.array(image.resize(size, Image.Resampling.NEAREST))
+    inside = np.array(hole.resize(size, Image.Resampling.NEAREST)) > 127
+    period = max(8, len(pixels) // 12)
+    stripes = np.add.outer(np.arange(size[1]), np.arange(size[0])) % period < period // 2
+    pixels[inside] = np.where(stripes[..., None], 118, 168)[inside]
+    return Image.fromarray(pixels)

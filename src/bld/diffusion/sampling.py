@@ -5,6 +5,7 @@ The last step draws nothing: it returns the predicted z_0, thresholded at ½ (or
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -136,19 +137,15 @@ def _step(
     return probs, (probs > threshold).to(torch.uint8)
 
 
+@dataclass(frozen=True)
 class _Clamp:
     """Puts known bits into z_t, at the noise level of step t or as they are."""
 
-    def __init__(
-        self,
-        known: Tensor,
-        keep: Tensor,
-        noised: bool,
-        diffusion: BernoulliSteps,
-        generators: Generators,
-    ):
-        self.known, self.keep, self.noised = known, keep, noised
-        self.diffusion, self.generators = diffusion, generators
+    known: Tensor
+    keep: Tensor
+    noised: bool
+    diffusion: BernoulliSteps
+    generators: Generators
 
     @classmethod
     def of(

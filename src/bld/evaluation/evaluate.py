@@ -37,6 +37,7 @@ from bld.runtime.distributed import Processes
 from bld.runtime.precision import Autocast
 from bld.seeding import keyed_draws
 from bld.training.held_out_codes import CODE_DRAWS, draws_of, held_out_codes, held_out_entropy
+from bld.training.order import evenly
 
 SHARD = 1000
 Say = Callable[[str], None]
@@ -103,8 +104,7 @@ def samples(
 
 def image_batches(images: ImageSet, most: int | None = None, batch_size: int = 256) -> Iterator[Tensor]:
     """uint8 batches of a set's centre views, evenly spread over at most `most` of them."""
-    count = len(images) if most is None else min(most, len(images))
-    rows = torch.linspace(0, len(images) - 1, count, dtype=torch.float64).round().long()
+    rows = evenly(len(images), len(images) if most is None else most)
     for part in rows.split(batch_size):
         yield images.uint8_centre(part)
 
@@ -304,14 +304,10 @@ def _given_to_codes(
     pipeline: BinaryLatentDiffusionPipeline, images: ImageSet, codes: int, asked: Asked | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(which images' codes are counted, their classes, their vectors)."""
-
-    def spread(count: int) -> Tensor:
-        return torch.linspace(0, count - 1, min(codes, count), dtype=torch.float64).round().long()
-
     if asked is not None and asked.vectors is not None and asked.vectors_of is not None:
-        chosen = spread(len(asked.vectors_of))
+        chosen = evenly(len(asked.vectors_of), codes)
         return asked.vectors_of[chosen], None, asked.vectors[chosen]
-    rows = spread(len(images))
+    rows = evenly(len(images), codes)
     if images.labels is not None and images.classes == pipeline.classes and pipeline.prior.config.num_classes:
         return rows, images.labels[rows], None
     return rows, None, None

@@ -12,6 +12,7 @@ from bld.data import read_captions
 from bld.errors import UserError
 from bld.evaluation.load_run import OpenedRun
 from bld.training.condition_cache import VectorCache, captions_fingerprint
+from bld.training.order import evenly
 
 
 class Conditions(NamedTuple):
@@ -35,7 +36,7 @@ def held_out_conditions(opened: OpenedRun, most: int) -> Conditions | None:
         return None
     cache, captions = found
     names: dict[str, int] = {}
-    for row in opened.held_out.rows[_even(len(opened.held_out), 4 * most)].tolist():
+    for row in opened.held_out.rows[evenly(len(opened.held_out), 4 * most)].tolist():
         name = opened.held_out.source.names[row] if captions is None else captions[row]
         if name and len(names) < most:
             names.setdefault(name, row)
@@ -88,8 +89,3 @@ def _cache(opened: OpenedRun) -> tuple[VectorCache, list[str] | None] | None:
     if captions is None or captions_fingerprint(captions) != cache.key.data:
         return None
     return cache, list(captions)
-
-
-def _even(total: int, count: int) -> Tensor:
-    """`count` (at most `total`) different numbers, evenly spread over 0 … total - 1."""
-    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long()

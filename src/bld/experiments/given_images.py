@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import median
+from statistics import fmean, median
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         comparisons.append(
             Comparison(f"{name}: nearer to the truth than other images' content", own, others, paired=True)
         )
-        rows.append([name, *(f"{_mean(v):.4f}" for v in (own, others, mean_fill)), f"{_mean(spread):.3f}"])
+        rows.append([name, *(f"{fmean(v):.4f}" for v in (own, others, mean_fill)), f"{fmean(spread):.3f}"])
     grid = make_grid(torch.stack(shown), columns=3 * (2 + FILLINGS), scale=runner.scale.enlarged)
     return Findings(
         "Figure N: inpainting with different masks",
@@ -91,10 +91,6 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
 
 def _error(filled: Tensor, image: Tensor, hole: Tensor) -> float:
     return float((filled[:, :, hole] - image[:, hole]).square().mean())
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 # -- Figure O ---------------------------------------------------------------------------------------------

@@ -202,3 +202,8 @@ def _what_differs(runner: Runner) -> str:
 def below(values: Values, metric: str, low: str, high: str, words: str) -> Comparison:
     """The claim that a metric of the row `low` lies below that of `high`, paired by seed."""
     return Comparison(words, values[low][metric], values[high][metric], paired=True)
+
+
+def all_below(*claims: tuple[str, str, str, str]) -> Callable[[Values], list[Comparison]]:
+    """What makes the claims `below` of several (metric, low, high, words)."""
+    return lambda values: [below(values, *claim) for claim in claims]

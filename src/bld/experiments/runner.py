@@ -215,6 +215,20 @@ class Runner:
         write_json(path, {"key": key, "figures": metrics, "seconds": round(time.monotonic() - started, 1)})
         return metrics
 
+    def _key(self, prior: str | None, seed: int, **more: Any) -> dict[str, Any]:
+        """What made a measurement: the prior's own settings, and `more`."""
+        words = self.overrides(self.tokenizer_of(prior), prior, seed) if prior else []
+        return {"prior": prior, "seed": seed, "words": words, **more}
+
+    def _judged(self, sampling: Sampling) -> dict[str, Any]:
+        """What samples are made of and held against, for a key."""
+        return {
+            "samples": self.scale.samples,
+            "reference": self.reference.fingerprint,
+            "extractor": self.extractor.sha256,
+            "sampling": dataclasses.asdict(sampling),
+        }
+
     def batches(
         self, pipeline: BinaryLatentDiffusionPipeline, sampling: Sampling, count: int
     ) -> Iterator[tuple[Tensor, list[int] | None]]:
@@ -237,15 +251,7 @@ class Runner:
 
         Where the samples have classes, also "accuracy": the share that the judge takes for what they were asked to be.
         """
-        key = {
-            "prior": prior,
-            "seed": seed,
-            "samples": self.scale.samples,
-            "reference": self.reference.fingerprint,
-            "extractor": self.extractor.sha256,
-            "sampling": dataclasses.asdict(sampling),
-            "words": self.overrides(self.tokenizer_of(prior), prior, seed),
-        }
+        key = self._key(prior, seed, **self._judged(sampling))
 
         def compute() -> dict[str, float]:
             self.say(f"Sampling {self.scale.samples} images of {prior}, seed {seed}: {_words(sampling)}.")
@@ -267,14 +273,8 @@ class Runner:
 
     def untrained(self, prior: str, sampling: Sampling) -> dict[str, float]:
         """What the samples of a network of this kind measure before any training, drawn by the trained tokenizer."""
-        key = {
-            "prior": prior,
-            "samples": self.scale.samples,
-            "reference": self.reference.fingerprint,
-            "extractor": self.extractor.sha256,
-            "sampling": dataclasses.asdict(sampling),
-            "words": self.overrides(self.tokenizer_of(prior), prior, 0),
-        }
+        key = self._key(prior, 0, **self._judged(sampling))
+        del key["seed"]
 
         def compute() -> dict[str, float]:
             trained = self.pipeline(prior, 0)
@@ -293,16 +293,8 @@ class Runner:
 
         prior None: by as many real training images, the most that samples can be hoped to teach.
         """
-        overrides = self.overrides(self.tokenizer_of(prior), prior, seed) if prior else []
-        key = {
-            "prior": prior,
-            "seed": seed,
-            "words": overrides,
-            "samples": self.scale.samples,
-            "sampling": dataclasses.asdict(sampling),
-            "test": self.test != "",
-            "cas": self.scale.cas,
-        }
+        drawn = {"samples": self.scale.samples, "sampling": dataclasses.asdict(sampling)}
+        key = self._key(prior, seed, **drawn, test=self.test != "", cas=self.scale.cas)
 
         def compute() -> dict[str, float]:
             self.say(f"Teaching a classifier by {prior or 'real images'}, seed {seed}.")
@@ -336,8 +328,7 @@ class Runner:
 
         The codes are drawn as in training, the same ones for every prior on the same tokenizer.
         """
-        overrides = self.overrides(self.tokenizer_of(prior), prior, seed)
-        key = {"prior": prior, "seed": seed, "words": overrides, "codes": LIKELIHOOD_CODES, "draws": CODE_DRAWS}
+        key = self._key(prior, seed, codes=LIKELIHOOD_CODES, draws=CODE_DRAWS)
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")
@@ -345,9 +336,9 @@ class Runner:
 
         return self.kept("bits", key, compute)
 
-    def parameters(self, prior: str, seed: int = 0) -> int:
+    def parameters(self, prior: str) -> int:
         """Of the prior's network."""
-        return sum(p.numel() for p in self.pipeline(prior, seed).prior.parameters())
+        return sum(p.numel() for p in self.pipeline(prior, 0).prior.parameters())
 
 
 def _words(sampling: Sampling) -> str:

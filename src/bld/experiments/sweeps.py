@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bld.experiments.plots import chart, sample_rows, schedule_curves
-from bld.experiments.prior_rows import Item, Picture, Row, Values, below
+from bld.experiments.prior_rows import Item, Picture, Row, Values, all_below, below
 from bld.experiments.runner import Runner, Sampling
 from bld.experiments.scales import Scale
 from bld.experiments.tables import EQUAL, grids, guided_steps, trained_for
@@ -18,12 +18,11 @@ def _figure4(scale: Scale, positions: int) -> list[Row]:
     return [Row(f"τ = {t:g}", "bernoulli", Sampling(16, t)) for t in (0.2, 0.5, 0.7, 0.9, 1.0, 1.2)]
 
 
-def _figure4_claims(values: Values) -> list[Comparison]:
-    return [
-        below(values, "diversity", "τ = 0.2", "τ = 0.9", "τ = 0.9 is more diverse than τ = 0.2"),
-        below(values, "recall", "τ = 0.2", "τ = 0.9", "and covers more of the data"),
-        below(values, "fd", "τ = 0.9", "τ = 0.2", "a very low temperature is farther from the data"),
-    ]
+_figure4_claims = all_below(
+    ("diversity", "τ = 0.2", "τ = 0.9", "τ = 0.9 is more diverse than τ = 0.2"),
+    ("recall", "τ = 0.2", "τ = 0.9", "and covers more of the data"),
+    ("fd", "τ = 0.9", "τ = 0.2", "a very low temperature is farther from the data"),
+)
 
 
 def _steps(scale: Scale) -> tuple[int, ...]:
@@ -70,8 +69,9 @@ def _figure_a(scale: Scale, positions: int) -> list[Row]:
     ]
 
 
-def _figure_a_claims(values: Values) -> list[Comparison]:
-    return [below(values, "fd", "linear", other, f"linear below {other}") for other in ("cosine", "sigmoid")]
+_figure_a_claims = all_below(
+    ("fd", "linear", "cosine", "linear below cosine"), ("fd", "linear", "sigmoid", "linear below sigmoid")
+)
 
 
 def _figure_m(scale: Scale, positions: int) -> list[Row]:
@@ -97,23 +97,10 @@ def _posterior(scale: Scale, positions: int) -> list[Row]:
     return rows + [Row(f"plugin, {n} steps", "bernoulli", Sampling(n, 1.0, posterior="plugin")) for n in steps]
 
 
-def _posterior_claims(values: Values) -> list[Comparison]:
-    return [
-        below(
-            values,
-            "fd",
-            "exact, 64 steps",
-            "plugin, 64 steps",
-            "at 64 steps eq. (8) is nearer to the data than eq. (10)",
-        ),
-        below(
-            values,
-            "diversity",
-            "plugin, 64 steps",
-            "exact, 64 steps",
-            "eq. (10) counts evidence twice and is less diverse",
-        ),
-    ]
+_posterior_claims = all_below(
+    ("fd", "exact, 64 steps", "plugin, 64 steps", "at 64 steps eq. (8) is nearer to the data than eq. (10)"),
+    ("diversity", "plugin, 64 steps", "exact, 64 steps", "eq. (10) counts evidence twice and is less diverse"),
+)
 
 
 def _posterior_pictures(runner: Runner, rows: list[Row], values: Values) -> list[Picture]:
@@ -137,11 +124,9 @@ def _training_steps(scale: Scale, positions: int) -> list[Row]:
     ]
 
 
-def _training_steps_claims(values: Values) -> list[Comparison]:
-    return [
-        below(values, "fd", f"trained for {T}, {T} steps", f"trained for 64, {T} steps", f"nearer with {T} steps")
-        for T in (4, 8, 16)
-    ]
+_training_steps_claims = all_below(
+    *(("fd", f"trained for {T}, {T} steps", f"trained for 64, {T} steps", f"nearer with {T} steps") for T in (4, 8, 16))
+)
 
 
 def _guided_steps_rows(scale: Scale, positions: int) -> list[Row]:
@@ -193,12 +178,10 @@ def _draws(scale: Scale, positions: int) -> list[Row]:
     ]
 
 
-def _draws_claims(values: Values) -> list[Comparison]:
-    fresh, kept = "drawn anew at each step", "one draw of each image, kept"
-    return [
-        below(values, "bits_per_code", fresh, kept, "a kept draw costs bits"),
-        below(values, "fd", fresh, kept, "and distance"),
-    ]
+_draws_claims = all_below(
+    ("bits_per_code", "drawn anew at each step", "one draw of each image, kept", "a kept draw costs bits"),
+    ("fd", "drawn anew at each step", "one draw of each image, kept", "and distance"),
+)
 
 
 SWEEPS = [

@@ -48,11 +48,9 @@ class Comparison:
             raise ValueError(f"{self.words}: {len(self.low)} and {len(self.high)} values cannot be paired")
 
     @classmethod
-    def at_most(
-        cls, words: str, factor: float, numerator: Sequence[float], denominator: Sequence[float], paired: bool = True
-    ) -> Comparison:
+    def at_most(cls, words: str, factor: float, numerator: Sequence[float], denominator: Sequence[float]) -> Comparison:
         """The claim that numerator is below factor times denominator: on a ratio, with the errors of both (Fieller)."""
-        return cls(words, list(numerator), [factor * x for x in denominator], paired)
+        return cls(words, list(numerator), [factor * x for x in denominator], paired=True)
 
     @property
     def difference(self) -> float:

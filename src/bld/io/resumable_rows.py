@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from bld.errors import CheckpointError, DataError
 from bld.io.files import read_json, write_json
@@ -80,6 +81,14 @@ def write_blocks(
             (folder / NOTE).unlink(missing_ok=True)
             for list_of_done in folder.glob("done-*"):
                 list_of_done.unlink()
+
+
+def shown(wanted: Sequence[range], name: str, processes: Processes) -> Iterator[range]:
+    """The ranges of images in turn, under a progress bar of the first process."""
+    with tqdm(total=sum(map(len, wanted)), desc=name, unit="image", disable=None if processes.is_main else True) as bar:
+        for rows in wanted:
+            yield rows
+            bar.update(len(rows))
 
 
 def _begin(folder: Path, part: Path, note: dict[str, Any], size: int) -> None:

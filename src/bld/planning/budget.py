@@ -10,7 +10,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from bld.priors import KINDS
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.accelerator import autocast_dtype
 from bld.training.optimizer import make_optimizer
-from bld.training.settings import Settings
+from bld.training.settings import Settings, tree_of
 from bld.training.stages.prior import build_network
 from bld.training.time_budget import STAGES, split
 
@@ -119,15 +119,6 @@ def with_sizes(settings: Settings, sizes: dict[str, int]) -> Settings:
     """The settings with these sizes in their places."""
     changed = {name: dataclasses.replace(getattr(settings, name), **values) for name, values in tree_of(sizes).items()}
     return dataclasses.replace(settings, **changed)
-
-
-def tree_of(sizes: dict[str, int]) -> dict[str, Any]:
-    """Dotted names as a tree of settings."""
-    tree: dict[str, Any] = {}
-    for key, value in sizes.items():
-        section, name = key.split(".")
-        tree.setdefault(section, {})[name] = value
-    return tree
 
 
 def training_flops(settings: Settings, stage: str) -> float:

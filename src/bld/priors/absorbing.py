@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from bld.diffusion.process import (
     spaced_steps,
 )
 from bld.errors import SettingError, did_you_mean
-from bld.priors.base import PriorKind, register
+from bld.priors.base import PositionByPosition, PriorKind, register
 from bld.priors.config import DenoiserConfig
 from bld.priors.transformer import Transformer
 from bld.seeding import uniform
@@ -57,7 +57,7 @@ class AbsorbingDenoiser(Transformer):
         return self.see_all(x + self.positions, t, condition)
 
 
-class AbsorbingDiffusion:
+class AbsorbingDiffusion(PositionByPosition):
     """Masking and revealing of whole positions.
 
     Args:
@@ -66,24 +66,6 @@ class AbsorbingDiffusion:
 
     kind = "absorbing"
     may_skip = True
-    has_likelihood = True
-
-    def __init__(self, positions: int):
-        self.positions = positions
-
-    @property
-    def steps(self) -> int:
-        """T = N."""
-        return self.positions
-
-    @classmethod
-    def from_settings(cls, **settings: Any) -> AbsorbingDiffusion:
-        """From what `settings` gives."""
-        return cls(**settings)
-
-    def settings(self) -> dict[str, Any]:
-        """All that it is made of, for JSON."""
-        return {"positions": self.positions}
 
     def mask(self, z0: Tensor, t: int | Tensor, generators: Generators = None) -> Tensor:
         """z_t: t positions of each code replaced by MASKED, chosen uniformly.

@@ -7,7 +7,6 @@ The bits of one position are independent given those before it.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor
 from bld.diffusion.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.errors import SettingError
 from bld.nn.attention import KeyValues
-from bld.priors.base import PriorKind, register
+from bld.priors.base import PositionByPosition, PriorKind, register
 from bld.priors.transformer import Transformer
 from bld.seeding import uniform
 
@@ -104,7 +103,7 @@ def _visible(given: Tensor | None, length: int) -> Tensor | None:
     return None if given is None else F.pad(given.unsqueeze(1), (0, length - 1), value=True)
 
 
-class Autoregression:
+class Autoregression(PositionByPosition):
     """Position after position.
 
     Args:
@@ -113,24 +112,6 @@ class Autoregression:
 
     kind = "autoregressive"
     may_skip = False
-    has_likelihood = True
-
-    def __init__(self, positions: int):
-        self.positions = positions
-
-    @property
-    def steps(self) -> int:
-        """N."""
-        return self.positions
-
-    @classmethod
-    def from_settings(cls, **settings: Any) -> Autoregression:
-        """From what `settings` gives."""
-        return cls(**settings)
-
-    def settings(self) -> dict[str, Any]:
-        """All that it is made of, for JSON."""
-        return {"positions": self.positions}
 
     def training_loss(
         self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.0

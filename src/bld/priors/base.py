@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from bld.codes import CodeShape
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
@@ -45,6 +45,33 @@ class DiffusionSettings:
 def steps_of_settings(diffusion: DiffusionSettings, shape: CodeShape) -> int:
     """T as `diffusion.steps`, or a table of retentions, says."""
     return diffusion.build().steps
+
+
+class PositionByPosition:
+    """The process of a prior that makes whole positions, as many steps as there are.
+
+    Args:
+        positions: N, which is also the number of steps T.
+    """
+
+    has_likelihood = True
+
+    def __init__(self, positions: int):
+        self.positions = positions
+
+    @property
+    def steps(self) -> int:
+        """T = N."""
+        return self.positions
+
+    @classmethod
+    def from_settings(cls, **settings: Any) -> Self:
+        """From what `settings` gives."""
+        return cls(**settings)
+
+    def settings(self) -> dict[str, Any]:
+        """All that it is made of, for JSON."""
+        return {"positions": self.positions}
 
 
 @dataclass(frozen=True)

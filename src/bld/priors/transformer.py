@@ -85,10 +85,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         shape, dim, side = config.code_shape, config.dim, config.patch_size
-        if side > 1 and not self.takes_patches:
-            raise SettingError(
-                f"prior.patch_size is {side}, but this prior's tokens are single positions: set it to 1."
-            )
+        self.check(config)
         self.embed = nn.Linear(shape.c * side**2, dim)
         self.positions = nn.Parameter(sine_positions(shape.h // side, shape.w // side, dim))
         table = config.step_embedding == "table"

@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bld.evaluation.load_run import OpenedRun
+from bld.planning.cost import tokenizer_flops
 
 CPU_BUDGET_FLOPS = 4.5e12  # under a minute on two cores
 ACCELERATOR_BUDGET_FLOPS = 1e15
@@ -40,7 +41,7 @@ class Contents:
 def plan_contents(opened: OpenedRun) -> Contents:
     """The fullest contents the budget allows, counted in FLOPs so that the same run gives the same page."""
     budget = CPU_BUDGET_FLOPS if opened.device.type == "cpu" else ACCELERATOR_BUDGET_FLOPS
-    decode, denoise = _decode_flops(opened), _denoise_flops(opened)
+    decode, denoise = tokenizer_flops(opened.tokenizer.config)[1], _denoise_flops(opened)
     steps = default_steps(opened)
     may_skip = opened.pipeline is None or opened.pipeline.diffusion.may_skip
     fewer = min(steps, 16) if may_skip else steps
@@ -65,16 +66,6 @@ def default_steps(opened: OpenedRun) -> int:
     if opened.pipeline is None:
         return opened.settings.sampling.steps or opened.settings.diffusion.build().steps
     return opened.pipeline.index.sampling.num_inference_steps or opened.pipeline.diffusion.steps
-
-
-@torch.no_grad()
-def _decode_flops(opened: OpenedRun) -> float:
-    """Of decoding one code."""
-    weight = next(opened.tokenizer.parameters())
-    bits = torch.zeros((1, *opened.tokenizer.code_shape), dtype=torch.uint8, device=weight.device)
-    with FlopCounterMode(display=False) as counter:
-        opened.tokenizer.decode(bits)
-    return float(counter.get_total_flops())
 
 
 @torch.no_grad()

@@ -6,16 +6,14 @@ import base64
 import io
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from bld.data import to_pil
+from bld.data.grid import hatched
 
 LARGEST_PIXELS = 256
-HATCHED_PIXELS = 128  # a hatching needs pixels of its own
-HATCH_DARK, HATCH_LIGHT = (118, 118, 118), (168, 168, 168)
 
 
 @dataclass(frozen=True)
@@ -40,15 +38,9 @@ def picture(image: Tensor, alt: str, text: str = "", largest: int = LARGEST_PIXE
     return inlined(to_pil(image[None])[0], alt, text, largest)
 
 
-def masked_picture(image: Tensor, hole: Tensor, alt: str, text: str = "") -> Picture:
+def masked_picture(image: Tensor, hole: Tensor, alt: str) -> Picture:
     """The image (3, S, S) with its hole (S, S), bool, hatched in grey."""
-    scale = max(1, HATCHED_PIXELS // image.shape[-1])
-    pixels = np.array(to_pil(image[None])[0]).repeat(scale, 0).repeat(scale, 1)
-    inside = hole.numpy().repeat(scale, 0).repeat(scale, 1)
-    period = max(8, len(inside) // 12)
-    stripes = np.add.outer(np.arange(len(inside)), np.arange(len(inside))) % period < period // 2
-    pixels[inside] = np.where(stripes[..., None], HATCH_DARK, HATCH_LIGHT)[inside]
-    return inlined(Image.fromarray(pixels), alt, text)
+    return inlined(hatched(to_pil(image[None])[0], Image.fromarray(255 * hole.byte().numpy())), alt)
 
 
 def inlined(image: Image.Image, alt: str, text: str = "", largest: int = LARGEST_PIXELS) -> Picture:

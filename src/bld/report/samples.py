@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bld.data import ImageSet
@@ -21,6 +20,7 @@ from bld.io.files import written_aside
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_words
 from bld.report.contents import MOST_CLASSES_SHOWN, Contents, default_steps
 from bld.report.pictures import Picture, picture
+from bld.training.order import evenly
 
 DECODED_AT_ONCE = 16
 TILE_PIXELS = 160  # the largest size of the many pictures of the grid, which else would make a huge page
@@ -74,7 +74,7 @@ def generate(opened: OpenedRun, contents: Contents, seed: int) -> Generated:
     if conditions is not None:
         labels = [*range(len(conditions.names))] * (contents.samples // len(conditions.names))
     count = contents.samples if labels is None else len(labels)
-    watched = _spread(contents.steps, contents.frames).tolist()
+    watched = evenly(contents.steps, contents.frames).tolist()
     frames: list[tuple[int, Tensor]] = []
 
     def watch(_: BinaryLatentDiffusionPipeline, step: int, t: int, state: dict[str, Tensor]) -> None:
@@ -146,23 +146,11 @@ def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> 
     assert opened.pipeline is not None
     labels, count = generated.labels, len(generated.images)
     sampling = opened.pipeline.index.sampling
-    words = [
-        "bld",
-        "sample",
-        str(opened.run.path),
-        "--num",
-        str(count),
-        "--seed",
-        str(seed),
-        "--steps",
-        str(steps),
-    ]
-    words += [
-        "--temperature",
-        f"{sampling.temperature:g}",
-        "--guidance-scale",
-        f"{sampling.guidance_scale:g}",
-    ]
+    options = (
+        f"--num {count} --seed {seed} --steps {steps} "
+        f"--temperature {sampling.temperature:g} --guidance-scale {sampling.guidance_scale:g}"
+    )
+    words = ["bld", "sample", str(opened.run.path), *options.split()]
     if generated.conditions is not None:
         names = generated.conditions.names
         captions = [word for name in names for word in ("--prompt", name)]
@@ -223,7 +211,7 @@ def neighbour_section(opened: OpenedRun, generated: Generated) -> dict[str, Any]
     searched = _searched(opened.train)
     k = min(NEIGHBOURS, len(searched))
     found = nearest(generated.images, searched, k)
-    unseen = opened.held_out.centre(_spread(len(opened.held_out), len(generated.images)))
+    unseen = opened.held_out.centre(evenly(len(opened.held_out), len(generated.images)))
     usual = nearest(unseen, searched, 1).distances.median()
     compared = range(min(COMPARED, len(generated.images)))
     rows = [_neighbour_row(generated, searched, i, found.indices[i], found.distances[i]) for i in compared]
@@ -255,9 +243,4 @@ def _searched(images: ImageSet) -> ImageSet:
     """The whole set where decoding it is quick, else part of it, evenly spread."""
     size = images.preprocessing.image_size
     most = max(1, MOST_SEARCHED_BYTES // (3 * size * size))
-    return images if len(images) <= most else images.subset(_spread(len(images), most))
-
-
-def _spread(total: int, count: int) -> Tensor:
-    """`count` (at most `total`) different numbers, evenly spread over 0 … total - 1."""
-    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long()
+    return images if len(images) <= most else images.subset(evenly(len(images), most))

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bld.data import ImageSource, read_captions
 from bld.errors import CheckpointError, DataError
 from bld.io.files import file_sha256, read_json, write_json
-from bld.io.resumable_rows import write_blocks
+from bld.io.resumable_rows import shown, write_blocks
 from bld.nn.text_encoder import TextEncoder, text_width
 from bld.runtime.distributed import Processes
+from bld.training.order import evenly
 from bld.training.settings import Settings
 
 HEADER, VECTORS = "header.json", "vectors.bin"
@@ -117,7 +117,7 @@ class ImageVectors:
         Returns:
             The mean (V,) and the scale (), float32; 0 and 1 where no image has a vector.
         """
-        some = torch.linspace(0, len(self.rows) - 1, min(MEASURED, len(self.rows)), dtype=torch.float64).round().long()
+        some = evenly(len(self.rows), MEASURED)
         rows = self.read(some)
         vectors = rows[rows[:, 0] > 0, 1:].double()
         if not len(vectors):
@@ -180,7 +180,7 @@ def _of_captions(
     key = VectorKey(encoder.fingerprint(), captions_fingerprint(captions), len(captions), encoder.width, "float16")
 
     def vectors(wanted: list[range]) -> Iterator[np.ndarray]:
-        for rows in _shown(wanted, processes):
+        for rows in shown(wanted, "conditions", processes):
             texts = captions[rows.start : rows.stop]
             found = np.zeros((len(rows), 1 + encoder.width), np.float16)
             given = [i for i, text in enumerate(texts) if text]
@@ -209,7 +209,7 @@ def _of_file(path: Path, source: ImageSource, folder: Path, processes: Processes
     key = VectorKey("", file_sha256(path)[:32], len(source), given.shape[1], values)
 
     def vectors(wanted: list[range]) -> Iterator[np.ndarray]:
-        for rows in _shown(wanted, processes):
+        for rows in shown(wanted, "conditions", processes):
             some = np.asarray(given[order[rows.start : rows.stop]], np.float64)
             wrong = ~np.isfinite(some.astype(values)).all(1)
             if wrong.any():
@@ -303,12 +303,3 @@ def _open_cache(folder: Path, key: VectorKey, say: Say) -> VectorCache | None:
     changed = [name for name, value in asdict(key).items() if asdict(cache.key)[name] != value]
     say(f"The vectors in {folder} are stale ({', '.join(changed)} changed) and are made again.")
     return None
-
-
-def _shown(wanted: list[range], processes: Processes) -> Iterator[range]:
-    """The ranges in turn, under a progress bar."""
-    shown = None if processes.is_main else True
-    with tqdm(total=sum(map(len, wanted)), desc="conditions", unit="image", disable=shown) as bar:
-        for rows in wanted:
-            yield rows
-            bar.update(len(rows))

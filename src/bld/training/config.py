@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from bld.errors import SettingError, did_you_mean
-from bld.training.settings import Settings, leaves, settings_tree
+from bld.training.settings import Settings, leaves, settings_tree, tree_of
 
 FAITHFUL = (
     "tokenizer.decoder_res_blocks=3",
@@ -62,14 +62,16 @@ def load_settings(
     if preset is not None:
         tree = {**overlaid(tree, _read_preset(preset)), "preset": preset}
     tree = overlaid(tree, over or {})
-    _refuse_unknown(tree, "")
+    for key, _ in leaves(tree):
+        _check_key(key)
+    given = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise SettingError(f"'{override}' is not a setting: write key=value, for example prior.dim=256.")
         _check_key(key)
-        tree = _with_leaf(tree, key.split("."), _parse_value(key, value))
-    return _build(tree)
+        given[key] = _parse_value(key, value)
+    return _build(overlaid(tree, tree_of(given)))
 
 
 @lru_cache
@@ -109,11 +111,6 @@ def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _refuse_unknown(tree: dict[str, Any], prefix: str) -> None:
-    for key, _ in leaves(tree, prefix):
-        _check_key(key)
-
-
 def _check_key(key: str) -> None:
     known = known_keys()
     if key not in known:
@@ -130,12 +127,6 @@ def _parse_value(key: str, text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise SettingError(f"The value of {key}, '{text}', is not valid YAML.") from error
-
-
-def _with_leaf(tree: dict[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    if len(path) == 1:
-        return {**tree, path[0]: value}
-    return {**tree, path[0]: _with_leaf(tree.get(path[0]) or {}, path[1:], value)}
 
 
 @lru_cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+import torch
 
 from bld.seeding import keyed_permutation
 
@@ -39,6 +40,11 @@ class KeyedOrder:
 def part_of(batch_size: int, index: int, parts: int) -> tuple[int, int]:
     """(start, stop) of part `index` of a batch cut into `parts` nearly equal ones."""
     return batch_size * index // parts, batch_size * (index + 1) // parts
+
+
+def evenly(total: int, count: int) -> torch.Tensor:
+    """`count` (at most `total`) different numbers, evenly spread over 0 … total - 1, int64."""
+    return torch.linspace(0, total - 1, min(count, total), dtype=torch.float64).round().long()
 
 
 def spread(images: int, count: int, seed: int) -> list[int]:

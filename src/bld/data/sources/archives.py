@@ -18,11 +18,9 @@ from bld.data.decoding import FILE_LIMIT_BYTES, check_file_size, decode
 from bld.data.sources.base import ImageSource, fingerprint_of, opens
 from bld.data.sources.members import (
     SHEET_NAMES,
-    TEXT_LIMIT_BYTES,
     is_image_path,
     is_sheet,
     member_path,
-    text_path,
     without_wrapper,
 )
 from bld.errors import DataError
@@ -32,14 +30,18 @@ KEPT_BESIDE_BYTES = 1 << 26  # of one other file in it, such as a table
 
 
 class _Archive(ImageSource):
-    """What all archives say of members that are not used."""
+    """What all archives do with the members they have found."""
 
-    def _note(self, repeated: int, others: Iterable[str]) -> None:
+    def _settle(self, location: str, members: Iterable[str], repeated: int, others: Iterable[str]) -> list[str]:
+        """The names in order, now those of the source, which notes what is not used."""
+        names = sorted(members)
+        self._describe(location, names, without_wrapper(names))
         if repeated:
             self.notes.append(
                 f"{repeated:,} members of {self.location} have the name of a later one, which counts alone."
             )
         self._pass_over(others)
+        return names
 
 
 class ZipSource(_Archive):
@@ -64,9 +66,7 @@ class ZipSource(_Archive):
                 continue
             repeated += name in members
             members[name] = info
-        names = sorted(members)
-        self._describe(location, names, without_wrapper(names))
-        self._note(repeated, self._others)
+        names = self._settle(location, members, repeated, self._others)
         self._members = [members[name].filename for name in names]
         self.fingerprint = fingerprint_of((name, members[name].file_size, members[name].CRC) for name in names)
 
@@ -77,10 +77,6 @@ class ZipSource(_Archive):
         if handle is None or handle[0] != os.getpid():
             handle = self._handle = (os.getpid(), zipfile.ZipFile(self._path))
         return handle[1]
-
-    def texts_beside(self) -> list[str] | None:
-        """Of `a/1.jpg` what `a/1.txt` says."""
-        return self._decoded_texts(self.side_file(text_path(name), TEXT_LIMIT_BYTES) or b"" for name in self.names)
 
     def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
         """The content of a member that is no image."""
@@ -122,15 +118,9 @@ class TarSource(_Archive):
                 continue
             repeated += name in members
             members[name] = info
-        names = sorted(members)
-        self._describe(location, names, without_wrapper(names))
-        self._note(repeated, self._others)
+        names = self._settle(location, members, repeated, self._others)
         self._spans = [(members[name].offset_data, members[name].size) for name in names]
         self.fingerprint = _tar_fingerprint(self._path, members)
-
-    def texts_beside(self) -> list[str] | None:
-        """Of `a/1.jpg` what `a/1.txt` says."""
-        return self._decoded_texts(self.side_file(text_path(name), TEXT_LIMIT_BYTES) or b"" for name in self.names)
 
     def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
         """The content of a member that is no image."""
@@ -185,18 +175,12 @@ class CompressedTarSource(_Archive):
             raise
         except Exception as error:  # damaged gzip or tar data can raise anything
             raise _broken(location, "tar", error) from error
-        names = sorted(members)
-        self._describe(location, names, without_wrapper(names))
-        self._note(repeated, self._others)
+        names = self._settle(location, members, repeated, self._others)
         self._files = [files[name] for name in names]
         self.fingerprint = _tar_fingerprint(path, members)
 
-    def texts_beside(self) -> list[str] | None:
-        """Of `a/1.jpg` what `a/1.txt` says."""
-        return self._decoded_texts(self._others.get(text_path(name)) or b"" for name in self.names)
-
-    def side_file(self, path: str) -> bytes | None:
-        """The content of a member that is no image."""
+    def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
+        """The content of a member that is no image; it is in memory already, so that `most` does not matter."""
         return self._others.get(path)
 
     def _read(self, index: int) -> Image.Image:

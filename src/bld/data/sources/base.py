@@ -11,8 +11,17 @@ from typing import overload
 import numpy as np
 from PIL import Image
 
-from bld.data.decoding import MAX_PIXELS
-from bld.data.sources.members import EXTENSIONS, class_labels, comparable, counted_by_ending, decoded_text, passed_over
+from bld.data.decoding import FILE_LIMIT_BYTES, MAX_PIXELS
+from bld.data.sources.members import (
+    EXTENSIONS,
+    TEXT_LIMIT_BYTES,
+    class_labels,
+    comparable,
+    counted_by_ending,
+    decoded_text,
+    passed_over,
+    text_path,
+)
 from bld.errors import DataError
 
 
@@ -109,11 +118,17 @@ class ImageSource(ABC):
             raise DataError(f"Cannot read {self.names[index]} in {self.location}: {reason}.") from error
 
     def texts_beside(self) -> Sequence[str] | None:
-        """What the text file (or column) beside each image says, "" where there is none; None if there are none."""
-        return None
+        """What the text file (or column) beside each image says, "" where there is none; None if there are none.
 
-    def side_file(self, path: str) -> bytes | None:
-        """The content of a file that lies among the images under this path; None where there is none."""
+        Of `a/1.jpg` it is `a/1.txt`.
+        """
+        return self._decoded_texts(self.side_file(text_path(name), TEXT_LIMIT_BYTES) or b"" for name in self.names)
+
+    def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
+        """The content of a file that lies among the images under this path; None where there is none.
+
+        A file of more than `most` bytes is not read.
+        """
         return None
 
     @abstractmethod

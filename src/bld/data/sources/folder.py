@@ -17,13 +17,11 @@ from bld.data.sources.base import ImageSource, fingerprint_of, opens, passed_ove
 from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
 from bld.data.sources.members import (
     SHEET_NAMES,
-    TEXT_LIMIT_BYTES,
     counted_by_ending,
     is_hidden,
     is_image_path,
     is_sheet,
     passed_over,
-    text_path,
 )
 from bld.errors import DataError
 
@@ -61,13 +59,9 @@ class FolderSource(ImageSource):
         self.notes += notes
         self.fingerprint = listing.fingerprint
 
-    def texts_beside(self) -> list[str] | None:
-        """Of `a/1.jpg` what `a/1.txt` says."""
-        return self._decoded_texts(_content(os.path.join(self._root, text_path(name))) for name in self.names)
-
-    def side_file(self, path: str) -> bytes | None:
+    def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
         """The content of `path`, relative to the folder."""
-        return _content(os.path.join(self._root, path), FILE_LIMIT_BYTES) or None
+        return _content(os.path.join(self._root, path), most) or None
 
     def _read(self, index: int) -> Image.Image:
         path = self._root / self.names[index]
@@ -75,7 +69,7 @@ class FolderSource(ImageSource):
         return decode(path.read_bytes(), self.max_pixels)
 
 
-def _content(path: str, most: int = TEXT_LIMIT_BYTES) -> bytes:
+def _content(path: str, most: int) -> bytes:
     """What is in a file beside the images; nothing where there is none, or it is too large."""
     if (found := _regular_file(path)) is None or not 0 < found[0] <= most:
         return b""

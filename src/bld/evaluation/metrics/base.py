@@ -35,12 +35,10 @@ class Sets:
     Attributes:
         samples: features of the samples.
         reference: features of the real images.
-        seed: of what a metric draws.
     """
 
     samples: FeatureTable
     reference: FeatureTable
-    seed: int = 0
     _found: dict[Any, Any] = field(default_factory=dict)
 
     def once(self, function: Callable[[Tensor, Tensor], T]) -> T:

@@ -30,11 +30,12 @@ NEIGHBOURHOOD = 3
 INCEPTION_SPLITS = 10
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 PAIRS = 20_000
+IMAGES_AT_A_TIME = 256
 ROWS_AT_A_TIME = 1000  # of a distance matrix
 FORMAT = 1
 
 
-def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, keep_logits: bool = True) -> FeatureTable:
+def extract(batches: Iterable[Tensor], extractor: FeatureExtractor) -> FeatureTable:
     """Features of uint8 batches (B, 3, H, W); the images themselves are not kept."""
     found = []
     for batch in batches:  # which may be made under a sampler's autocast
@@ -43,13 +44,11 @@ def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, keep_logits:
     if not found:
         raise DataError("There are no images to take features of.")
     logits = [part.logits for part in found if part.logits is not None]
-    kept = torch.cat(logits) if keep_logits and len(logits) == len(found) else None
+    kept = torch.cat(logits) if len(logits) == len(found) else None
     return FeatureTable(torch.cat([part.features for part in found]), kept)
 
 
-def reference_features(
-    images: ImageSet, extractor: FeatureExtractor, cache: Path | None = None, batch_size: int = 256
-) -> FeatureTable:
+def reference_features(images: ImageSet, extractor: FeatureExtractor, cache: Path | None = None) -> FeatureTable:
     """Features of a whole set, centre views; kept in the folder `cache` under a key of all that changes them."""
     key = {
         "format": FORMAT,
@@ -64,7 +63,7 @@ def reference_features(
         path = cache / f"reference-{name}.npz"
         if path.is_file():
             return read_table(path)
-    rows = torch.arange(len(images)).split(batch_size)
+    rows = torch.arange(len(images)).split(IMAGES_AT_A_TIME)
     table = extract((images.uint8_centre(part) for part in rows), extractor)
     if path is not None:
         write_table(path, table)
@@ -88,23 +87,18 @@ def read_table(path: Path) -> FeatureTable:
         with np.load(path, allow_pickle=False) as arrays:
             logits = torch.from_numpy(arrays["logits"]) if "logits" in arrays else None
             return FeatureTable(torch.from_numpy(arrays["features"]), logits)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}): delete it and repeat the command.") from error
     except Exception as error:  # a broken zip has an exception class of its own
         raise DataError(f"{path} is damaged ({type(error).__name__}): delete it and repeat the command.") from error
 
 
 @in_float32()
-def score(
-    samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str] | None = None, seed: int = 0
-) -> dict[str, float]:
+def score(samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str] | None = None) -> dict[str, float]:
     """Metrics of samples against a reference, by name; those that need logits are left out where there are none.
 
     Args:
         samples: their features.
         reference: features of real images, by the same extractor.
         metrics: names from `SAMPLE_METRICS`; None takes all.
-        seed: of what a metric draws.
 
     Raises:
         SettingError: for an unknown metric, or features of different extractors.
@@ -123,7 +117,7 @@ def score(
             )
     if samples.features.shape[1] != reference.features.shape[1]:
         raise SettingError("Samples and reference have features of different extractors.")
-    sets = Sets(samples, reference, seed)
+    sets = Sets(samples, reference)
     found: dict[str, float] = {}
     for name in asked:
         found |= SAMPLE_METRICS[name].measure(sets)
@@ -137,7 +131,7 @@ def _fd(sets: Sets) -> dict[str, float]:
 
 @of_samples("kid", least=10)
 def _kid(sets: Sets) -> dict[str, float]:
-    mean, std = kernel_distance(sets.samples.features, sets.reference.features, sets.seed)
+    mean, std = kernel_distance(sets.samples.features, sets.reference.features)
     return {"kid_mean": mean, "kid_std": std}
 
 
@@ -145,7 +139,7 @@ def _kid(sets: Sets) -> dict[str, float]:
 def _is(sets: Sets) -> dict[str, float]:
     if sets.samples.logits is None:
         return {}
-    mean, std = inception_score(sets.samples.logits, sets.seed)
+    mean, std = inception_score(sets.samples.logits)
     return {"is_mean": mean, "is_std": std}
 
 
@@ -161,7 +155,7 @@ def _recall(sets: Sets) -> dict[str, float]:
 
 @of_samples("diversity")
 def _diversity(sets: Sets) -> dict[str, float]:
-    spread = [mean_distance(table.features, sets.seed) for table in (sets.samples, sets.reference)]
+    spread = [mean_distance(table.features) for table in (sets.samples, sets.reference)]
     return {"diversity": spread[0] / max(spread[1], 1e-12)}
 
 
@@ -188,21 +182,21 @@ def moments(features: Tensor) -> dict[str, np.ndarray]:
     return {"mu": mean.numpy(), "sigma": (product / (len(features) - 1)).numpy()}
 
 
-def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(samples: Tensor, reference: Tensor) -> tuple[float, float]:
     """(mean, standard deviation) of the unbiased squared MMD over 100 subsets of at most 1,000; kernel (x·y/D + 1)³."""
     kid = _library("metric_kid")
     size = min(KID_SUBSET_SIZE, len(samples), len(reference))
     found = kid.kid_features_to_metric(
         samples, reference, kid_subsets=KID_SUBSETS, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
-        kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, rng_seed=seed, verbose=False,
+        kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, rng_seed=0, verbose=False,
     )  # fmt: skip
     return found[kid.KEY_METRIC_KID_MEAN], found[kid.KEY_METRIC_KID_STD]
 
 
-def inception_score(logits: Tensor, seed: int = 0) -> tuple[float, float]:
+def inception_score(logits: Tensor) -> tuple[float, float]:
     """(mean, standard deviation) over 10 splits of exp E[KL(p(y|x) ‖ p(y))]."""
     isc = _library("metric_isc")
-    found = isc.isc_features_to_metric(logits, INCEPTION_SPLITS, True, seed)
+    found = isc.isc_features_to_metric(logits, INCEPTION_SPLITS, True, 0)
     return found[isc.KEY_METRIC_ISC_MEAN], found[isc.KEY_METRIC_ISC_STD]
 
 
@@ -216,10 +210,10 @@ def precision_recall(samples: Tensor, reference: Tensor) -> tuple[float, float]:
     return found[prc.KEY_METRIC_PRECISION], found[prc.KEY_METRIC_RECALL]
 
 
-def mean_distance(features: Tensor, seed: int = 0) -> float:
+def mean_distance(features: Tensor) -> float:
     """Mean Euclidean distance over 20,000 keyed pairs of different rows."""
     n = len(features)
-    rng = np.random.Generator(np.random.PCG64(keyed_permutation(seed, "pairs", 0, 1 << 16)[0]))
+    rng = np.random.Generator(np.random.PCG64(keyed_permutation(0, "pairs", 0, 1 << 16)[0]))
     first = rng.integers(0, n, PAIRS)
     second = (first + rng.integers(1, n, PAIRS)) % n
     return float((features[first] - features[second]).double().norm(dim=1).mean())

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
+from bld.data.grid import hatched
 from bld.errors import SettingError
 from bld.studio import results
 from bld.studio.controls import Controls, buttons, count_slider, explain, output_area, picture_upload
@@ -66,18 +66,6 @@ def inpaint(
     fillings = numbered_pictures(images, f"filled-seed{sampling.seed}", [f"no. {i}" for i in range(count)])
     files = {"picture.png": png(view), "mask.png": png(mask)}
     return Made([("", [own, hole]), ("Fillings", fillings)], record, history=watch.history, files=files)
-
-
-def hatched(view: Image.Image, mask: Image.Image) -> Image.Image:
-    """The picture with what is white in the mask hatched in grey, enlarged where it is too small for stripes."""
-    scale = max(1, 128 // view.width)
-    size = (view.width * scale, view.height * scale)
-    pixels = np.array(view.resize(size, Image.Resampling.NEAREST))
-    inside = np.array(mask.resize(size, Image.Resampling.NEAREST)) > 127
-    period = max(8, len(pixels) // 12)
-    stripes = np.add.outer(np.arange(size[1]), np.arange(size[0])) % period < period // 2
-    pixels[inside] = np.where(stripes[..., None], 118, 168)[inside]
-    return Image.fromarray(pixels)
 
 
 def build(model: Model) -> None:

@@ -19,18 +19,17 @@ from bld.studio.jobs import Progress, Report, Work
 from bld.studio.made import Made, Picture
 from bld.studio.model import Model
 from bld.studio.tabs.base import Tab
-from bld.studio.tasks import LARGEST_SEED, Origin, Sampling, code_of, needs_bits, number, square, steps_of, whole
+from bld.studio.tasks import Origin, Sampling, code_of, needs_bits, number, square, steps_of, whole
 
 MOST_FRAMES = 16
+SEED = 0  # of the order of the bits, and of the noise
 
 
-def interpolate(
-    model: Model, ends: Sequence[Origin], frames: int, strength: float, report: Report, seed: int = 0
-) -> Made:
+def interpolate(model: Model, ends: Sequence[Origin], frames: int, strength: float, report: Report) -> Made:
     """A strip of pictures from one to the other.
 
-    Between codes of bits there is no line: one after another, in an order keyed by the seed, the bits that differ are
-    taken from the other end. A strength above 0 then noises each mixture, most in the middle and not at all at the
+    Between codes of bits there is no line: one after another, in an order that is always the same, the bits that differ
+    are taken from the other end. A strength above 0 then noises each mixture, most in the middle and not at all at the
     ends, and denoises it with the same noise for all, so that what lies between is a picture of the model's own kind.
 
     Args:
@@ -39,7 +38,6 @@ def interpolate(
         frames: pictures of the strip, both ends included, 3 to 16.
         strength: 0 to 1, of the noise in the middle; 0 shows the bare mixtures.
         report: called after each step.
-        seed: of the order of the bits, and of the noise.
 
     Raises:
         SettingError: for numbers out of range, for a model whose codes are no bits, and for a strength above 0 where
@@ -47,7 +45,6 @@ def interpolate(
     """
     frames = whole(frames, "number of pictures", 3, MOST_FRAMES)
     strength = number(strength, "strength", 0, 1)
-    seed = whole(seed, "seed", 0, LARGEST_SEED)
     needs_bits(model)
     if strength and not model.is_bernoulli:
         raise SettingError("Only a Bernoulli prior can denoise mixtures: set the strength to 0.")
@@ -57,7 +54,7 @@ def interpolate(
     for end in ends:
         codes.append(code_of(model, end, report, done, total))
         done += steps_of(model, end.call(model, 1)) if isinstance(end, Sampling) else 0
-    mixtures = path_between(codes[0], codes[1], frames, seed)
+    mixtures = path_between(codes[0], codes[1], frames, SEED)
     between = next((end for end in ends if isinstance(end, Sampling)), Sampling())
     call, pipe = between.call(model, 1), between.pipe(model)
     shares = [i / (frames - 1) for i in range(frames)]
@@ -69,7 +66,7 @@ def interpolate(
                 own,
                 num_inference_steps=call["num_inference_steps"],
                 temperature=call["temperature"],
-                generator=[keyed_generator(seed, "interpolate", 1)],
+                generator=[keyed_generator(SEED, "interpolate", 1)],
                 output_type="latent",
             ).codes[0]
         report(Progress(done + i + 1, total))
@@ -83,7 +80,7 @@ def interpolate(
     record = described(model, "interpolate", how, {}, posterior=between.posterior)
     said = [end.call(model, 1) if isinstance(end, Sampling) else f"end{i}.png" for i, end in enumerate(ends)]
     files = {f"end{i}.png": png(square(model, end)) for i, end in enumerate(ends) if isinstance(end, Image.Image)}
-    settings = {**record, "ends": said, "frames": frames, "strength": strength, "seed": seed}
+    settings = {**record, "ends": said, "frames": frames, "strength": strength, "seed": SEED}
     return Made([("", pictures)], settings, facts, files=files, in_a_row=True)
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from bld.data import ImageSet, to_unit
+from bld.io.resumable_rows import shown
 from bld.seeding import keyed_draws
 from bld.serialization.models import tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
@@ -113,12 +113,9 @@ def encode_images(
     def encode(wanted: list[range]) -> Iterator[np.ndarray]:
         nonlocal encoded
         encoded = sum(len(rows) for rows in wanted) * processes.count  # the others do as many, but for the last block
-        shown = None if processes.is_main else True
         batches = images.centres(wanted, workers=workers)
-        with tqdm(total=sum(map(len, wanted)), desc="encode", unit="image", disable=shown) as bar:
-            for rows, batch in zip(wanted, batches, strict=True):
-                yield _views(tokenizer, batch, rows, key, accelerator)
-                bar.update(len(rows))
+        for rows, batch in zip(shown(wanted, "encode", processes), batches, strict=True):
+            yield _views(tokenizer, batch, rows, key, accelerator)
 
     batch = tokenizer.config.images_at_a_time(AT_A_TIME)
     return write_cache(folder, key, encode, images.labels, images.classes, batch, processes), encoded

@@ -3,6 +3,7 @@
     python benchmarks/gpu.py                  # on the machine with the GPU; needs jsonargparse and this repository
     python benchmarks/gpu.py --small          # the same on a CPU, small, in seconds: does every part run?
     python benchmarks/gpu.py --parts checks rates
+    python benchmarks/gpu.py --train cifar10 --data cifar10-train.zip   # eight minutes; then emoji64 with its images
 
 Each part runs in a process of its own under its own limit, and its lines are written to benchmarks/gpu.json as they
 come, so that a cut leaves what was done.  A part that fails says so and stops no other.
@@ -11,6 +12,10 @@ come, so that a cut leaves what was done.  A part that fails says so and stops n
     rates      matrix products, the denoiser's forward, training steps of both stages: seconds, and part of the peak
     images     Table 6: seconds per image at batch 1, images a second of large batches, decoding included
     cached     a step of the prior from the cache, against encoding its images again
+
+`--train` trains a preset for eight minutes as a user would, and leaves the run, a sheet of samples and its metrics in
+benchmarks/gpu-PRESET/.  Where jsonargparse is missing, carry its wheel and typeshed-client's, and name them in
+PYTHONPATH.
 """
 
 from __future__ import annotations
@@ -223,6 +228,28 @@ def cached(small: bool) -> Iterator[dict[str, Any]]:
     yield {"seconds": took, "online over cached": took["online"] / took["cached"]}
 
 
+# -- a training ----------------------------------------------------------------------------------------
+
+
+def train(preset: str, data: str, budget: str, out: Path) -> None:
+    """Train, draw a sheet of samples, and write what was measured; the same command again goes on."""
+    run = out / "run"
+    bld = [sys.executable, "-m", "bld"]
+    subprocess.run(
+        [*bld, "train", "--data", data, "--preset", preset, "--budget", budget, "--out", str(run)], check=True
+    )
+    begun = time.perf_counter()
+    subprocess.run([*bld, "sample", str(run), "--num", "100", "--out", str(out / "samples")], check=True)
+    seconds = time.perf_counter() - begun
+    last: dict[str, Any] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        last |= {key: value for key, value in json.loads(line).items() if key.startswith("held_out")}
+    progress = json.loads((run / "progress.json").read_text())
+    found = {**machine(), "budget": budget, "metrics": last, "progress": progress, "seconds of 100 samples": seconds}
+    (out / "metrics.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(last))
+
+
 # -- parts -------------------------------------------------------------------------------------------------
 
 PARTS: dict[str, Callable[[bool], Iterator[dict[str, Any]]]] = {
@@ -261,7 +288,13 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--train", metavar="PRESET", help="train this preset, in place of the parts")
+    parser.add_argument("--data", default="digits", help="its images")
+    parser.add_argument("--budget", default="8m", help="its time")
     args = parser.parse_args()
+    if args.train:
+        train(args.train, args.data, args.budget, args.out if args.out != OUT else OUT.with_name(f"gpu-{args.train}"))
+        return
     if args.part:
         for line in PARTS[args.part](args.small):
             print(json.dumps(line), flush=True)

@@ -30,3 +30,12 @@ def test_a_part_that_takes_too_long_leaves_what_it_had(tmp_path: Path):
     subprocess.run(words, check=True, capture_output=True, cwd=SCRIPT.parent)
     part = json.loads(out.read_text())["rates"]
     assert part["state"].startswith("ended with") and part["lines"] == []
+
+
+def test_a_training_of_the_gpu_script_leaves_samples_and_what_was_measured(tmp_path: Path):
+    overrides = ["--train", "digits", "--budget", "6s", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, str(SCRIPT), *overrides], check=True, capture_output=True)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["metrics"]["held_out_psnr"] > 5 and found["metrics"]["held_out_drawn_bits_per_bit"] > 0
+    assert found["progress"]["prior"]["steps"] > 0
+    assert (tmp_path / "samples" / "grid.png").is_file()

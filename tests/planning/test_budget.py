@@ -126,7 +126,8 @@ def test_info_foretells_what_a_budget_buys(monkeypatch, capsys):
     settings = load_settings("cifar10", overrides=["prior.dim=384"])
     bought = plan(settings, 1800, LAPTOP, ["prior.dim"])
     assert shown["tokenizer training reaches"] == "90 GFLOP/s"
-    assert shown["in 16.2 minutes"] == f"about {bought.steps['prior']:,} steps of 128"
+    each = settings.prior_training.batch_size
+    assert shown["in 16.2 minutes"] == f"about {bought.steps['prior']:,} steps of {each}"
     assert shown["with tokenizer.base_channels"] == str(bought.sizes["tokenizer.base_channels"])
     assert "with prior.dim" not in shown
     assert main(["info", "cifar10", "--budget", "soon"]) == 2

@@ -17,7 +17,7 @@ def test_every_part_of_the_gpu_script_runs_small_and_keeps_what_it_found(tmp_pat
     kept = json.loads(out.read_text())
     assert {part: kept[part]["state"] for part in PARTS} == dict.fromkeys(PARTS, "done")
     checks = {line["check"]: line["holds"] for line in kept["checks"]["lines"]}
-    assert len(checks) == 7 and all(checks.values()), checks
+    assert len(checks) == 8 and all(checks.values()), checks
     rates = [line for line in kept["rates"]["lines"] if "seconds" in line]
     assert len(rates) == 7 and all(line["flops"] > 0 and line["seconds"] > 0 for line in rates)
     assert len(kept["images"]["lines"]) == 3 and kept["cached"]["lines"][0]["online over cached"] > 1

@@ -184,19 +184,19 @@ class StageRun:
         bar_shown = _progress_bar(self.stage.name, self.clock.progress(self.step), self.processes.is_main)
         with closing(batches), bar_shown as bar, StopSignals() as stop:
             while True:
-                late = time.monotonic() - saved > settings.checkpoint_seconds
-                progress, stopping, late = self._agree(self.clock.progress(self.step), stop.requested, late)
-                evaluates = int(progress * settings.previews) > previews
-                if unread is not None and (progress >= 1 or evaluates or stopping or late):
+                save_due = time.monotonic() - saved > settings.checkpoint_seconds
+                progress, stopping, save_due = self._agree(self.clock.progress(self.step), stop.requested, save_due)
+                preview_due = int(progress * settings.previews) > previews
+                if unread is not None and (progress >= 1 or preview_due or stopping or save_due):
                     self._read(unread, log, bar)
                     unread = None
                 if progress >= 1:
                     break
-                if evaluates:
+                if preview_due:
                     previews = int(progress * settings.previews)
                     if self.looked != self.step:
                         self._evaluate(log)
-                if stopping or late:  # after evaluating, so that a checkpoint's step has been evaluated
+                if stopping or save_due:  # after evaluating, so that a checkpoint's step has been evaluated
                     self.checkpoint(log)
                     saved = time.monotonic()
                 if stopping:
@@ -242,8 +242,8 @@ class StageRun:
         joined = torch.stack([value.float() for value in values.values()])
         if self.processes.count > 1:
             joined = self.accelerator.reduce(joined)
-        skipped = torch.stack(list(self.update.skipped.values()))[:, 1].max()
-        numbers = torch.cat([joined, torch.stack([self.update.norms[self.stage.name].float(), skipped.float()])])
+        norm, in_a_row = self.update.norms[self.stage.name], self.update.in_a_row()
+        numbers = torch.cat([joined, torch.stack([norm.float(), in_a_row.float()])])
         return Unread(self.step, self.clock.elapsed(), rate, list(values), LateNumbers(numbers))
 
     def _read(self, unread: Unread, log: MetricsLog, bar: tqdm) -> None:

@@ -116,8 +116,11 @@ class Update:
 
     def skips(self) -> tuple[int, int]:
         """Gradients that were not finite so far, of all networks, and the most in a row now; waits for the device."""
-        totals, in_a_row = torch.stack(list(self.skipped.values())).unbind(1)
-        return int(totals.sum()), int(in_a_row.max())
+        return int(sum(counts[0] for counts in self.skipped.values())), int(self.in_a_row())
+
+    def in_a_row(self) -> Tensor:
+        """The most gradients in a row now that were not finite, of any network: a scalar on the device."""
+        return torch.stack([counts[1] for counts in self.skipped.values()]).max()
 
     def __call__(self, name: str, loss: Tensor) -> None:
         """Add the loss's gradient; at the end of the step, one that is not finite is skipped and counted."""

@@ -8,11 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
 from bld.cli import main
 from bld.errors import SettingError
 from bld.experiments import scales
+from bld.experiments.given_images import seam
 from bld.experiments.prior_rows import metrics_of
 from bld.experiments.reproduce import ITEMS, titles
 from bld.experiments.runner import Runner, Sampling
@@ -77,6 +79,10 @@ def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
         assert again.raw() == comparison and comparison["paired"]
         assert comparison["low"] == raw["values"]["binary diffusion, 64 steps"]["fd"]
     assert "FD (classifier digits)" in page and "FID" not in page.replace("paper: FID", "").split("What differs")[0]
+    assert raw["gate"]["best"] > 0 and len(raw["gate"]["distances"]["bernoulli"]) == 2
+    for label, metrics in raw["values"].items():  # timed in turns, with a bound on bits only where there is one
+        assert len(metrics.get("seconds_per_sample", [])) == (0 if label == "an untrained network" else 3)
+        assert bool(metrics.get("bits_to_learn")) == bool(metrics.get("bits_per_code"))
     with Image.open(root / "pages" / "table5-tiny.png") as picture:
         assert picture.width > 100
     assert "table5-tiny" in (root / "pages" / "README.md").read_text(encoding="utf-8")
@@ -97,9 +103,67 @@ def test_experiments_share_what_they_train(root):
     run(root, "table5")
     run(root, "figure5")
     priors = {path.name for path in (root / "tiny" / "priors").iterdir()}
-    kinds = ("bernoulli", "autoregressive", "absorbing", "target-z0", "evidence-off")
+    kinds = ("bernoulli", "autoregressive", "absorbing", "target-z0", "evidence-off", "gaussian")
     assert priors == {f"{kind}-seed{s}" for kind in kinds for s in (0, 1)}
-    assert {path.name for path in (root / "tiny" / "tokenizers").iterdir()} == {"binary-seed0", "binary-seed1"}
+    tokenizers = {path.name for path in (root / "tiny" / "tokenizers").iterdir()}
+    assert tokenizers == {f"{kind}-seed{s}" for kind in ("binary", "real") for s in (0, 1)}
+
+
+def test_priors_of_every_seed_can_share_one_tokenizer(root, monkeypatch):
+    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, name="one", one_tokenizer=True))
+    assert main(["reproduce", "figure4", "--scale", "tiny", "--seeds", "2", "--out", str(root)]) == 0
+    folder = root / "one"
+    assert {path.name for path in (folder / "tokenizers").iterdir()} == {"binary-seed0"}
+    assert {path.name for path in (folder / "priors").iterdir()} == {"bernoulli-seed0", "bernoulli-seed1"}
+    weights = [
+        (folder / "priors" / f"bernoulli-seed{s}" / "tokenizer" / "model.safetensors").read_bytes() for s in (0, 1)
+    ]
+    assert weights[0] == weights[1]
+    assert "on one tokenizer" in (root / "pages" / "figure4-one.md").read_text(encoding="utf-8")
+
+
+def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(root):
+    page = run(root, "rates")
+    raw = json.loads((root / "pages" / "rates-tiny.json").read_text(encoding="utf-8"))["values"]
+    assert set(raw) == {"bernoulli", "absorbing", "autoregressive", "gaussian"}
+    for kind, by_rate in raw.items():
+        assert (
+            f"| {min(by_rate, key=lambda rate: by_rate[rate][0])} |"
+            in page.split(f"| {kind} |")[1].split("\n")[0] + "|"
+        )
+
+
+def test_a_row_is_trained_at_the_rate_of_its_kind():
+    scale = replace(TINY, rates={"absorbing": 3e-4, "bernoulli": 2e-3}, trial_steps=7)
+    rate = "prior_training.learning_rate="
+    assert f"{rate}0.0003" in scale.prior("absorbing") and f"{rate}0.002" in scale.prior("steps-4")
+    assert not any(word.startswith(rate) for word in scale.prior("autoregressive"))
+    assert scale.prior("absorbing@0.01") == (f"{rate}0.01", "prior_training.steps=7", "prior.kind=absorbing")
+
+
+def test_a_seam_is_what_lies_between_a_hole_and_the_rest():
+    image, hole = torch.zeros(3, 4, 4), torch.zeros(4, 4, dtype=torch.bool)
+    hole[1:3, 1:3] = True
+    assert seam(torch.where(hole, 0.5, image), hole) == 0.5
+    image[:, 0, 0] = 9.0  # no neighbour of the hole
+    assert seam(image, hole) == 0.0
+    image[:, 1, 0] = 0.8  # one of the eight pairs
+    assert seam(image, hole) == pytest.approx(0.1)
+
+
+def test_bits_are_set_against_a_codebook_of_as_many_bits(tmp_path, monkeypatch):
+    pytest.importorskip("vector_quantize_pytorch")
+    formats = {name: scales.CIFAR10.tokenizers[name] for name in scales.CIFAR10.formats}
+    few = {name: (*formats[name], "tokenizer_training.steps=4") for name in ("binary-10", "vq-11", "binary-11")}
+    few = {name: tuple(w for w in words if "base_channels" not in w) for name, words in few.items()}
+    tokenizers = {**TINY.tokenizers, **few}
+    monkeypatch.setitem(scales.SCALES, "tiny", replace(TINY, tokenizers=tokenizers, formats=(*TINY.formats, *few)))
+    page = run(tmp_path, "table4")
+    assert "10 bits above a codebook of 1,024 at the usual latent side" in page and "2,048 at the usual" in page
+    raw = json.loads((tmp_path / "pages" / "table4-tiny.json").read_text(encoding="utf-8"))
+    assert {"binary-10", "vq-11", "an untrained tokenizer"} <= set(raw["values"]) and raw["gate"]["share"] == 0.5
+    assert not any("codebook of" in comparison["words"] for comparison in raw["comparisons"])  # no part of the claim
+    assert (tmp_path / "pages" / "table4-curves-tiny.png").is_file()
 
 
 def test_a_lost_figure_is_measured_again_the_same(root):
@@ -128,7 +192,7 @@ def test_what_is_looked_at_gets_its_page_and_picture(root, name):
 
 def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
     wanted = {f"table{i}" for i in range(1, 8)} | {f"figure{x}" for x in "457AMNO"}
-    wanted |= {"training-steps", "guided-steps", "gaussian-steps", "draws", "posterior"}
+    wanted |= {"training-steps", "guided-steps", "gaussian-steps", "draws", "posterior", "rates"}
     assert set(titles()) == wanted
     for item in ITEMS:
         rows = item.rows(DIGITS, 16)

@@ -1,185 +1,24 @@
-"""The experiments that are not rows of samples: Table 4 (reconstruction), Table 6 (seconds), Figures 5, N and O."""
+"""The experiments that are not rows of samples; of those, Table 6 (seconds) and Figure 5 (what bits draw)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bld.data import make_grid, psnr
-from bld.evaluation.metrics.reconstruction import structural_similarity
+from bld.data import make_grid
+from bld.experiments.formats import table4
 from bld.experiments.given_images import figure_n, figure_o
 from bld.experiments.page import Findings, Table
+from bld.experiments.rates import rates
 from bld.experiments.runner import Runner, Sampling
-from bld.experiments.verdict import Comparison, mean_and_spread
-from bld.seeding import keyed_draws
-from bld.serialization.models import load_tokenizer
+from bld.experiments.verdict import Comparison
 
-RECONSTRUCTED = 2000
 TIMED = 5
-
-# -- Table 4 ----------------------------------------------------------------------------------------------
-
-PAPER_TABLE_4 = {
-    "vq": ("16×16×1024", "20.08 ± 1.84", "0.62 ± 0.09"),
-    "real": ("16×16×16", "24.08 ± 4.22", "0.70 ± 0.12"),
-    "binary": ("16×16×32", "24.02 ± 2.11", "0.75 ± 0.06"),
-    "vq-small": ("8×8×2048", "17.20 ± 1.45", "0.53 ± 0.09"),
-    "real-small": ("8×8×64", "22.74 ± 1.87", "0.62 ± 0.15"),
-    "binary-small": ("8×8×128", "22.82 ± 1.84", "0.64 ± 0.07"),
-}
-
-
-def table4(runner: Runner, seeds: int) -> Findings:
-    """PSNR and SSIM of reconstructions of unseen images, by the format of the code."""
-    rows, values = [], {}
-    for name in runner.scale.formats:
-        found = [_reconstruction(runner, name, seed) for seed in range(seeds)]
-        values[name] = {metric: [one[metric] for one in found] for metric in found[0] if metric != "size"}
-        rows.append(_format_row(name, found))
-    headings = [
-        "format",
-        "paper: size",
-        "paper: PSNR",
-        "paper: SSIM",
-        "size",
-        "bytes per image",
-        "parameters",
-        "PSNR, dB ↑ (seeds)",
-        "SSIM ↑ (seeds)",
-        "PSNR of the most probable code",
-    ]
-    findings = Findings(
-        "Table 4: reconstruction by format of the code",
-        "bits reconstruct better than a vector-quantised code, and as well as real numbers; more so on a smaller grid.",
-        basis=f"over {seeds} training seeds" if seeds > 1 else "with one training of each row, which decides nothing",
-    )
-    images = len(runner.unseen(0))
-    findings.tables.append(
-        (
-            f"Mean ± standard deviation over {min(images, RECONSTRUCTED):,} unseen images, for each training "
-            f"seed; codes are "
-            "drawn as in training (eq. 1). The last column decodes the most probable code instead (bits "
-            "thresholded, means).",
-            Table(headings, rows),
-        )
-    )
-    findings.comparisons += _between_formats(values)
-    kept = ("psnr", "ssim", "psnr_likely")
-    findings.values = {name: {metric: one[metric] for metric in kept} for name, one in values.items()}
-    findings.pictures.append(_reconstruction_picture(runner))
-    findings.notes += [
-        "Same encoder and decoder, data, steps, batch and learning rate in every row; MSE alone (no "
-        "LPIPS, no adversary).",
-        "Bits are drawn, so a short training leaves many undecided; then the most probable code is not "
-        "what the decoder "
-        "was trained on, and reconstructs worse than a draw. Long training closes the gap.",
-        f"Steps of training: {_steps(runner)}. The paper trains its tokenizers until they converge.",
-    ]
-    return findings
-
-
-def _between_formats(values: dict[str, dict[str, list[float]]]) -> Iterator[Comparison]:
-    """Bits above vq, near real numbers, and the more so on a smaller grid."""
-    gaps = {}
-    for side in ("", "-small"):
-        binary, vq, real = (values[f"{kind}{side}"] for kind in ("binary", "vq", "real"))
-        where = "half the latent side" if side else "the usual latent side"
-        yield _over_seeds(f"bits above vq at {where}", vq["psnr"], binary["psnr"])
-        yield Comparison(f"bits above vq at {where} (SSIM)", vq["ssim"], binary["ssim"], paired=True)
-        allowed = [x + 0.5 for x in binary["psnr"]]
-        yield _over_seeds(f"bits within 0.5 dB of real numbers at {where}", real["psnr"], allowed)
-        gaps[side] = [b - v for b, v in zip(binary["psnr"], vq["psnr"], strict=True)]
-    yield _over_seeds("what bits gain over vq grows on the smaller grid", gaps[""], gaps["-small"])
-
-
-def _format_row(name: str, found: list[dict[str, Any]]) -> list[str]:
-    """One line of the table, from the metrics of each seed."""
-    first = found[0]
-    return [
-        _format_name(name),
-        *PAPER_TABLE_4[name],
-        first["size"],
-        f"{first['bytes']:.0f}",
-        f"{first['parameters'] / 1e6:.2f} M",
-        "; ".join(f"{v['psnr']:.2f} ± {v['psnr_std']:.2f}" for v in found),
-        "; ".join(f"{v['ssim']:.3f} ± {v['ssim_std']:.3f}" for v in found),
-        mean_and_spread([v["psnr_likely"] for v in found], 4),
-    ]
-
-
-def _steps(runner: Runner) -> str:
-    run = runner.tokenizer(runner.scale.formats[0], 0)
-    settings = run.settings().tokenizer_training
-    return f"{settings.steps:,} of {settings.batch_size} images, learning rate {settings.learning_rate:g}"
-
-
-def _over_seeds(words: str, low: list[float], high: list[float]) -> Comparison:
-    return Comparison(f"{words} (PSNR)", low, high, paired=True)
-
-
-def _format_name(name: str) -> str:
-    return {"vq": "vector-quantised", "real": "real numbers", "binary": "binary (ours)"}[name.removesuffix("-small")]
-
-
-def _reconstruction(runner: Runner, name: str, seed: int) -> dict[str, Any]:
-    key = {
-        "tokenizer": name,
-        "seed": seed,
-        "words": runner.overrides(name, "bernoulli", seed),
-        "test": runner.test != "",
-    }
-
-    @torch.no_grad()
-    def compute() -> dict[str, Any]:
-        runner.say(f"Reconstructing with {name}, seed {seed}.")
-        model = load_tokenizer(runner.tokenizer(name, seed).tokenizer)
-        images = runner.unseen(seed)
-        rows = torch.linspace(0, len(images) - 1, min(len(images), RECONSTRUCTED)).long()
-        drawn, likely, similar = [], [], []
-        for part in rows.split(250):
-            x = images.centre(part)
-            again = model.decode(model.encode(x, keyed_draws(0, "reconstruct", part.tolist()))).clamp(-1, 1)
-            drawn.append(psnr(x, again))
-            similar.append(structural_similarity(x, again))
-            likely.append(psnr(x, model.decode(model.encode(x)).clamp(-1, 1)))
-        decibels, ssim = torch.cat(drawn), torch.cat(similar)
-        config = model.config
-        size = f"{config.code_shape.h}×{config.code_shape.w}×"
-        return {
-            "size": size + (str(2**config.code_bits) if config.bottleneck == "vq" else str(config.code_bits)),
-            "bytes": config.code_bytes,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "psnr": float(decibels.mean()),
-            "psnr_std": float(decibels.std()),
-            "ssim": float(ssim.mean()),
-            "ssim_std": float(ssim.std()),
-            "psnr_likely": float(torch.cat(likely).mean()),
-        }
-
-    return runner.kept("reconstruction", key, compute)
-
-
-@torch.no_grad()
-def _reconstruction_picture(runner: Runner) -> tuple[str, str, Any]:
-    images = runner.unseen(0)
-    rows = torch.linspace(0, len(images) - 1, 12).long()
-    x = images.centre(rows)
-    shown = [x]
-    for name in runner.scale.formats:
-        model = load_tokenizer(runner.tokenizer(name, 0).tokenizer)
-        shown.append(model.decode(model.encode(x, keyed_draws(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
-    grid = make_grid(torch.cat(shown), columns=12, scale=runner.scale.enlarged)
-    return (
-        f"table4-{runner.scale.label}.png",
-        "Unseen images on top, below them the formats in the order of the table",
-        grid,
-    )
-
 
 # -- Table 6 ----------------------------------------------------------------------------------------------
 
@@ -310,4 +149,5 @@ FIGURES: dict[str, tuple[str, Callable[[Runner, int], Findings]]] = {
     "figure5": ("what single bits draw", figure5),
     "figureN": ("inpainting", figure_n),
     "figureO": ("nearest training images", figure_o),
+    "rates": ("learning rates of the priors", rates),
 }

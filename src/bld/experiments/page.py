@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,9 +63,9 @@ RULE = (
     "Fixed beforehand: each comparison is a two-sided t-test of the difference of the means, paired by seed where both "
     "sides share a tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided "
     "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*. "
-    "Before any of that, every network, at its best sampling, must have come within a quarter of an untrained one's "
-    "distance, and what is varied must change a metric (analysis of variance, p < 0.05); else there is *too little "
-    "training to say*, or nothing to decide."
+    "Before any of that, every network, at its best sampling, must have come three quarters of the way from an "
+    "untrained one's distance to that of real images rebuilt from their codes, and what is varied must change a metric "
+    "(analysis of variance, p < 0.05); else there is *too little training to say*, or nothing to decide."
 )
 
 
@@ -98,7 +99,7 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
         f"    {command}",
         "",
     ]
-    lines += [f"- {line}" for line in [f"Machine: {machine()}.", *setting]] + [""]
+    lines += [f"- {line}" for line in [f"Judged on {_today()}.", f"Machine: {machine()}.", *setting]] + [""]
     for caption, table in findings.tables:
         lines += [caption, "", str(table), ""]
     for file, caption, image in findings.pictures:
@@ -118,17 +119,22 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
     return path
 
 
+def _today() -> str:
+    return time.strftime("%Y-%m-%d")
+
+
 def _raw(findings: Findings, command: str) -> dict[str, Any]:
     """All that a reader needs to judge again."""
     return {
         "title": findings.title,
         "command": command,
         "bld": __version__,
+        "judged": _today(),
         "machine": machine(),
         "rule": RULE,
         "verdict": judge(findings.comparisons, findings.gate) if findings.comparisons else None,
         "basis": findings.basis,
-        "gate": None if findings.gate is None else {"passed": findings.gate.passed, "why": str(findings.gate)},
+        "gate": None if findings.gate is None else findings.gate.raw(),
         "values": findings.values,
         "comparisons": [comparison.raw() for comparison in findings.comparisons],
     }
@@ -147,17 +153,20 @@ def save_small(image: Image.Image, path: Path) -> None:
 
 
 def write_index(folder: Path) -> None:
-    """README.md: every page of the folder with its title and verdict."""
+    """README.md: every page of the folder with its title and verdict; what has no numbers beside it is older."""
     rows = []
     for path in sorted(folder.glob("*-*.md")):
         text = path.read_text(encoding="utf-8").split("\n")
         said = next((line for line in text[3:] if line and not line.startswith("*The paper")), "")
-        rows.append([f"[{path.stem}]({path.name})", text[0].removeprefix("# "), said])
+        older = "" if path.with_suffix(".json").is_file() else " *(older rule)*"
+        rows.append([f"[{path.stem}]({path.name})", text[0].removeprefix("# "), said + older])
     table = Table(["page", "what", "verdict"], rows)
     head = (
         "# The paper's experiments, repeated\n\nMade by `bld reproduce NAME --scale SCALE`; how they are "
         "done and judged: "
         "[../reproduce.md](../reproduce.md).\n\n"
+        "*Older rule*: twice the standard error instead of Student's t, and no gate against untrained networks; the "
+        "page waits to be judged again.\n\n"
     )
     with written_aside(folder / "README.md") as aside:
         aside.write_text(head + str(table) + "\n", encoding="utf-8")

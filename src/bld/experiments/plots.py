@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
@@ -18,15 +18,18 @@ if TYPE_CHECKING:
     from bld.experiments.runner import Runner
 
 SHOWN = 20
-COLOURS = ("#1b7f7f", "#c4572e", "#5b5b9a")
+COLOURS = ("#1b7f7f", "#c4572e", "#5b5b9a", "#8a8a2a", "#7a3b69")
 
 
 def chart(
-    curves: Mapping[str, tuple[Sequence[Any], Sequence[Sequence[float]]]], x: str, y: str, log: bool = False
+    curves: Mapping[str, tuple[Sequence[Any], Sequence[Sequence[float]]]],
+    x: str,
+    y: str,
+    log: Literal["", "x", "xy"] = "",
 ) -> Image.Image:
-    """Means over seeds against x, with a band of one standard deviation; both axes logarithmic where asked."""
+    """Means over seeds against x, with a band of one standard deviation; the axes of `log` are logarithmic."""
     figure, axes = _axes(x, y)
-    for (name, (at, values)), colour in zip(curves.items(), COLOURS, strict=False):
+    for (name, (at, values)), colour in zip(curves.items(), COLOURS[: len(curves)], strict=True):
         mean = [fmean(v) for v in values]
         spread = [stdev(v) if len(v) > 1 else 0.0 for v in values]
         axes.plot(at, mean, "o-", color=colour, label=name, linewidth=1.8, markersize=4)
@@ -34,9 +37,10 @@ def chart(
         axes.fill_between(at, low, [m + s for m, s in zip(mean, spread, strict=True)], color=colour, alpha=0.2)
     if log:
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log")
         ticks = sorted({n for at, _ in curves.values() for n in at})
         axes.set_xticks(ticks, [str(n) for n in ticks])
+    if "y" in log:
+        axes.set_yscale("log")
         for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             place("{x:g}")
     axes.legend(frameon=False)

@@ -27,10 +27,12 @@ HEADINGS = {
     "is_mean": "inception score ↑",
     "kid_mean": "KID ↓",
     "bits_per_code": "bits per code ↓",
+    "bits_to_learn": "bits without the coin flips ↓",
+    "seconds_per_sample": "seconds per sample ↓",
     "cas_top1": "CAS top-1 ↑",
     "cas_top5": "CAS top-5 ↑",
 }
-BITS = ("bits_per_code",)
+BITS = ("bits_per_code", "bits_to_learn")
 EVIDENCE = (
     "Rows of binary diffusion add what a noised bit says about itself to the logits (`prior.evidence`), which is ours "
     "and not the paper's, unless a row says otherwise."
@@ -86,11 +88,20 @@ class Item:
     def run(self, runner: Runner, seeds: int) -> Findings:
         """Train what is missing, measure every row, and judge."""
         rows = self.rows(runner.scale, runner.pipeline("bernoulli", 0).prior.code_shape.positions)
+        for seed in range(seeds):  # every row once before any again: what is stopped midway can be looked at
+            for prior in dict.fromkeys(row.prior for row in rows if row.prior):
+                runner.prior(prior, seed)
         shown_metrics = metrics_of(runner, self.metrics)
         values = {row.label: measure(runner, row, seeds, shown_metrics) for row in rows}
         untrained = measure_untrained(runner, rows, seeds)
-        findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(seeds))
-        findings.gate = gate_of(rows, values, untrained["fd"], shown_metrics)
+        if "seconds_per_sample" in self.metrics:
+            sampled = [row for row in rows if row.prior]
+            for row, seconds in zip(
+                sampled, runner.seconds([(row.prior, row.sampling) for row in sampled]), strict=True
+            ):
+                values[row.label]["seconds_per_sample"] = seconds
+        findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(runner.scale, seeds))
+        findings.gate = gate_of(rows, values, untrained["fd"], shown_metrics, runner.best())
         everything = {**values, UNTRAINED: untrained}
         findings.values = everything
         shown = [*rows, Row(UNTRAINED, "", Sampling())]
@@ -100,10 +111,10 @@ class Item:
         return findings
 
 
-def over(seeds: int) -> str:
+def over(scale: Scale, seeds: int) -> str:
     """What a verdict rests on."""
     if seeds > 1:
-        return f"over {seeds} training seeds"
+        return f"over {seeds} training seeds" + (" of each prior, on one tokenizer" if scale.one_tokenizer else "")
     return f"over {SAMPLING_SEEDS} sampling seeds of one training of each row: other trainings may differ by more"
 
 
@@ -134,7 +145,8 @@ def measure(runner: Runner, row: Row, seeds: int, metrics: Sequence[str]) -> dic
     if set(BITS) & set(metrics) and row.prior != "gaussian" and row.has_bits:
         for seed in range(seeds):
             bits = runner.likelihood(row.prior, seed)
-            for name in BITS:
+            bits["bits_to_learn"] = bits["bits_per_code"] - bits.get("noise_bits", 0.0)
+            for name in set(BITS) & set(metrics):
                 found[name].append(bits[name])
     return found
 
@@ -150,19 +162,23 @@ def measure_untrained(runner: Runner, rows: Sequence[Row], seeds: int) -> dict[s
     return found
 
 
-def gate_of(rows: Sequence[Row], values: Values, untrained: Sequence[float], metrics: Sequence[str]) -> Gate:
-    """Each network at its best sampling against an untrained one; and whether the rows differ in any metric."""
+def gate_of(
+    rows: Sequence[Row], values: Values, untrained: Sequence[float], metrics: Sequence[str], best: float
+) -> Gate:
+    """Each network at its best sampling between an untrained one and `best`; and whether the rows differ at all."""
     networks: dict[str, list[float]] = {}
     for row in rows:
         distances = values[row.label].get("fd", [])
         if row.prior and distances and fmean(distances) < fmean(networks.get(row.prior, [math.inf])):
             networks[row.prior] = distances
-    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in metrics}
-    return Gate(networks, untrained, moved)
+    of_samples = [name for name in metrics if name != "seconds_per_sample"]
+    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in of_samples}
+    return Gate(networks, untrained, moved, best)
 
 
 def _caption(runner: Runner, seeds: int) -> str:
     spread = f"{seeds} training seeds" if seeds > 1 else f"{SAMPLING_SEEDS} sampling seeds of one training"
+    spread += " of each prior, all on the codes of one tokenizer" if runner.scale.one_tokenizer and seeds > 1 else ""
     seen = "of those trained on, as in the paper" if runner.scale.knows_reference else "that nothing was trained on"
     return (
         f"Mean ± standard deviation over {spread}; {runner.scale.samples} samples a metric, against "

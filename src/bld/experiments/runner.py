@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +32,13 @@ from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
-from bld.experiments.scales import PRIORS, Scale
+from bld.experiments.page import machine
+from bld.experiments.scales import Scale
 from bld.io.files import read_json, write_json
 from bld.pipeline import BinaryLatentDiffusionPipeline
-from bld.seeding import derive_seed, keyed_permutation
+from bld.seeding import derive_seed, keyed_draws, keyed_permutation
+from bld.serialization.models import load_tokenizer
 from bld.training.config import load_settings
-from bld.training.held_out_codes import CODE_DRAWS
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import split_images
@@ -45,6 +46,7 @@ from bld.training.settings import leaves, settings_tree
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
+TIMED, TIMED_SAMPLES = 3, 100
 Say = Callable[[str], None]
 
 
@@ -85,7 +87,7 @@ class Runner:
 
     def overrides(self, tokenizer: str, prior: str, seed: int) -> list[str]:
         """All settings of a run, on top of the scale's preset."""
-        return [*self.scale.overrides, *self.scale.tokenizers[tokenizer], *PRIORS[prior], f"seed={seed}"]
+        return [*self.scale.overrides, *self.scale.tokenizers[tokenizer], *self.scale.prior(prior), f"seed={seed}"]
 
     def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
         """The run that holds a trained tokenizer; trained now if it is not."""
@@ -108,7 +110,7 @@ class Runner:
         if run.index.is_file():
             self._refuse_another(run, self.overrides(tokenizer, name, seed))
             return run
-        base = self.tokenizer(tokenizer, seed, with_codes=True)
+        base = self.tokenizer(tokenizer, 0 if self.scale.one_tokenizer else seed, with_codes=True)
         recipe = self._recipe(run, self.overrides(tokenizer, name, seed))
         if not run.tokenizer.is_dir():
             run.record("tokenizer", **base.progress()["tokenizer"])
@@ -121,7 +123,7 @@ class Runner:
     def tokenizer_of(self, prior: str) -> str:
         """Name of the tokenizer whose codes a prior models."""
         if prior.startswith("gaussian"):
-            return "real"
+            return self.scale.real
         return "binary-small" if prior == "bernoulli-small" else self.scale.base
 
     def _recipe(self, run: RunFolder, overrides: list[str]) -> Recipe:
@@ -215,19 +217,22 @@ class Runner:
         write_json(path, {"key": key, "figures": metrics, "seconds": round(time.monotonic() - started, 1)})
         return metrics
 
-    def _key(self, prior: str | None, seed: int, **more: Any) -> dict[str, Any]:
+    def key(self, prior: str | None, seed: int, **more: Any) -> dict[str, Any]:
         """What made a measurement: the prior's own settings, and `more`."""
         words = self.overrides(self.tokenizer_of(prior), prior, seed) if prior else []
         return {"prior": prior, "seed": seed, "words": words, **more}
 
     def _judged(self, sampling: Sampling) -> dict[str, Any]:
         """What samples are made of and held against, for a key."""
-        return {
-            "samples": self.scale.samples,
-            "reference": self.reference.fingerprint,
-            "extractor": self.extractor.sha256,
-            "sampling": dataclasses.asdict(sampling),
-        }
+        drawn = {"samples": self.scale.samples, "sampling": dataclasses.asdict(sampling)}
+        return {**drawn, **self._images_and_judge()}
+
+    def _images_and_judge(self) -> dict[str, str]:
+        """What images are held against, for a key."""
+        return {"reference": self.reference.fingerprint, "extractor": self.extractor.sha256}
+
+    def _reference_features(self) -> Any:
+        return reference_features(self.reference, self.extractor, self.root / "results")
 
     def batches(
         self, pipeline: BinaryLatentDiffusionPipeline, sampling: Sampling, count: int
@@ -251,7 +256,7 @@ class Runner:
 
         Where the samples have classes, also "accuracy": the share that the judge takes for what they were asked to be.
         """
-        key = self._key(prior, seed, **self._judged(sampling))
+        key = self.key(prior, seed, **self._judged(sampling))
 
         def compute() -> dict[str, float]:
             self.say(f"Sampling {self.scale.samples} images of {prior}, seed {seed}: {_words(sampling)}.")
@@ -263,17 +268,34 @@ class Runner:
                     yield batch
 
             table = extract(images(), self.extractor)
-            reference = reference_features(self.reference, self.extractor, self.root / "results")
-            metrics = score(table, reference)
+            metrics = score(table, self._reference_features())
             if labels and table.logits is not None and self.judge_knows_classes:
                 metrics["accuracy"] = float((table.logits.argmax(1) == torch.tensor(labels)).float().mean())
             return metrics
 
         return self.kept("quality", key, compute)
 
+    def best(self) -> float:
+        """The distance of the reference images themselves, rebuilt from drawn codes: no prior can be asked for less."""
+        key = {"words": self.overrides(self.scale.base, "bernoulli", 0), **self._images_and_judge()}
+
+        @torch.no_grad()
+        def compute() -> dict[str, float]:
+            model, images = load_tokenizer(self.tokenizer(self.scale.base, 0).tokenizer).to(self.device), self.reference
+
+            def rebuilt() -> Iterator[Tensor]:
+                for rows in torch.arange(len(images)).split(BATCH):
+                    draws = keyed_draws(0, "rebuilt", rows.tolist())
+                    codes = model.encode(images.centre(rows).to(self.device), draws)
+                    yield to_uint8(model.decode(codes)).cpu()
+
+            return score(extract(rebuilt(), self.extractor), self._reference_features())
+
+        return self.kept("rebuilt", key, compute)["fd"]
+
     def untrained(self, prior: str, sampling: Sampling) -> dict[str, float]:
         """What the samples of a network of this kind measure before any training, drawn by the trained tokenizer."""
-        key = self._key(prior, 0, **self._judged(sampling))
+        key = self.key(prior, 0, **self._judged(sampling))
         del key["seed"]
 
         def compute() -> dict[str, float]:
@@ -284,9 +306,31 @@ class Runner:
             table = extract(
                 (batch for batch, _ in self.batches(pipeline, sampling, self.scale.samples)), self.extractor
             )
-            return score(table, reference_features(self.reference, self.extractor, self.root / "results"))
+            return score(table, self._reference_features())
 
         return self.kept("untrained", key, compute)
+
+    def seconds(self, rows: Sequence[tuple[str, Sampling]]) -> list[list[float]]:
+        """Seconds per sample of each (prior, sampling), decoding included: in turns after one to warm up.
+
+        In turns, so that a busy moment of the machine does not fall on one row alone.
+        """
+        drawn = [(self.key(prior, 0), dataclasses.asdict(sampling)) for prior, sampling in rows]
+
+        def compute() -> dict[str, Any]:
+            self.say(f"Timing {len(rows)} samplers in turns.")
+            pipelines = {prior: self.pipeline(prior, 0) for prior, _ in rows}
+            taken: list[list[float]] = [[] for _ in rows]
+            for turn in range(TIMED + 1):
+                for (prior, sampling), times in zip(rows, taken, strict=True):
+                    begun = time.perf_counter()
+                    list(self.batches(pipelines[prior], sampling, TIMED_SAMPLES))
+                    times += [(time.perf_counter() - begun) / TIMED_SAMPLES] if turn else []
+            return {"seconds": taken}
+
+        return list(
+            self.kept("seconds", {"rows": drawn, "samples": TIMED_SAMPLES, "device": machine()}, compute)["seconds"]
+        )
 
     def lesson(self, prior: str | None, seed: int, sampling: Sampling) -> dict[str, float]:
         """Classification accuracy score: cas_top1 and cas_top5 of a small network taught by samples of a prior.
@@ -294,7 +338,7 @@ class Runner:
         prior None: by as many real training images, the most that samples can be hoped to teach.
         """
         drawn = {"samples": self.scale.samples, "sampling": dataclasses.asdict(sampling)}
-        key = self._key(prior, seed, **drawn, test=self.test != "", cas=self.scale.cas)
+        key = self.key(prior, seed, **drawn, test=self.test != "", cas=self.scale.cas)
 
         def compute() -> dict[str, float]:
             self.say(f"Teaching a classifier by {prior or 'real images'}, seed {seed}.")
@@ -326,13 +370,14 @@ class Runner:
     def likelihood(self, prior: str, seed: int) -> dict[str, float]:
         """Bits that the prior needs for codes of unseen images (`likelihood_metrics`).
 
-        The codes are drawn as in training, the same ones for every prior on the same tokenizer.
+        The codes are drawn as in training, once each, the same ones for every prior on the same tokenizer.
         """
-        key = self._key(prior, seed, codes=LIKELIHOOD_CODES, draws=CODE_DRAWS)
+        key = self.key(prior, seed, codes=LIKELIHOOD_CODES, draws=1)
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")
-            return likelihood_metrics(self.pipeline(prior, seed), self.split(seed)[1], LIKELIHOOD_CODES, 0, BATCH)
+            unseen = self.split(seed)[1]
+            return likelihood_metrics(self.pipeline(prior, seed), unseen, LIKELIHOOD_CODES, 0, BATCH, draws=1)
 
         return self.kept("bits", key, compute)
 

@@ -5,8 +5,8 @@ paired by seed where both sides of a pair share a tokenizer, data or a network, 
 difference has the claimed sign and p < 0.05, fails where it has the other sign and p < 0.05, and is undecided between.
 With fewer than two values on either side nothing is decided.
 
-No claim is judged unless a gate is passed: every row has come most of the way from an untrained network to the data,
-and what was varied changes some metric.
+No claim is judged unless a gate is passed: every network has come most of the way from an untrained one to the best
+that its codes allow, and what was varied changes some metric.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.special import fdtrc, stdtr
 
 Outcome = Literal["reproduced", "not reproduced", "undecided at this scale", "too little training to say"]
 LEVEL = 0.05
-FAR_ENOUGH = 0.25  # of the untrained network's distance, at most, in every row that is judged
+FAR_ENOUGH = 0.25  # of the way from the best possible to an untrained network, at most, in every row that is judged
 
 
 @dataclass(frozen=True)
@@ -133,17 +133,26 @@ class Gate:
         distances: of each row that is judged, its distance over seeds.
         untrained: the same of untrained networks.
         moved: by metric, the values of each row over seeds; one of the metrics has to differ between rows.
+        best: the distance below which no row can come, whatever it learns: that of real images rebuilt from their
+            codes.
+        share: of the way from `best` to the untrained networks, the farthest that a row may lie.
     """
 
     distances: Mapping[str, Sequence[float]]
     untrained: Sequence[float]
     moved: Mapping[str, Sequence[Sequence[float]]]
+    best: float = 0.0
+    share: float = FAR_ENOUGH
+
+    @property
+    def limit(self) -> float:
+        """The farthest that a row may lie."""
+        return self.best + self.share * (fmean(self.untrained) - self.best)
 
     @property
     def far_off(self) -> list[str]:
-        """The rows whose mean distance is more than a quarter of the untrained networks'."""
-        limit = FAR_ENOUGH * fmean(self.untrained)
-        return [label for label, values in self.distances.items() if values and fmean(values) > limit]
+        """The rows whose mean distance is above the limit."""
+        return [label for label, values in self.distances.items() if values and fmean(values) > self.limit]
 
     @property
     def moves(self) -> bool:
@@ -157,21 +166,33 @@ class Gate:
         """Whether the claim may be judged."""
         return not self.far_off and self.moves
 
+    def raw(self) -> dict[str, Any]:
+        """All that it rests on, and what came of it."""
+        return {
+            "distances": {label: list(values) for label, values in self.distances.items()},
+            "untrained": list(self.untrained),
+            "best": self.best,
+            "share": self.share,
+            "limit": self.limit,
+            "moved": {name: [list(values) for values in groups] for name, groups in self.moved.items()},
+            "passed": self.passed,
+            "why": str(self),
+        }
+
     def __str__(self) -> str:
-        limit = FAR_ENOUGH * fmean(self.untrained)
+        limit = (
+            f"{self.limit:.3g}, {100 * self.share:.0f}% of the way from {self.best:.3g}, the best that the codes "
+            f"allow, to {fmean(self.untrained):.3g}, an untrained network's"
+        )
         if self.far_off:
             worst = max(self.far_off, key=lambda label: fmean(self.distances[label]))
             return (
-                f"Not passed: {len(self.far_off)} of {len(self.distances)} rows lie farther from the data than "
-                f"{limit:.3g}, a quarter of the untrained network's distance (the farthest is {worst}, "
-                f"{fmean(self.distances[worst]):.3g})."
+                f"Not passed: {len(self.far_off)} of {len(self.distances)} networks lie farther from the data than "
+                f"{limit} (the farthest is {worst}, {fmean(self.distances[worst]):.3g})."
             )
         if not self.moves:
             return "Not passed: what was varied changes none of the metrics beyond their spread."
-        return (
-            f"Passed: every row lies within {limit:.3g} of the data, a quarter of the untrained network's distance, "
-            "and what was varied changes the metrics."
-        )
+        return f"Passed: no network lies farther from the data than {limit}, and what was varied changes the metrics."
 
 
 def anova_p(groups: Sequence[Sequence[float]]) -> float | None:

@@ -101,9 +101,9 @@ NEAR_DATA = {"a": [1.0, 1.1], "b": [2.0, 2.1]}
     ("gate", "outcome"),
     [
         (Gate(NEAR_DATA, [10.0, 11.0], {"fd": list(NEAR_DATA.values())}), "reproduced"),
-        (Gate(NEAR_DATA, [8.0, 8.1], {"fd": list(NEAR_DATA.values())}), "too little training to say"),
-        (Gate(NEAR_DATA, [8.0, 8.1], {"fd": list(NEAR_DATA.values())}, best=0.5), "reproduced"),
-        (Gate(NEAR_DATA, [8.0, 8.1], {"fd": list(NEAR_DATA.values())}, share=0.5), "reproduced"),
+        (Gate(NEAR_DATA, [6.0, 6.1], {"fd": list(NEAR_DATA.values())}), "too little training to say"),
+        (Gate(NEAR_DATA, [6.0, 6.1], {"fd": list(NEAR_DATA.values())}, best=0.5), "reproduced"),
+        (Gate(NEAR_DATA, [6.0, 6.1], {"fd": list(NEAR_DATA.values())}, share=0.5), "reproduced"),
         (Gate(NEAR_DATA, [10.0], {"fd": [[1.0, 3.0], [1.1, 3.0]]}), "undecided at this scale"),
         (Gate(NEAR_DATA, [10.0], {"fd": [[1.0], [3.0]]}), "undecided at this scale"),
     ],
@@ -115,7 +115,7 @@ def test_nothing_is_judged_before_the_gate_is_passed(gate, outcome):
 
 def test_the_way_to_the_data_ends_where_the_codes_allow_no_more():
     gate = Gate(NEAR_DATA, [9.0, 11.0], {"fd": list(NEAR_DATA.values())}, best=2.0)
-    assert gate.limit == pytest.approx(2.0 + (10.0 - 2.0) / 4) and gate.far_off == []
+    assert gate.limit == pytest.approx(2.0 + (10.0 - 2.0) / 3) and gate.far_off == []
     again = Gate(*(gate.raw()[name] for name in ("distances", "untrained", "moved", "best", "share")))
     assert again.raw() == gate.raw() and gate.raw()["passed"] is True
 

@@ -90,7 +90,7 @@ class Runner:
         return [*self.scale.overrides, *self.scale.tokenizers[tokenizer], *self.scale.prior(prior), f"seed={seed}"]
 
     def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
-        """The run that holds a trained tokenizer; trained now if it is not."""
+        """The run that holds a trained tokenizer, and codes drawn with the seed; trained now if it is not."""
         run = RunFolder(self.root / "tokenizers" / f"{name}-seed{seed}")
         overrides = self.overrides(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
         encoded = (run.codes / "header.json").is_file()
@@ -98,7 +98,10 @@ class Runner:
             self._refuse_another(run, overrides, besides=("prior", "diffusion.", "sampling."))
             return run
         recipe = self._recipe(run, overrides)
-        recipe.train_tokenizer()
+        if self.scale.one_tokenizer and seed:
+            self._hand_on(self.tokenizer(name, 0), run)
+        else:
+            recipe.train_tokenizer()
         if with_codes:
             recipe.encode()
         return run
@@ -110,15 +113,21 @@ class Runner:
         if run.index.is_file():
             self._refuse_another(run, self.overrides(tokenizer, name, seed))
             return run
-        base = self.tokenizer(tokenizer, 0 if self.scale.one_tokenizer else seed, with_codes=True)
+        base = self.tokenizer(tokenizer, seed, with_codes=True)
         recipe = self._recipe(run, self.overrides(tokenizer, name, seed))
+        self._hand_on(base, run)
+        recipe.train_prior()
+        return run
+
+    @staticmethod
+    def _hand_on(base: RunFolder, run: RunFolder) -> None:
+        """Give a run another's tokenizer, list of images and codes."""
         if not run.tokenizer.is_dir():
             run.record("tokenizer", **base.progress()["tokenizer"])
             shutil.copy(base.data, run.data)
-            shutil.copytree(base.codes, run.codes, copy_function=os.link, dirs_exist_ok=True)
+            if base.codes.is_dir():
+                shutil.copytree(base.codes, run.codes, copy_function=os.link, dirs_exist_ok=True)
             shutil.copytree(base.tokenizer, run.tokenizer)
-        recipe.train_prior()
-        return run
 
     def tokenizer_of(self, prior: str) -> str:
         """Name of the tokenizer whose codes a prior models."""

@@ -21,7 +21,7 @@ from scipy.special import fdtrc, stdtr
 
 Outcome = Literal["reproduced", "not reproduced", "undecided at this scale", "too little training to say"]
 LEVEL = 0.05
-FAR_ENOUGH = 0.25  # of the way from the best possible to an untrained network, at most, in every row that is judged
+FAR_ENOUGH = 1 / 3  # of the way from the best possible to an untrained network, at most, in every row that is judged
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
     assert "| 256 | 7.25 | 8.23 |" in page  # the paper's own
     assert "**Too little training to say**, over 2 training seeds" in page  # four steps
     assert "| an untrained network |" in page
+    assert "*Rows as in the table, the first samples of a seed; of networks too little trained to be judged*" in page
     raw = json.loads((root / "pages" / "table5-tiny.json").read_text(encoding="utf-8"))
     assert raw["verdict"] == "too little training to say" and raw["gate"]["passed"] is False
     assert len(raw["values"]["an untrained network"]["fd"]) == 2

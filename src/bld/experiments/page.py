@@ -102,9 +102,11 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
     lines += [f"- {line}" for line in [f"Judged on {_today()}.", f"Machine: {machine()}.", *setting]] + [""]
     for caption, table in findings.tables:
         lines += [caption, "", str(table), ""]
+    undertrained = findings.gate is not None and bool(findings.gate.far_off)
     for file, caption, image in findings.pictures:
         save_small(image, folder / file)
-        lines += [f"![{caption}]({file})", "", f"*{caption}*", ""]
+        said = f"{caption}; of networks too little trained to be judged" if undertrained else caption
+        lines += [f"![{said}]({file})", "", f"*{said}*", ""]
     if findings.comparisons:
         lines += ["## How it was judged", "", RULE, ""]
         lines += [f"- {findings.gate}"] if findings.gate is not None else []

@@ -79,7 +79,7 @@ def images_of_run(
     Raises:
         DataError: if they are not the images that the run was trained on, or have classes that its prior does not know.
     """
-    source, begun, remarks = everything.source, has_begun(run), []
+    source, begun, remarks = everything.source, has_seen_images(run), []
     record = DataRecord.read(run) if begun else None
     if record is not None:
         remarks = _refuse_others(run, record, source)
@@ -108,9 +108,9 @@ def refuse_other_data(run: RunFolder, settings: Settings) -> None:
     Raises:
         DataError: if the run has begun on other images, or its prior does not know the classes.
     """
-    record = DataRecord.read(run) if has_begun(run) else None
+    record = DataRecord.read(run) if has_seen_images(run) else None
     if record is None:
-        before = run.settings().data.location if has_begun(run) and run.has_settings() else settings.data.location
+        before = run.settings().data.location if has_seen_images(run) and run.has_settings() else settings.data.location
         if before != settings.data.location:
             raise DataError(
                 f"{run.path} was trained on {before} and took no note of its contents, so that they cannot be compared "
@@ -128,7 +128,7 @@ def refuse_other_data(run: RunFolder, settings: Settings) -> None:
         _meet(run, record.classes, source)
 
 
-def has_begun(run: RunFolder) -> bool:
+def has_seen_images(run: RunFolder) -> bool:
     """Whether a stage of the run has seen its images: there is a checkpoint, a model of its own, or a code cache."""
     trained = any(run.checkpoints(stage).list() for stage in ("tokenizer", "prior"))
     own = run.tokenizer.is_dir() and "given" not in run.progress().get("tokenizer", {})

@@ -127,11 +127,9 @@ def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(root):
     page = run(root, "rates")
     raw = json.loads((root / "pages" / "rates-tiny.json").read_text(encoding="utf-8"))["values"]
     assert set(raw) == {"bernoulli", "absorbing", "autoregressive", "gaussian"}
+    chosen = {cells[1].strip(): cells[-2].strip() for line in page.splitlines() if len(cells := line.split("|")) > 5}
     for kind, by_rate in raw.items():
-        assert (
-            f"| {min(by_rate, key=lambda rate: by_rate[rate][0])} |"
-            in page.split(f"| {kind} |")[1].split("\n")[0] + "|"
-        )
+        assert chosen[kind] == min(by_rate, key=lambda rate: by_rate[rate])
 
 
 def test_a_row_is_trained_at_the_rate_of_its_kind():

@@ -8,7 +8,8 @@ variation gets as many steps as the minutes hold at its pace, in seconds a step:
 without --pace, at the beginning.  Rows are added to benchmarks/quality/ladder.json.
 
 `adaln=1`: step and class shift, scale and gate the blocks (one modulation for all, an offset for each), in the place of
-tokens.  `strata=1`: the steps t of a batch are spread evenly over 1 … T.
+tokens.  `strata=1`: the steps t of a batch are spread evenly over 1 … T.  `holes=0.25`: of a quarter of the images a
+part of the code is shown without noise (`prior.inpainting`).
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from inpainting import bits, holes
 from measuring import instructions, machine
 from quality import commit, opened
 from torch import Tensor, nn
@@ -39,13 +42,14 @@ from bld.seeding import keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
 from bld.training.code_cache import CodeCache
 from bld.training.held_out_codes import held_out_codes
+from bld.training.holes import DRAWS, hidden_positions
 from bld.training.optimizer import make_optimizer
 from bld.training.settings import TrainingSettings
 
 RESULTS = Path(__file__).parent / "quality" / "ladder.json"
 DEFAULTS = {
     "patch": 1, "dim": 192, "depth": 6, "heads": 4, "batch": 128, "rate": 1e-3, "beta2": 0.99, "decay": 0.01,
-    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "strata": 0, "schedule": "linear", "seed": 0,
+    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "strata": 0, "holes": 0.0, "schedule": "linear", "seed": 0,
 }  # fmt: skip
 T, DROPPED, VLB_WEIGHT, TEMPERATURE = 64, 0.1, 0.1, 0.9
 JUDGED, SAMPLED, HELD_OUT = 2000, 1000, 1024
@@ -146,7 +150,13 @@ class Variation:
             t = 1 + (T * parts).long().clamp(max=T - 1)
         labels = self.cache.labels[images].clone()
         labels[torch.rand(B, generator=self.draws) < DROPPED] = len(self.cache.classes)
-        loss = self.diffusion.training_loss(self.denoiser(self.network, labels), z0, t, None, VLB_WEIGHT, probs=y)
+        hidden = None
+        if choices["holes"]:
+            draws = torch.rand(B, DRAWS, generator=self.draws)
+            hidden = hidden_positions(draws, self.shape.h, self.shape.w, choices["holes"])
+        loss = self.diffusion.training_loss(
+            self.denoiser(self.network, labels), z0, t, None, VLB_WEIGHT, probs=y, hidden=hidden
+        )
         loss.total.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         for group in self.optimizer.param_groups:
@@ -173,6 +183,17 @@ class Variation:
             denoise = self.denoiser(self.averaged, images.labels[part])
             total += float(self.diffusion.bound_at(denoise, codes, t, keyed_draws(0, "bound", part)).sum())
         return total / len(rows)
+
+    @torch.no_grad()
+    def hidden_bits(self, tokenizer: Any, images: Any) -> dict[str, dict[str, float]]:
+        """What the bits in a hole cost at steps t, in bits per bit, where the others are shown as they are."""
+        rows = torch.from_numpy(keyed_permutation(0, "inpainting", 0, len(images))[:HELD_OUT].copy())
+        z0 = torch.cat([tokenizer.encode(images.centre(part)).flatten(1, 2) for part in rows.split(256)])
+        mine = SimpleNamespace(diffusion=self.diffusion, prior=self.averaged)
+        return {
+            name: {str(t): bits(mine, z0, hole, "clean", t) for t in (T, 3 * T // 4, T // 2, T // 4)}
+            for name, hole in holes(self.shape.h).items()
+        }
 
     @torch.no_grad()
     def sample(self, tokenizer: Any, count: int, guidance: float, steps: int = 16) -> Tensor:
@@ -223,7 +244,8 @@ def main() -> None:
         "name": args.name, "run": args.run.name, "choices": choices, "minutes": args.minutes, "pace": pace,
         "steps": steps, "seconds": round(time.perf_counter() - begun, 1), "commit": commit(),
         "parameters": sum(p.numel() for p in variation.network.parameters()),
-        "bits": variation.bound(tokenizer, images), **machine(), "instructions": instructions(),
+        "bits": variation.bound(tokenizer, images), "hidden_bits": variation.hidden_bits(tokenizer, images),
+        **machine(), "instructions": instructions(),
     }  # fmt: skip
     for guidance in args.guidance:
         made = variation.sample(tokenizer, SAMPLED, guidance)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.diffusion.loss import variational_terms
+from bld.seeding import keyed_draws
 
 from .enumeration import bayes, kernel, posterior, probabilities, schedules, steps_of
 
@@ -166,3 +167,35 @@ def test_soft_targets_are_the_mean_over_the_codes_they_stand_for(
             for name in ("total", "residual", "vlb"):
                 hard = sum(known[z0, z_t] * getattr(each[z0], name) for z0 in (0, 1))
                 torch.testing.assert_close(getattr(soft, name), hard, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("target", ["flip", "z0"])
+def test_known_bits_are_shown_as_they_are_and_asked_for_nothing(target: str):
+    """The loss is that of the hidden bits alone, in every bit; what the network says of known ones is no matter."""
+    diffusion, seen = BernoulliDiffusion(NoiseSchedule("linear", 8), target=target), []
+    generator = torch.Generator().manual_seed(0)
+    z0 = torch.randint(0, 2, (3, 4, 5), dtype=torch.uint8, generator=generator)
+    logits = torch.randn(3, 4, 5, generator=generator).requires_grad_()
+    hidden, t = torch.rand(3, 4, generator=generator) < 0.5, torch.tensor([8, 4, 1])
+
+    def denoise(z_t: Tensor, t: Tensor) -> Tensor:
+        seen.append(z_t)
+        return logits
+
+    loss = diffusion.training_loss(denoise, z0, t, keyed_draws(0, "holes", range(3)), 0.3, hidden=hidden)
+    z_t = diffusion.diffuse(z0, t, keyed_draws(0, "holes", range(3)))
+    assert torch.equal(seen[0][~hidden], z0[~hidden]) and torch.equal(seen[0][hidden], z_t[hidden])
+    assert not torch.equal(z_t[~hidden], z0[~hidden])
+    each = [
+        diffusion.loss(
+            logits[b, n].view(1, 1, 5), z0[b, n].view(1, 1, 5), z_t[b, n].view(1, 1, 5), t[b : b + 1], 0.3
+        ).total
+        for b, n in hidden.nonzero().tolist()
+    ]
+    torch.testing.assert_close(loss.total, torch.stack(each).sum() / hidden.numel())
+    gradient = torch.autograd.grad(loss.total, logits)[0]
+    assert (gradient[~hidden] == 0).all() and (gradient[hidden] != 0).all()
+    everything = diffusion.training_loss(denoise, z0, t, keyed_draws(0, "holes", range(3)), 0.3)
+    all_hidden = torch.ones_like(hidden)
+    again = diffusion.training_loss(denoise, z0, t, keyed_draws(0, "holes", range(3)), 0.3, hidden=all_hidden)
+    torch.testing.assert_close(again.total, everything.total, rtol=0, atol=0)

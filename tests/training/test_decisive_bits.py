@@ -82,9 +82,9 @@ def test_soft_targets_are_used_where_probabilities_are_kept(tmp_path: Path, tiny
     seen: list[object] = []
     real = BernoulliDiffusion.training_loss
 
-    def watched(self, denoise, z0, t, generators=None, vlb_weight=0.1, probs=None):
+    def watched(self, denoise, z0, t, generators=None, vlb_weight=0.1, probs=None, hidden=None):
         seen.append(probs)
-        return real(self, denoise, z0, t, generators, vlb_weight, probs)
+        return real(self, denoise, z0, t, generators, vlb_weight, probs, hidden)
 
     monkeypatch.setattr(BernoulliDiffusion, "training_loss", watched)
     soft = {}

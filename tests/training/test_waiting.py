@@ -109,7 +109,8 @@ def prior_stage(settings: Settings, folder: Path) -> PriorStage:
 
 @pytest.mark.parametrize(
     "overrides",
-    [[], ["codes.fresh=true", "prior.soft_targets=true"], ["prior.kind=absorbing"], ["prior.kind=autoregressive"],
+    [[], ["codes.fresh=true", "prior.soft_targets=true"], ["prior.inpainting=0.5"],
+     ["prior.kind=absorbing"], ["prior.kind=autoregressive"],
      ["tokenizer.bottleneck=gaussian", "prior.kind=gaussian"]],
     ids=" ".join,
 )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bld.diffusion import likelihood
@@ -52,6 +53,7 @@ class BernoulliDiffusion(BernoulliSteps):
         t: Tensor,
         vlb_weight: float = 0.1,
         flips: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> DiffusionLoss:
         """The loss of eq. (13), averaged over samples and bits.
 
@@ -62,8 +64,9 @@ class BernoulliDiffusion(BernoulliSteps):
             t: (B,) int64 in 1 … T.
             vlb_weight: λ.
             flips: probabilities (B, N, c) to compare with instead of z_t ⊕ z_0, as `flip_posterior` gives them.
+            hidden: bool (B, N), False where bits count as predicted without loss.
         """
-        return diffusion_loss(self, logits, z0, z_t, t, vlb_weight, flips)
+        return diffusion_loss(self, logits, z0, z_t, t, vlb_weight, flips, hidden)
 
     def training_loss(
         self,
@@ -73,6 +76,7 @@ class BernoulliDiffusion(BernoulliSteps):
         generators: Generators = None,
         vlb_weight: float = 0.1,
         probs: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> DiffusionLoss:
         """Algorithm 1: noise the codes to step t, predict, compare (eq. 13).
 
@@ -84,13 +88,16 @@ class BernoulliDiffusion(BernoulliSteps):
             vlb_weight: λ.
             probs: y (B, N, c), the probabilities z_0 was drawn from; with them the target is P(z_0 ≠ z_t | z_t, y)
                 instead of z_t ⊕ z_0, which has the same expected gradient and less variance.
+            hidden: bool (B, N), False at positions that the network is shown without noise and not asked for, as when
+                a hole is filled; None asks for all.
 
         Returns:
             total (to minimise), residual and vlb: scalars, nats per bit.
         """
         z_t = self.diffuse(z0, t, generators)
+        z_t = z_t if hidden is None else torch.where(hidden.unsqueeze(-1), z_t, z0)
         flips = None if probs is None else self.flip_posterior(probs, z_t, t)
-        return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight, flips)
+        return self.loss(denoise(z_t, t), z0, z_t, t, vlb_weight, flips, hidden)
 
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
         """One-step estimate of the bound of eq. (7) in bits per code, float64 (B,); unbiased for t uniform in 1 … T.

@@ -34,6 +34,7 @@ def diffusion_loss(
     t: Tensor,
     vlb_weight: float,
     flips: Tensor | None = None,
+    hidden: Tensor | None = None,
 ) -> DiffusionLoss:
     """Eq. (13) as means over samples and bits.
 
@@ -48,16 +49,19 @@ def diffusion_loss(
         t: (B,) in 1 … T.
         vlb_weight: λ.
         flips: probabilities (B, N, c) in the place of z_t ⊕ z_0, for the mean over all z_0 that they allow.
+        hidden: bool (B, N), False where the bits are known, which then count as predicted without loss.
 
     Returns:
         total (to minimise), residual and vlb: scalars, nats per bit.
     """
     flips = z_t ^ z0 if flips is None else flips
-    vlb = variational_terms(diffusion, logits, z0, z_t, t, t - 1, flips).mean()
+    asked = 1.0 if hidden is None else hidden.unsqueeze(-1)
+    vlb = (variational_terms(diffusion, logits, z0, z_t, t, t - 1, flips) * asked).mean()
     if diffusion.target == "previous":
         return DiffusionLoss(total=vlb, residual=torch.zeros_like(vlb), vlb=vlb.detach())
     flip_logits = diffusion.flip_logits(logits, z_t)
-    residual = F.binary_cross_entropy_with_logits(flip_logits, flips.to(flip_logits.dtype))
+    bits = F.binary_cross_entropy_with_logits(flip_logits, flips.to(flip_logits.dtype), reduction="none")
+    residual = (bits * asked).mean()
     return DiffusionLoss(residual + vlb_weight * vlb, residual.detach(), vlb.detach())
 
 

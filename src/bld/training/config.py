@@ -24,6 +24,7 @@ FAITHFUL = (
     "prior.null_condition=absent",
     "prior.patch_size=1",
     "prior.soft_targets=false",
+    "prior.inpainting=0",
     "diffusion.target=flip",
     "prior_training.ema_decay=0",
     "prior_training.clip_norm=0",

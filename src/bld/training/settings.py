@@ -169,6 +169,8 @@ class PriorSettings(NetworkSettings):
         soft_targets: whether the network is compared with the mean over all codes that the encoder's probabilities and
             the noised bits allow, in the place of the one drawn: the same goal with less variance (bernoulli, with
             codes.fresh, which keeps the probabilities)
+        inpainting: part of the training images, 0 to 1, of whose codes a rectangle or all but one is shown without
+            noise and not asked for, so that the network knows what it sees around a hole (bernoulli); 0 is the paper's
     """
 
     kind: str = "bernoulli"
@@ -178,6 +180,7 @@ class PriorSettings(NetworkSettings):
     label_dropout: float = 0.1
     vlb_weight: float = 0.1
     soft_targets: bool = False
+    inpainting: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -186,6 +189,8 @@ class PriorSettings(NetworkSettings):
             )
         if not 0 <= self.label_dropout <= 1:
             raise SettingError(f"prior.label_dropout is a probability, 0 to 1, not {self.label_dropout}.")
+        if not 0 <= self.inpainting <= 1:
+            raise SettingError(f"prior.inpainting is a part of the images, 0 to 1, not {self.inpainting}.")
         if self.vlb_weight < 0:
             raise SettingError(f"prior.vlb_weight (λ) is 0 or more, not {self.vlb_weight}.")
 

@@ -25,6 +25,7 @@ from bld.serialization.models import PipelineIndex, SamplingDefaults, save_index
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors
+from bld.training.holes import DRAWS, hidden_positions
 from bld.training.init_from import Origin, init_prior
 from bld.training.order import KeyedOrder, part_of
 from bld.training.run_folder import RunFolder
@@ -165,14 +166,22 @@ class PriorStage(Stage):
         device, settings = self.accelerator.device, self.settings
         (z0, probs), t = self.codes(batch), batch.t.to(device, non_blocking=True)
         condition = None if batch.condition is None else batch.condition.to(device, non_blocking=True)
-        denoise, known = self._denoise(self.prepared[self.name], condition), {}
-        if settings.prior.soft_targets and probs is not None and isinstance(self.process, BernoulliDiffusion):
-            known["probs"] = probs
+        denoise, extra = self._denoise(self.prepared[self.name], condition), {}
+        if isinstance(self.process, BernoulliDiffusion):
+            extra["probs"] = probs if settings.prior.soft_targets else None
+            extra["hidden"] = self._hidden(batch) if settings.prior.inpainting else None
         generators = keyed_draws(settings.seed, "prior-noise", batch.positions)
-        loss = self.process.training_loss(denoise, z0, t, generators, settings.prior.vlb_weight, **known)
+        loss = self.process.training_loss(denoise, z0, t, generators, settings.prior.vlb_weight, **extra)
         update("prior", loss.total)
         terms = {name: value for name, value in loss._asdict().items() if name != "total"}
         return {"loss": loss.total.detach(), **terms}
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Which positions of each code the step learns, (B, N): all of them but where a hole is cut."""
+        draws = keyed_draws(self.settings.seed, "prior-holes", batch.positions)
+        shape, share = self.cache.shape, self.settings.prior.inpainting
+        uniform = draws.uniform((len(batch.positions), DRAWS), self.accelerator.device)
+        return hidden_positions(uniform, shape.h, shape.w, share)
 
     def _denoise(self, network: nn.Module, condition: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
         """The network under this condition, in the run's precision."""

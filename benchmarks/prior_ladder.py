@@ -49,7 +49,8 @@ from bld.training.settings import TrainingSettings
 RESULTS = Path(__file__).parent / "quality" / "ladder.json"
 DEFAULTS = {
     "patch": 1, "dim": 192, "depth": 6, "heads": 4, "batch": 128, "rate": 1e-3, "beta2": 0.99, "decay": 0.01,
-    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "strata": 0, "holes": 0.0, "schedule": "linear", "seed": 0,
+    "warmup": 100, "ema": 0.995, "optimizer": "adamw", "adaln": 0, "strata": 0, "holes": 0.0, "schedule": "linear",
+    "seed": 0,
 }  # fmt: skip
 T, DROPPED, VLB_WEIGHT, TEMPERATURE = 64, 0.1, 0.1, 0.9
 JUDGED, SAMPLED, HELD_OUT = 2000, 1000, 1024

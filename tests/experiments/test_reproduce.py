@@ -370,7 +370,7 @@ def test_the_paper_scale_says_what_it_costs_and_waits(tmp_path, capsys, image_fo
     folder = image_folder(4, size=16)
     assert main(["reproduce", "table7", "--scale", "paper", "--data", str(folder), "--out", str(tmp_path)]) == 2
     said = capsys.readouterr()
-    assert "trains 1 tokenizers and 7 priors, 3 times each" in said.out and "GFLOP" in said.out
+    assert "trains 3 tokenizers and 21 priors; one of them" in said.out and "GFLOP" in said.out
     assert "repeat the command with --yes" in said.err
 
 

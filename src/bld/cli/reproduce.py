@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
     scale = scale_for(args.scale, args.name, args.faithful, args.preset)
     runner = Runner(scale, args.out, say, args.data, args.test_data, args.features)
-    if scale.name == "paper":
+    if scale.name != "paper":
+        say(f"{reproduce.work(runner, args.name, args.seeds)}; what is there already is taken.")
+    else:
         for line in reproduce.cost(runner, args.name, args.seeds):
             say(line)
         if not args.yes:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bld.experiments.figures import FIGURES
 from bld.experiments.page import write_index, write_page
-from bld.experiments.prior_rows import Item
 from bld.experiments.runner import Runner
 from bld.experiments.sweeps import SWEEPS
 from bld.experiments.tables import TABLES
@@ -49,13 +48,21 @@ def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
         yield "Parameters: " + ", ".join(f"{kind} {runner.parameters(kind):,}" for kind in sorted(kinds)) + "."
 
 
+def work(runner: Runner, name: str, seeds: int) -> str:
+    """How many networks an experiment trains at this scale, those that are there already included."""
+    if name == "table4":
+        return f"{name} trains {len(runner.scale.formats) * seeds} tokenizers"
+    if name not in NAMES:
+        return f"{name} trains what it needs"
+    priors = {row.prior for row in NAMES[name].rows(runner.scale, 256) if row.prior}
+    tokenizers = len({runner.tokenizer_of(prior) for prior in priors}) * (1 if runner.scale.one_tokenizer else seeds)
+    return f"{name} trains {tokenizers} tokenizers and {len(priors) * seeds} priors"
+
+
 def cost(runner: Runner, name: str, seeds: int) -> Iterator[str]:
-    """What an experiment would train at this scale, before anything is."""
-    item = NAMES.get(name)
-    rows = item.rows(runner.scale, 256) if isinstance(item, Item) else []
-    priors = sorted({row.prior for row in rows if row.prior}) or ["bernoulli"]
-    tokenizers = runner.scale.formats if name == "table4" else sorted({runner.tokenizer_of(p) for p in priors})
-    yield f"{name} trains {len(tokenizers)} tokenizers and {len(priors)} priors, {seeds} times each; one of them:"
+    """What an experiment would cost at this scale, before anything is trained."""
+    rows = NAMES[name].rows(runner.scale, 256) if name in NAMES else []
+    yield f"{work(runner, name, seeds)}; one of them:"
     settings = load_settings(runner.scale.preset, overrides=runner.overrides(runner.scale.base, "bernoulli", 0))
     for what, much in describe(settings, images=126_227, num_classes=0):
         yield f"  {what:<34}{much}"

@@ -123,8 +123,10 @@ def test_priors_of_every_seed_can_share_one_tokenizer(root, monkeypatch):
     assert "on one tokenizer" in (root / "pages" / "figure4-one.md").read_text(encoding="utf-8")
 
 
-def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(root):
+def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(tmp_path):
+    root = tmp_path
     page = run(root, "rates")
+    assert all("@" in path.name for path in (root / "tiny" / "priors").iterdir())  # short trainings, and no other
     raw = json.loads((root / "pages" / "rates-tiny.json").read_text(encoding="utf-8"))["values"]
     assert set(raw) == {"bernoulli", "absorbing", "autoregressive", "gaussian"}
     chosen = {cells[1].strip(): cells[-2].strip() for line in page.splitlines() if len(cells := line.split("|")) > 5}

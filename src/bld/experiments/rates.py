@@ -9,7 +9,7 @@ from bld.experiments.runner import Runner
 from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
 
 KINDS = ("bernoulli", "absorbing", "autoregressive", "gaussian")
-RATES = (1e-3, 2e-3, 4e-3)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 TRIAL_SEED = 100  # of no training that is judged
 
 

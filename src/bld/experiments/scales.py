@@ -37,7 +37,7 @@ class Scale:
         one_tokenizer: whether the priors of all seeds share the codes of one tokenizer, which is then trained the
             longer; the spread is over priors alone.
         real: the tokenizer of the Gaussian priors.
-        rates: learning rate of each kind of prior, where one for all would favour some; each was the best of three on
+        rates: learning rate of each kind of prior, where one for all would favour some; each was the best of four on
             held-out images by the experiment `rates`.
         trial_steps: of the trainings of `rates`.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bld.experiments.figures import FIGURES
 from bld.experiments.page import write_index, write_page
+from bld.experiments.rates import TRIAL_SEED
 from bld.experiments.runner import Runner
 from bld.experiments.sweeps import SWEEPS
 from bld.experiments.tables import TABLES
@@ -33,7 +34,8 @@ def reproduce(runner: Runner, name: str, seeds: int, pages: Path, command: str) 
 
 def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     """Lines on data, seeds and budget."""
-    yield f"Images: {Path(runner.data).name}; training seeds: {', '.join(map(str, range(seeds)))}."
+    trained = [TRIAL_SEED] if name == "rates" else range(seeds)
+    yield f"Images: {Path(runner.data).name}; training seeds: {', '.join(map(str, trained))}."
     base = runner.tokenizer(runner.scale.base, 0).settings().tokenizer_training
     if name not in ("table4", "rates"):  # the one trains no prior, the other none of the usual length
         yield f"Tokenizer: {base.steps:,} steps of {base.batch_size}, shared by all rows that use its codes."

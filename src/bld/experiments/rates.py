@@ -34,7 +34,7 @@ def rates(runner: Runner, seeds: int) -> Findings:
             )
         ],
         values=values,
-        looked_at="Half of the best of each line is the rate of all rows of its kind (`src/bld/experiments/scales.py`).",
+        looked_at="Half of the best of a line is the rate of all rows of its kind (`src/bld/experiments/scales.py`).",
         notes=[
             "Half, because longer trainings want smaller rates: in 1,889 steps of another prior 0.001 and 0.004 did "
             "alike, where in 300 steps 0.004 is far ahead.",

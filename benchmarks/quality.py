@@ -50,7 +50,7 @@ RESULTS = FOLDER / "results.json"
 JUDGED = 2000
 SAMPLED = ((16, 1.0), (16, 2.0), (16, 4.0), (8, 1.0), (64, 1.0))  # (steps, guidance), the most telling first
 FEWEST = 300  # the first, to compare with what takes long to sample
-TEMPERATURE = 0.9  # every preset's
+TEMPERATURE = 0.9  # the paper's
 FEWER = 1000  # samples where steps are not 16, and to compare with, the first of those where they are
 
 

@@ -33,6 +33,7 @@ PAPERS = {
     "diffusion.target": "flip",
     "prior_training.ema_decay": 0,
     "prior_training.clip_norm": 0,
+    "prior.inpainting": 0,
     "sampling.steps": 0,
 }
 

@@ -198,6 +198,11 @@ def test_what_is_looked_at_gets_its_page_and_picture(root, name):
         assert (root / "pages" / f"{name}-tiny.png").is_file()
 
 
+def test_one_training_fills_holes_and_decides_nothing(root):
+    page = run(root, "figureN", "--seeds", "1")
+    assert "with one training, which decides nothing" in page and "sampling seeds" not in page
+
+
 def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
     wanted = {f"table{i}" for i in range(1, 8)} | {f"figure{x}" for x in "457AMNO"}
     wanted |= {"training-steps", "guided-steps", "gaussian-steps", "draws", "posterior", "rates"}

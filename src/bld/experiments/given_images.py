@@ -85,7 +85,7 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
             )
         ],
         comparisons=comparisons,
-        basis=over(runner.scale, seeds),
+        basis=over(runner.scale, seeds) if seeds > 1 else "with one training, which decides nothing",
         gate=Gate({"bernoulli": distances}, untrained, moved, runner.best()),
         values=values,
         notes=[

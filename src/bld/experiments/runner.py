@@ -320,26 +320,22 @@ class Runner:
         return self.kept("untrained", key, compute)
 
     def seconds(self, rows: Sequence[tuple[str, Sampling]]) -> list[list[float]]:
-        """Seconds per sample of each (prior, sampling), decoding included: in turns after one to warm up.
-
-        In turns, so that a busy moment of the machine does not fall on one row alone.
-        """
+        """Seconds per sample of each (prior, sampling), decoding included; in turns, as the machine may be busy."""
         drawn = [(self.key(prior, 0), dataclasses.asdict(sampling)) for prior, sampling in rows]
+        key = {"rows": drawn, "samples": TIMED_SAMPLES, "device": machine()}
 
         def compute() -> dict[str, Any]:
             self.say(f"Timing {len(rows)} samplers in turns.")
             pipelines = {prior: self.pipeline(prior, 0) for prior, _ in rows}
             taken: list[list[float]] = [[] for _ in rows]
-            for turn in range(TIMED + 1):
+            for turn in range(TIMED + 1):  # the first warms up
                 for (prior, sampling), times in zip(rows, taken, strict=True):
                     begun = time.perf_counter()
                     list(self.batches(pipelines[prior], sampling, TIMED_SAMPLES))
                     times += [(time.perf_counter() - begun) / TIMED_SAMPLES] if turn else []
             return {"seconds": taken}
 
-        return list(
-            self.kept("seconds", {"rows": drawn, "samples": TIMED_SAMPLES, "device": machine()}, compute)["seconds"]
-        )
+        return list(self.kept("seconds", key, compute)["seconds"])
 
     def lesson(self, prior: str | None, seed: int, sampling: Sampling) -> dict[str, float]:
         """Classification accuracy score: cas_top1 and cas_top5 of a small network taught by samples of a prior.

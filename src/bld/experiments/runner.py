@@ -43,6 +43,7 @@ from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import split_images
 from bld.training.settings import leaves, settings_tree
+from bld.training.stages.prior import build_network
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
@@ -111,7 +112,7 @@ class Runner:
         run = RunFolder(self.root / "priors" / f"{name}-seed{seed}")
         tokenizer = self.tokenizer_of(name)
         if run.index.is_file():
-            self._refuse_another(run, self.overrides(tokenizer, name, seed))
+            self._refuse_another(run, self.overrides(tokenizer, name, seed), besides=("sampling.",))
             return run
         base = self.tokenizer(tokenizer, seed, with_codes=True)
         recipe = self._recipe(run, self.overrides(tokenizer, name, seed))
@@ -304,13 +305,13 @@ class Runner:
 
     def untrained(self, prior: str, sampling: Sampling) -> dict[str, float]:
         """What the samples of a network of this kind measure before any training, drawn by the trained tokenizer."""
-        key = self.key(prior, 0, **self._judged(sampling))
+        key = self.key(prior, 0, **self._judged(sampling), evidence="of the process")
         del key["seed"]
 
         def compute() -> dict[str, float]:
             trained = self.pipeline(prior, 0)
             torch.manual_seed(derive_seed(sampling.seed, "untrained"))
-            network = type(trained.prior)(trained.prior.config).to(trained.device)
+            network = build_network(trained.diffusion, trained.prior.config).to(trained.device)
             pipeline = BinaryLatentDiffusionPipeline(trained.tokenizer, network, trained.diffusion, trained.index)
             table = extract(
                 (batch for batch, _ in self.batches(pipeline, sampling, self.scale.samples)), self.extractor

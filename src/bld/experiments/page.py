@@ -167,8 +167,8 @@ def write_index(folder: Path) -> None:
         "# The paper's experiments, repeated\n\nMade by `bld reproduce NAME --scale SCALE`; how they are "
         "done and judged: "
         "[../reproduce.md](../reproduce.md).\n\n"
-        "*Older rule*: twice the standard error instead of Student's t, and no gate against untrained networks; the "
-        "page waits to be judged again.\n\n"
+        "*Older rule*: twice the standard error instead of Student's t, and no gate against untrained networks, at "
+        "the scale cifar10 with smaller networks than today's; the page waits to be judged again.\n\n"
     )
     with written_aside(folder / "README.md") as aside:
         aside.write_text(head + str(table) + "\n", encoding="utf-8")

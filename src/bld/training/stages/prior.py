@@ -177,7 +177,7 @@ class PriorStage(Stage):
         return {"loss": loss.total.detach(), **terms}
 
     def _hidden(self, batch: Batch) -> Tensor:
-        """Which positions of each code the step learns, (B, N): all of them but where a hole is cut."""
+        """Which positions of each code the step learns, (B, N): all of them, or those in its hole."""
         draws = keyed_draws(self.settings.seed, "prior-holes", batch.positions)
         shape, share = self.cache.shape, self.settings.prior.inpainting
         uniform = draws.uniform((len(batch.positions), DRAWS), self.accelerator.device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -33,14 +32,8 @@ def table6(runner: Runner, seeds: int) -> Findings:
         (f"autoregressive, {positions} steps", "autoregressive", Sampling()),
         ("LDM (Gaussian), 200 DDIM steps", "gaussian", Sampling(200, 1.0)),
     ]
-    pipelines = {prior: runner.pipeline(prior, 0) for _, prior, _ in rows}
-    seconds: dict[str, list[float]] = {label: [] for label, _, _ in rows}
-    for turn in range(TIMED + 1):  # in turns, so that a busy moment of the machine does not fall on one row alone
-        for label, prior, sampling in rows:
-            started = time.perf_counter()
-            pipelines[prior](1, None, sampling.steps, sampling.temperature, generator=turn)
-            if turn:
-                seconds[label].append(time.perf_counter() - started)
+    timed = runner.seconds([(prior, sampling) for _, prior, sampling in rows], 1, TIMED)
+    seconds = {label: times for (label, _, _), times in zip(rows, timed, strict=True)}
     base = median(seconds["ours, 16 steps"])
     table = Table(
         ["", "seconds per image (median)", "lowest to highest", "times ours at 16 steps"],

@@ -14,6 +14,7 @@ from bld.experiments.runner import Runner, Sampling
 from bld.experiments.scales import Scale
 from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 
+TIMED, TIMED_SAMPLES = 3, 100
 SAMPLING_SEEDS = 3  # with one training seed the spread is over these
 Picture = tuple[str, str, Image.Image]
 Values = dict[str, dict[str, list[float]]]
@@ -96,9 +97,8 @@ class Item:
         untrained = measure_untrained(runner, rows, seeds)
         if "seconds_per_sample" in self.metrics:
             sampled = [row for row in rows if row.prior]
-            for row, seconds in zip(
-                sampled, runner.seconds([(row.prior, row.sampling) for row in sampled]), strict=True
-            ):
+            timed = runner.seconds([(row.prior, row.sampling) for row in sampled], TIMED_SAMPLES, TIMED)
+            for row, seconds in zip(sampled, timed, strict=True):
                 values[row.label]["seconds_per_sample"] = seconds
         findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(runner.scale, seeds))
         findings.gate = gate_of(rows, values, untrained["fd"], shown_metrics, runner.best())

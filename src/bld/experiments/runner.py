@@ -47,7 +47,6 @@ from bld.training.stages.prior import build_network
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
-TIMED, TIMED_SAMPLES = 3, 100
 Say = Callable[[str], None]
 
 
@@ -320,20 +319,20 @@ class Runner:
 
         return self.kept("untrained", key, compute)
 
-    def seconds(self, rows: Sequence[tuple[str, Sampling]]) -> list[list[float]]:
-        """Seconds per sample of each (prior, sampling), decoding included; in turns, as the machine may be busy."""
+    def seconds(self, rows: Sequence[tuple[str, Sampling]], count: int, rounds: int) -> list[list[float]]:
+        """Seconds per sample of each (prior, sampling), `count` at once and decoded; in turns, should others work."""
         drawn = [(self.key(prior, 0), dataclasses.asdict(sampling)) for prior, sampling in rows]
-        key = {"rows": drawn, "samples": TIMED_SAMPLES, "device": machine()}
+        key = {"rows": drawn, "samples": count, "rounds": rounds, "device": machine()}
 
         def compute() -> dict[str, Any]:
             self.say(f"Timing {len(rows)} samplers in turns.")
             pipelines = {prior: self.pipeline(prior, 0) for prior, _ in rows}
             taken: list[list[float]] = [[] for _ in rows]
-            for turn in range(TIMED + 1):  # the first warms up
+            for turn in range(rounds + 1):  # the first warms up
                 for (prior, sampling), times in zip(rows, taken, strict=True):
                     begun = time.perf_counter()
-                    list(self.batches(pipelines[prior], sampling, TIMED_SAMPLES))
-                    times += [(time.perf_counter() - begun) / TIMED_SAMPLES] if turn else []
+                    list(self.batches(pipelines[prior], sampling, count))
+                    times += [(time.perf_counter() - begun) / count] if turn else []
             return {"seconds": taken}
 
         return list(self.kept("seconds", key, compute)["seconds"])

@@ -10,6 +10,7 @@ from torch import nn
 
 from bld.errors import SettingError
 from bld.priors import Denoiser, DenoiserConfig
+from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 from bld.training.checkpoints import pack_optimizer, unpack_optimizer
 from bld.training.config import load_settings
 from bld.training.optimizer import (
@@ -31,6 +32,17 @@ def network(seed: int = 0) -> Denoiser:
     torch.manual_seed(seed)
     shape = {"code_height": 2, "code_width": 3, "code_bits": 5, "steps": 8, "dim": 16, "depth": 2, "heads": 4}
     return Denoiser(DenoiserConfig(**shape))
+
+
+def tokenizer(seed: int = 0, resampling: str = "convolution") -> BinaryAutoencoder:
+    """With every kind of layer that a tokenizer can have."""
+    torch.manual_seed(seed)
+    return BinaryAutoencoder(
+        AutoencoderConfig(
+            image_size=8, code_bits=5, base_channels=4, channel_multipliers=(1, 2), res_blocks=1,
+            attention_resolutions=(8,), embed_dim=8, resampling=resampling,
+        )
+    )  # fmt: skip
 
 
 def with_gradients(model: nn.Module, seed: int) -> None:
@@ -66,12 +78,35 @@ def test_matrices_of_the_blocks_are_muons_and_everything_else_is_adams():
     assert type(make_optimizer(model, TrainingSettings())) is torch.optim.AdamW
 
 
-def test_a_step_is_that_of_its_definition():
+@pytest.mark.parametrize("resampling", ["convolution", "shuffle"])
+def test_kernels_between_a_tokenizers_ends_are_muons(resampling: str):
+    """Not what reads pixels or bits and gives them, nor norms and biases."""
+    model = tokenizer(resampling=resampling)
+    optimizer = make_optimizer(model, SETTINGS)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    others, matrices = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
+    ends = {
+        *(f"encoder.{name}.weight" for name in ("conv_in", "out.conv", "to_logits")),
+        *(f"decoder.{name}.weight" for name in ("embed", "conv_in", "out.conv")),
+    }
+    assert {name for name, p in model.named_parameters() if p.ndim == 4} - matrices == ends
+    assert all(model.get_parameter(name).ndim == 4 for name in matrices)
+    assert matrices | others == set(names.values()) and not matrices & others
+
+
+def is_inside(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is a matrix or kernel between the ends of a network."""
+    parts = ("blocks.", "stages.", "middle.", "downs.", "ups.")
+    return parameter.ndim > 1 and any(part in f".{name}" for part in parts)
+
+
+@pytest.mark.parametrize("build", [network, tokenizer], ids=["prior", "tokenizer"])
+def test_a_step_is_that_of_its_definition(build):
     """Two steps, matrix by matrix in float64 where the real one stacks, and the rest against torch's AdamW."""
-    model, plain = network(), network()
+    model, plain = build(), build()
     optimizer = make_optimizer(model, SETTINGS)
     optimizer.dtype = torch.float32
-    inside = {name for name, p in plain.named_parameters() if name.startswith("blocks.") and p.ndim == 2}
+    inside = {name for name, p in plain.named_parameters() if is_inside(name, p)}
     adam = torch.optim.AdamW([p for n, p in plain.named_parameters() if n not in inside], lr=1e-2, betas=(0.9, 0.99),
                              weight_decay=0.01)  # fmt: skip
     momenta = {name: torch.zeros_like(p).double() for name, p in plain.named_parameters() if name in inside}
@@ -86,8 +121,9 @@ def test_a_step_is_that_of_its_definition():
             gradient = parameter.grad.double()
             momenta[name] = MOMENTUM * momenta[name] + (1 - MOMENTUM) * gradient
             update = (1 - MOMENTUM) * gradient + MOMENTUM * momenta[name]
-            parts = update.chunk(3) if "qkv" in name else [update]
-            moved = torch.cat([orthogonal(part.float()[None])[0] for part in parts])
+            matrix = update.flatten(1)
+            parts = matrix.chunk(3) if "qkv" in name else [matrix]
+            moved = torch.cat([orthogonal(part.float()[None])[0] for part in parts]).view_as(parameter)
             size = RMS_OF_ADAM * math.sqrt(max(parts[0].shape))
             with torch.no_grad():
                 parameter.mul_(1 - MATRIX_RATE * 1e-2 * MATRIX_WEIGHT_DECAY).sub_(MATRIX_RATE * 1e-2 * size * moved)
@@ -135,7 +171,10 @@ def test_it_goes_on_from_its_saved_state():
 
 @pytest.mark.parametrize(
     "overrides",
-    [["tokenizer_training.optimizer=muon"], ["prior_training.optimizer=muon", "parallel=fsdp"]],
+    [
+        ["tokenizer_training.optimizer=muon", "prior_training.optimizer=adamw", "parallel=fsdp"],
+        ["tokenizer_training.optimizer=adamw", "prior_training.optimizer=muon", "parallel=fsdp"],
+    ],
 )
 def test_it_is_refused_where_it_cannot_work(overrides: list[str]):
     with pytest.raises(SettingError, match=r"optimizer=muon"):

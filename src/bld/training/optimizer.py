@@ -1,4 +1,4 @@
-"""How a network's weights move: by AdamW, or, inside a transformer's blocks, by Muon."""
+"""How a network's weights move: by AdamW, or, inside its blocks, by Muon."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch.optim import AdamW
 from bld.training.accelerator import autocast_dtype
 from bld.training.settings import TrainingSettings
 
+INSIDE = frozenset({"blocks", "stages", "middle", "downs", "ups"})
+"""The parts of a network, transformer or autoencoder, whose matrices and kernels lie between its ends."""
 MATRIX_RATE = 2.0  # of a matrix, times the learning rate
 MATRIX_WEIGHT_DECAY = 0.1
 MOMENTUM = 0.95
@@ -27,7 +29,7 @@ def make_optimizer(network: nn.Module, settings: TrainingSettings) -> AdamW:
     if settings.optimizer == "adamw":
         return AdamW(network.parameters(), lr=settings.learning_rate, betas=betas, weight_decay=decay, fused=True)
     named = list(network.named_parameters())
-    inside = {name for name, parameter in named if name.startswith("blocks.") and parameter.ndim == 2}
+    inside = {name for name, parameter in named if parameter.ndim in (2, 4) and INSIDE & set(name.split("."))}
     matrices, others = ([p for name, p in named if (name in inside) == wanted] for wanted in (True, False))
     device = matrices[0].device if matrices else torch.device("cpu")
     dtype = torch.bfloat16 if autocast_dtype("auto", device) == "bf16" else torch.float32
@@ -38,10 +40,11 @@ class Muon(AdamW):
     """Steps of a network: Muon (Jordan et al. 2024) for some matrices, fused AdamW for its other parameters.
 
     A matrix moves by its momentum with all singular values made about 1, which learns from every direction of the
-    gradient alike. A fused projection (3·D, D) counts as the three matrices that it holds.
+    gradient alike. A fused projection (3·D, D) counts as the three matrices that it holds, the kernel of a convolution
+    (C', C, k, k) as the matrix (C', C·k·k).
 
     Args:
-        matrices: the weights that Muon moves.
+        matrices: the weights that Muon moves, matrices and kernels.
         others: the other parameters.
         learning_rate: of AdamW; matrices take `MATRIX_RATE` times as much.
         betas: AdamW's.
@@ -84,19 +87,19 @@ class Muon(AdamW):
         alike: dict[torch.Size, list[nn.Parameter]] = {}
         for parameter in parameters:
             if parameter.grad is not None:
-                alike.setdefault(parameter.shape, []).append(parameter)
+                alike.setdefault(parameter.flatten(1).shape, []).append(parameter)
                 if not self.state[parameter]:  # a "step" there is only because AdamW loads no state without one
                     self.state[parameter] = {"step": torch.zeros(()), "momentum": torch.zeros_like(parameter)}
         for (rows, columns), same in alike.items():
             height = rows // 3 if rows == 3 * columns else rows
             updates = torch.empty(len(same), rows, columns, dtype=self.dtype, device=same[0].device)
             for parameter, update in zip(same, updates, strict=True):
-                update.copy_(self._update(parameter, bad))
+                update.copy_(self._update(parameter, bad).flatten(1))
             steps = orthogonal(updates.view(-1, height, columns)).view_as(updates)
             size = rate * RMS_OF_ADAM * max(height, columns) ** 0.5
             for parameter, step in zip(same, steps, strict=True):
                 before = None if bad is None else parameter.clone()
-                parameter.mul_(1 - rate * MATRIX_WEIGHT_DECAY).add_(step, alpha=-size)
+                parameter.mul_(1 - rate * MATRIX_WEIGHT_DECAY).add_(step.view_as(parameter), alpha=-size)
                 if bad is not None and before is not None:
                     parameter.copy_(torch.where(bad > 0, before, parameter))
 

@@ -89,9 +89,9 @@ class TrainingSettings:
         learning_rate: of Adam, after the warm-up
         warmup_steps: steps over which the learning rate rises from 0; at most 5% of a time budget
         decay: what the learning rate does after that; a time budget always anneals (cosine)
-        optimizer: adamw, or, of the prior, muon: for the matrices inside the transformer's blocks, at twice the rate
-            and with a weight decay of 0.1; AdamW for the rest.  It learns more per image, and costs about a fifth more
-            in a step of 128 codes of 16 tokens
+        optimizer: adamw, or muon: for the matrices and kernels inside the network's blocks, at twice the rate and with
+            a weight decay of 0.1; AdamW for the rest.  It learns more per image, and costs about a fifth more in a
+            prior's step of 128 codes of 16 tokens
         beta1: Adam's decay of the mean gradient
         beta2: Adam's decay of the squared gradient
         weight_decay: decoupled; the paper uses none
@@ -256,16 +256,12 @@ class Settings:
         # Refuses a prior that cannot be built, before any work.
         KINDS[self.prior.kind].network.check(self.denoiser(self.tokenizer.code_shape, num_classes=1))
         self._refuse_prior_of_other_codes()
-        if self.tokenizer_training.optimizer == "muon":
-            raise SettingError(
-                "tokenizer_training.optimizer=muon moves the matrices of transformer blocks, and a tokenizer has none: "
-                "set it to adamw."
-            )
-        if self.prior_training.optimizer == "muon" and self.parallel == "fsdp":
-            raise SettingError(
-                "prior_training.optimizer=muon needs whole matrices, which parallel=fsdp spreads over the processes: "
-                "set one of them to adamw or ddp."
-            )
+        for section in ("tokenizer_training", "prior_training"):
+            if getattr(self, section).optimizer == "muon" and self.parallel == "fsdp":
+                raise SettingError(
+                    f"{section}.optimizer=muon needs whole matrices, which parallel=fsdp spreads over the processes: "
+                    "set one of them to adamw or ddp."
+                )
         if self.tokenizer.bottleneck_class.has_probs and self.codes.fresh and not self.codes.draws:
             raise SettingError(
                 "codes.fresh=true draws codes and codes.draws=0 draws none: set codes.fresh=false or more draws."

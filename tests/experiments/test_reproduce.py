@@ -17,9 +17,11 @@ from bld.experiments import scales
 from bld.experiments.given_images import seam
 from bld.experiments.prior_rows import metrics_of
 from bld.experiments.reproduce import ITEMS, titles
-from bld.experiments.runner import Runner, Sampling
+from bld.experiments.runner import Runner
+from bld.experiments.sampled import Sampling
 from bld.experiments.scales import DIGITS, PRIORS
 from bld.experiments.verdict import Comparison
+from bld.io.files import read_json
 from bld.training.config import FAITHFUL, load_settings
 
 pytest.importorskip("torch_fidelity")
@@ -122,6 +124,32 @@ def test_priors_of_every_seed_can_share_one_tokenizer(root, monkeypatch):
     ]
     assert weights[0] == weights[1]
     assert "on one tokenizer" in (root / "pages" / "figure4-one.md").read_text(encoding="utf-8")
+
+
+def test_a_scale_can_guide_every_row_by_its_classes(root, monkeypatch):
+    """Rivals have two tries at guidance, ours one; what is no part of the claim is none of the gate."""
+    overrides = (*TINY.overrides, "prior.class_conditional=true")
+    guided = replace(TINY, name="guided", guidance=4.0, overrides=overrides, one_tokenizer=True)
+    monkeypatch.setitem(scales.SCALES, "tiny", guided)
+    for name in ("table5", "figureM", "figureN"):
+        assert main(["reproduce", name, "--scale", "tiny", "--seeds", "2", "--out", str(root)]) == 0
+    trained = {path.name.rpartition("-seed")[0] for path in (root / "guided" / "priors").iterdir()}
+    assert "bernoulli" in trained and "conditional" not in trained  # one network serves both
+    keys = [read_json(path)["key"] for path in (root / "guided" / "results").glob("quality-*.json")]
+    assert all(key["sampling"]["labelled"] for key in keys)
+    scales_of = {
+        kind: {key["sampling"]["guidance_scale"] for key in keys if key["prior"] == kind}
+        for kind in ("autoregressive", "absorbing", "gaussian", "target-z0")
+    }
+    assert scales_of["autoregressive"] == scales_of["absorbing"] == {2.0, 4.0}
+    assert scales_of["gaussian"] == scales_of["target-z0"] == {4.0}
+    raw = json.loads((root / "pages" / "table5-guided.json").read_text(encoding="utf-8"))
+    rivals = ("autoregressive, 16 steps", "absorbing, 16 steps")
+    compared = {comparison["words"].rpartition(" that of ")[2] for comparison in raw["comparisons"]}
+    assert compared == {*rivals, *(f"{rival}, guidance 2" for rival in rivals)}
+    assert set(raw["gate"]["distances"]) == {"autoregressive", "absorbing", "bernoulli"}
+    page = (root / "pages" / "table5-guided.md").read_text(encoding="utf-8")
+    assert "guided by 4 (1 is without guidance)" in page
 
 
 def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(tmp_path, monkeypatch):

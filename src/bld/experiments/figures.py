@@ -14,7 +14,8 @@ from bld.experiments.formats import table4
 from bld.experiments.given_images import figure_n, figure_o
 from bld.experiments.page import Findings, Table
 from bld.experiments.rates import rates
-from bld.experiments.runner import Runner, Sampling
+from bld.experiments.runner import Runner
+from bld.experiments.sampled import Sampling
 from bld.experiments.verdict import Comparison
 
 TIMED = 5

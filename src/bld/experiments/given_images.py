@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,8 @@ from bld.data import make_grid
 from bld.evaluation.neighbours import nearest
 from bld.experiments.page import Findings, Table
 from bld.experiments.prior_rows import Values, over
-from bld.experiments.runner import Runner, Sampling
+from bld.experiments.runner import Runner
+from bld.experiments.sampled import Sampling
 from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 from bld.seeding import keyed_permutation
 
@@ -59,8 +60,9 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         for row, metrics in _blind(given, hole).items():
             values[f"{name}: {row}"] = {metric: [value] * seeds for metric, value in metrics.items()}
     comparisons = [comparison for name in masks for comparison in _figure_n_claims(values, name)]
-    distances = [runner.quality("bernoulli", seed, Sampling(16))["fd"] for seed in range(seeds)]
-    untrained = [runner.untrained("bernoulli", Sampling(16, seed=seed))["fd"] for seed in range(seeds)]
+    usual = Sampling(16).guided(runner.scale.guidance)
+    distances = [runner.quality("bernoulli", seed, usual)["fd"] for seed in range(seeds)]
+    untrained = [runner.untrained("bernoulli", replace(usual, seed=seed))["fd"] for seed in range(seeds)]
     moved = {"error": [metrics["error"] for metrics in values.values()]}
     table = Table(
         ["", "error ↓", "step across the edge of the hole ↓", "difference between fillings"],
@@ -185,7 +187,8 @@ def _figure_n_picture(runner: Runner, given: Given, masks: dict[str, Tensor]) ->
 def figure_o(runner: Runner, seeds: int) -> Findings:
     """Ten nearest training images of samples, and whether samples are nearer to them than unseen images are."""
     pipeline, (train, _) = runner.pipeline("bernoulli", 0), runner.split(0)
-    samples = pipeline(128, None, 64, 0.9, generator=0, output_type="pt", batch_size=128).images * 2 - 1
+    drawn = runner.batches(pipeline, Sampling(64).guided(runner.scale.guidance), 128)
+    samples = torch.cat([batch for batch, _ in drawn]) / 127.5 - 1
     unseen = runner.unseen(0)
     others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
     rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1

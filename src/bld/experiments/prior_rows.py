@@ -10,7 +10,8 @@ from statistics import fmean
 from PIL import Image
 
 from bld.experiments.page import Findings, Table
-from bld.experiments.runner import Runner, Sampling
+from bld.experiments.runner import Runner
+from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
 from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 
@@ -53,6 +54,7 @@ class Row:
         paper: the paper's metrics for it, as text, by heading.
         has_bits: whether the code length of this prior is of this row too: it visits every step, in the order that the
             bound is of.
+        judged: whether the claim is about it, so that its network has to pass the gate.
     """
 
     label: str
@@ -60,6 +62,7 @@ class Row:
     sampling: Sampling
     paper: dict[str, str] = field(default_factory=dict)
     has_bits: bool = True
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Item:
 
     def run(self, runner: Runner, seeds: int) -> Findings:
         """Train what is missing, measure every row, and judge."""
-        rows = self.rows(runner.scale, runner.pipeline("bernoulli", 0).prior.code_shape.positions)
+        rows = rows_of(self, runner.scale, runner.pipeline("bernoulli", 0).prior.code_shape.positions)
         for seed in range(seeds):  # every row once before any again: what is stopped midway can be looked at
             for prior in dict.fromkeys(row.prior for row in rows if row.prior):
                 runner.prior(prior, seed)
@@ -109,6 +112,14 @@ class Item:
         findings.pictures += self.pictures(runner, rows, values)
         findings.notes += [_what_differs(runner), EVIDENCE, *self.notes]
         return findings
+
+
+def rows_of(item: Item, scale: Scale, positions: int) -> list[Row]:
+    """The rows of a table, at the scale's guidance where they do not choose their own."""
+    rows = item.rows(scale, positions)
+    return [
+        row if row.sampling.labelled else replace(row, sampling=row.sampling.guided(scale.guidance)) for row in rows
+    ]
 
 
 def over(scale: Scale, seeds: int) -> str:
@@ -154,7 +165,7 @@ def measure(runner: Runner, row: Row, seeds: int, metrics: Sequence[str]) -> dic
 def measure_untrained(runner: Runner, rows: Sequence[Row], seeds: int) -> dict[str, list[float]]:
     """What the samples of an untrained network measure, over as many seeds as a row."""
     labelled = any(row.sampling.labelled for row in rows)
-    prior = "conditional" if labelled else "bernoulli"
+    prior = runner.scale.conditional if labelled else "bernoulli"
     found: dict[str, list[float]] = {}
     for seed in range(seeds if seeds > 1 else SAMPLING_SEEDS):
         for name, value in runner.untrained(prior, Sampling(16, seed=seed, labelled=labelled)).items():
@@ -165,14 +176,18 @@ def measure_untrained(runner: Runner, rows: Sequence[Row], seeds: int) -> dict[s
 def gate_of(
     rows: Sequence[Row], values: Values, untrained: Sequence[float], metrics: Sequence[str], best: float
 ) -> Gate:
-    """Each network at its best sampling between an untrained one and `best`; and whether the rows differ at all."""
+    """Each network at its best sampling between an untrained one and `best`; and whether the rows differ at all.
+
+    Rows that the claim is not about are left out.
+    """
+    rows = [row for row in rows if row.prior and row.judged]
     networks: dict[str, list[float]] = {}
     for row in rows:
         distances = values[row.label].get("fd", [])
-        if row.prior and distances and fmean(distances) < fmean(networks.get(row.prior, [math.inf])):
+        if distances and fmean(distances) < fmean(networks.get(row.prior, [math.inf])):
             networks[row.prior] = distances
     of_samples = [name for name in metrics if name != "seconds_per_sample"]
-    moved = {name: [values[row.label].get(name, []) for row in rows if row.prior] for name in of_samples}
+    moved = {name: [values[row.label].get(name, []) for row in rows] for name in of_samples}
     return Gate(networks, untrained, moved, best)
 
 

@@ -17,10 +17,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +32,7 @@ from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
 from bld.experiments.page import machine
+from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
 from bld.io.files import read_json, write_json
 from bld.pipeline import BinaryLatentDiffusionPipeline
@@ -48,24 +48,6 @@ from bld.training.stages.prior import build_network
 BATCH = 250
 LIKELIHOOD_CODES = 512
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a row's images are drawn.
-
-    steps: None for all.  temperature: τ.  guidance_scale: 1 + ω.  seed: image i depends on it and on i alone.
-    posterior: of Bernoulli diffusion.  reveal: of absorbing diffusion.  labelled: whether every image is asked to be of
-    a class, the classes in turn.
-    """
-
-    steps: int | None = None
-    temperature: float = 0.9
-    guidance_scale: float = 1.0
-    seed: int = 0
-    posterior: Literal["exact", "plugin"] = "exact"
-    reveal: Literal["random", "confidence"] = "random"
-    labelled: bool = False
 
 
 class Runner:
@@ -268,7 +250,7 @@ class Runner:
         key = self.key(prior, seed, **self._judged(sampling))
 
         def compute() -> dict[str, float]:
-            self.say(f"Sampling {self.scale.samples} images of {prior}, seed {seed}: {_words(sampling)}.")
+            self.say(f"Sampling {self.scale.samples} images of {prior}, seed {seed}: {sampling}.")
             pipeline, labels = self.pipeline(prior, seed), []
 
             def images() -> Iterator[Tensor]:
@@ -389,10 +371,3 @@ class Runner:
     def parameters(self, prior: str) -> int:
         """Of the prior's network."""
         return sum(p.numel() for p in self.pipeline(prior, 0).prior.parameters())
-
-
-def _words(sampling: Sampling) -> str:
-    """What a sampling differs in from the plainest."""
-    plain = dataclasses.asdict(Sampling())
-    changed = {name: value for name, value in dataclasses.asdict(sampling).items() if value != plain[name]}
-    return ", ".join(f"{name} {value}" for name, value in changed.items()) or "all steps"

@@ -6,7 +6,8 @@ from typing import Any
 
 from bld.experiments.plots import chart, sample_rows, schedule_curves
 from bld.experiments.prior_rows import Item, Picture, Row, Values, all_below, below
-from bld.experiments.runner import Runner, Sampling
+from bld.experiments.runner import Runner
+from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
 from bld.experiments.tables import EQUAL, grids, guided_steps
 from bld.experiments.verdict import Comparison
@@ -89,7 +90,7 @@ _figure_a_claims = all_below(
 
 def _figure_m(scale: Scale, positions: int) -> list[Row]:
     return [
-        Row(f"ω = {w:g}", "conditional", Sampling(guided_steps(scale), guidance_scale=1 + w, labelled=True))
+        Row(f"ω = {w:g}", scale.conditional, Sampling(guided_steps(scale), guidance_scale=1 + w, labelled=True))
         for w in (0.0, 1.0, 2.0, 4.0)
     ]
 
@@ -144,10 +145,10 @@ _training_steps_claims = all_below(
 
 def _guided_steps_rows(scale: Scale, positions: int) -> list[Row]:
     return [
-        Row("64 steps, without guidance: 64 passes", "conditional", Sampling(64, labelled=True)),
-        Row("64 steps, ω = 1: 128 passes", "conditional", Sampling(64, guidance_scale=2.0, labelled=True)),
-        Row("16 steps, ω = 1: 32 passes", "conditional", Sampling(16, guidance_scale=2.0, labelled=True)),
-        Row("16 steps, without guidance: 16 passes", "conditional", Sampling(16, labelled=True)),
+        Row("64 steps, without guidance: 64 passes", scale.conditional, Sampling(64, labelled=True)),
+        Row("64 steps, ω = 1: 128 passes", scale.conditional, Sampling(64, guidance_scale=2.0, labelled=True)),
+        Row("16 steps, ω = 1: 32 passes", scale.conditional, Sampling(16, guidance_scale=2.0, labelled=True)),
+        Row("16 steps, without guidance: 16 passes", scale.conditional, Sampling(16, labelled=True)),
     ]
 
 

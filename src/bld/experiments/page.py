@@ -64,8 +64,9 @@ RULE = (
     "sides share a tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided "
     "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*. "
     "Before any of that, every network that the claim is about, at its best sampling, must have come two thirds of the "
-    "way from an untrained one's distance to that of real images rebuilt from their codes, and what is varied must "
-    "change a metric (analysis of variance, p < 0.05); else there is *too little training to say*, or nothing to decide."
+    "way from an untrained one's distance to that of real images rebuilt from their codes, and what is varied "
+    "must change a metric (analysis of variance, p < 0.05); else there is *too little training to say*, or nothing to "
+    "decide."
 )
 
 

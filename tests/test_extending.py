@@ -101,6 +101,63 @@ assert type(pipe.prior).__name__ == "Marginals" and type(pipe.tokenizer.bottlene
     assert len(list((tmp_path / "run-samples").glob("0*.png"))) == 3
 
 
+DERIVED = '''
+from bld.diffusion import BernoulliDiffusion
+from bld.priors import KINDS, PriorKind
+from bld.priors.base import register
+from bld.priors.bernoulli import Denoiser
+from bld.tokenizer.bottlenecks.bernoulli import Bernoulli
+
+class Pulled(Bernoulli):
+    """The paper's, with a penalty that has no weight among the settings."""
+    kind = "pulled"
+    def forward(self, features, *args, **kwargs):
+        found = super().forward(features, *args, **kwargs)
+        return found._replace(penalties={"pull": features.square().mean()})
+
+class Renamed(BernoulliDiffusion):
+    kind = "renamed"
+
+register(
+    PriorKind(
+        "renamed", Denoiser, Renamed, lambda diffusion, *_: Renamed.from_settings(**diffusion.build().settings()),
+        has_evidence=True, options=KINDS["bernoulli"].options,
+    )
+)
+'''
+
+
+def test_what_is_derived_from_ours_stays_itself(tmp_path: Path, tiny_overrides: list[str]):
+    """Found by its name, with the options of what it comes from, after another posterior and as a beginning."""
+    (tmp_path / "added.py").write_text(DERIVED)
+    overrides = [*tiny_overrides, "tokenizer.bottleneck=pulled", "prior.kind=renamed"]
+    overrides += ["tokenizer_training.log_every_steps=1"]
+    code = f"""
+import json
+from pathlib import Path
+import added
+from bld.cli import main
+run = {str(tmp_path / "run")!r}
+train = ["train", "--data", "digits", "--preset", "digits"]
+assert main([*train, "--out", run, *{overrides!r}]) == 0
+lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+line = next(line for line in lines if "pull" in line)
+assert line["pull"] > 0 and line["loss"] > line["mse"] + line["pull"] * 0.99
+import bld
+pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(run).with_posterior("plugin")
+assert type(pipe.diffusion).__name__ == "Renamed" and pipe.diffusion.posterior == "plugin"
+assert len(pipe(2, num_inference_steps=2, corrector_steps=1, final="draw").images) == 2
+assert main([*train, "--init-from", run, "--out", run + "-again", *{tiny_overrides!r}]) == 0
+again = bld.BinaryLatentDiffusionPipeline.from_pretrained(run + "-again")
+assert type(again.diffusion).__name__ == "Renamed"
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 METRICS = """
 from bld.evaluation.metrics.base import of_reconstructions, of_samples
 

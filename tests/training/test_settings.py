@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import sys
 
 import pytest
 import torch
@@ -168,3 +169,21 @@ def test_patches_are_refused_before_any_work_where_tokens_are_single_positions(k
     assert load_settings("digits", overrides=["prior.patch_size=2"]).prior.patch_size == 2
     with pytest.raises(SettingError, match=r"prior\.patch_size.*2"):
         load_settings("digits", overrides=["prior.patch_size=2", f"prior.kind={kind}"])
+
+
+GAUSSIAN = ("tokenizer.bottleneck=gaussian", "prior.kind=gaussian", "codes.draws=0", "codes.fresh=false")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([*GAUSSIAN, "diffusion.schedule=sigmoid"], r"linear and cosine, not 'sigmoid'"),
+        ([*GAUSSIAN, "objective.code_entropy=0.1"], r"objective\.code_entropy=0\.1 .*tokenizer\.bottleneck=gaussian"),
+    ],
+)
+def test_what_a_later_stage_cannot_do_is_refused_before_the_first(words, expected, monkeypatch):
+    """Without diffusers, too, which knowing this takes no part of."""
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    assert load_settings("digits", overrides=[*GAUSSIAN])
+    with pytest.raises(SettingError, match=expected):
+        load_settings("digits", overrides=words)

@@ -30,7 +30,7 @@ from bld.pipeline.arguments import (
 from bld.pipeline.masks import fill_from_surroundings, holes_in, kept_pixels, positions_of
 from bld.pipeline.sampling import draw_codes, observer
 from bld.pipeline.sharing import ShareablePipeline
-from bld.priors import Transformer
+from bld.priors import KINDS, Transformer
 
 StepCallback = Callable[["BinaryLatentDiffusionPipeline", int, int, dict[str, Tensor]], Any]
 
@@ -119,8 +119,9 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         codes = self._sample(
             asked, generators, num_inference_steps, temperature, guidance_scale,
             callback_on_step_end, batch_size,
-            **self._only("bernoulli", corrector_steps=(corrector_steps, 0), final=(final, "threshold")),
-            **self._only("absorbing", reveal=(reveal, "random")),
+            **self._own(
+                corrector_steps=(corrector_steps, 0), final=(final, "threshold"), reveal=(reveal, "random")
+            ),
         )  # fmt: skip
         return _result(self.decode(codes, output_type, batch_size=batch_size), codes, return_dict)
 
@@ -169,9 +170,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         holes = holes_in(pictures, mask, self.image_size)
         asked = self._conditioning.rows(each * len(pictures), class_labels, prompt, condition)
         generators = generators_of(generator, len(asked), 0)
-        options = self._only(
-            "bernoulli", known_bits=(known_bits, "clean"), resample=(resample, 1), final=(final, "threshold")
-        )
+        options = self._own(known_bits=(known_bits, "clean"), resample=(resample, 1), final=(final, "threshold"))
         prior, made, fillings = self.prior.for_inference(), [], []
         for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
             view, own = network_view(picture, self.preprocessing)[None], slice(number * each, (number + 1) * each)
@@ -291,7 +290,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         if not isinstance(self.diffusion, BernoulliDiffusion):
             raise SettingError(f"Only the Bernoulli diffusion has posteriors to choose; this prior is {self._kind}.")
         other = copy.copy(self)
-        other.diffusion = BernoulliDiffusion(self.diffusion.schedule, self.diffusion.target, posterior)
+        other.diffusion = self.diffusion.from_settings(**{**self.diffusion.settings(), "posterior": posterior})
         return other
 
     # -- pieces -------------------------------------------------------------------------------------------
@@ -317,14 +316,14 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             guidance_scale, observe, batch_size, network, **options,
         )  # fmt: skip
 
-    def _only(self, kind: str, **options: tuple[Any, Any]) -> dict[str, Any]:
-        """The options (value, default) of one kind of prior; asking another kind for them is refused."""
-        if self._kind == kind:
-            return {name: value for name, (value, _) in options.items()}
+    def _own(self, **options: tuple[Any, Any]) -> dict[str, Any]:
+        """Those of the options (value, default) that this kind of prior has; asking it for another's is refused."""
+        own = KINDS[self._kind].options
         for name, (value, default) in options.items():
-            if value != default:
-                raise SettingError(f"{name} belongs to the {kind} prior; this one is {self._kind}: leave it out.")
-        return {}
+            if name not in own and value != default:
+                theirs = " and ".join(kind.name for kind in KINDS.values() if name in kind.options)
+                raise SettingError(f"{name} belongs to the {theirs} prior; this one is {self._kind}: leave it out.")
+        return {name: value for name, (value, _) in options.items() if name in own}
 
 
 def _result(images: Any, codes: Tensor, return_dict: bool) -> Any:

@@ -190,5 +190,6 @@ register(
         AbsorbingDiffusion,
         lambda diffusion, shape, scale: AbsorbingDiffusion(shape.positions),
         steps=lambda diffusion, shape: shape.positions,
+        options=("reveal",),
     )
 )

@@ -87,6 +87,9 @@ class PriorKind:
         steps: (section `diffusion`, shape of the codes) → T; `diffusion.steps` unless the kind has a T of its own
         one_pass: whether a sample costs as much as one pass over all positions
         has_evidence: whether `prior.evidence` means something to it
+        options: names of what a pipeline's calls take for it and refuse for kinds that do not name them
+        check: in place of `of`, raises `SettingError` for a section `diffusion` that has no process of this kind, where
+            making one would import much
     """
 
     name: str
@@ -97,10 +100,19 @@ class PriorKind:
     steps: Callable[[DiffusionSettings, CodeShape], int] = steps_of_settings
     one_pass: bool = False
     has_evidence: bool = False
+    options: tuple[str, ...] = ()
+    check: Callable[[DiffusionSettings], Any] | None = None
 
     def build(self, config: DenoiserConfig, process: Process) -> Transformer:
         """The untrained network of a process."""
         return self.network.of(config, process)
+
+    def refuse_impossible(self, diffusion: DiffusionSettings, shape: CodeShape) -> None:
+        """Raise `SettingError` where these settings have no process of this kind."""
+        if self.check is None:
+            self.of(diffusion, shape, 1.0)
+        else:
+            self.check(diffusion)
 
     @property
     def has_own_steps(self) -> bool:

@@ -58,6 +58,11 @@ class Denoiser(Transformer):
 
 register(
     PriorKind(
-        "bernoulli", Denoiser, BernoulliDiffusion, lambda diffusion, shape, scale: diffusion.build(), has_evidence=True
+        "bernoulli",
+        Denoiser,
+        BernoulliDiffusion,
+        lambda diffusion, shape, scale: diffusion.build(),
+        has_evidence=True,
+        options=("corrector_steps", "final", "known_bits", "resample"),
     )
 )

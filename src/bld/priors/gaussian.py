@@ -67,16 +67,21 @@ class GaussianDiffusion:
     has_likelihood = False
 
     def __init__(self, steps: int = 1000, schedule: str = "linear", scale: float = 1.0, prediction: str = "epsilon"):
-        if schedule not in ("linear", "cosine"):
-            raise SettingError(f"The Gaussian prior knows the schedules linear and cosine, not '{schedule}'.")
+        self.check(schedule, prediction)
         if steps < 1 or not scale > 0:
             raise SettingError(f"The Gaussian prior needs steps ≥ 1 and a scale above 0, not {steps} and {scale}.")
-        if prediction not in ("v", "epsilon"):
-            raise SettingError(f"The Gaussian prior predicts v or epsilon, not '{prediction}'.")
         self._steps, self.schedule, self.scale, self.prediction = steps, schedule, scale, prediction
         self.scheduler = _scheduler(steps, schedule)
         kept = self.scheduler.alphas_cumprod.double()
         self._kept, self._table = [1.0, *kept.tolist()], OnDevices(torch.cat([kept.new_ones(1), kept]))
+
+    @staticmethod
+    def check(schedule: str, prediction: str) -> None:
+        """Raise `SettingError` for a schedule or prediction that it does not know."""
+        if schedule not in ("linear", "cosine"):
+            raise SettingError(f"The Gaussian prior knows the schedules linear and cosine, not '{schedule}'.")
+        if prediction not in ("v", "epsilon"):
+            raise SettingError(f"The Gaussian prior predicts v or epsilon, not '{prediction}'.")
 
     @property
     def steps(self) -> int:
@@ -219,5 +224,6 @@ register(
             diffusion.steps, diffusion.schedule, scale, diffusion.prediction
         ),
         is_real=True,
+        check=lambda diffusion: GaussianDiffusion.check(diffusion.schedule, diffusion.prediction),  # without diffusers
     )
 )

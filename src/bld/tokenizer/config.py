@@ -95,10 +95,7 @@ class AutoencoderConfig:
         for name, known in (("bottleneck", tuple(kinds())), ("resampling", get_args(Resampling))):
             chosen = getattr(self, name)
             if chosen not in known:
-                raise SettingError(
-                    f"Unknown tokenizer.{name} '{chosen}'.{did_you_mean(str(chosen), known)} "
-                    f"There are {', '.join(known)}."
-                )
+                raise SettingError(f"Unknown tokenizer.{name} '{chosen}'.{did_you_mean(str(chosen), known)}")
         if not 0 < self.bit_noise <= 1:
             raise SettingError(
                 f"tokenizer.bit_noise (η) is {self.bit_noise}, but must be above 0, at most 1 (the paper's)."

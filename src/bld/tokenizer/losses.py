@@ -124,7 +124,8 @@ class ReconstructionObjective(nn.Module):
             fake_logits: the discriminator's on the reconstruction, given once the adversarial term has begun.
             last_layer: the decoder's last weight, needed for the adaptive weight.
             adversarial_scale: factor of the adversarial weight, as `ObjectiveConfig.adversarial_scale` gives it.
-            penalties: the bottleneck's own, unweighted, by the name of their weight.
+            penalties: the bottleneck's own, unweighted, by the name of their weight; one that no setting is named after
+                counts as it is.
 
         Raises:
             SettingError: for a weight whose input is missing.
@@ -140,7 +141,7 @@ class ReconstructionObjective(nn.Module):
                 )
             terms["code_entropy"] = missing_entropy_bits(probs)
         terms |= penalties or {}
-        total = sum((getattr(self.config, name) * term for name, term in terms.items()), torch.zeros(()))
+        total = sum((getattr(self.config, name, 1.0) * term for name, term in terms.items()), torch.zeros(()))
         if fake_logits is not None and adversarial_scale > 0:
             terms["adversarial"] = generator_hinge(fake_logits)
             weight: float | Tensor = self.config.adversarial * adversarial_scale

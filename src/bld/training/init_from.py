@@ -240,7 +240,7 @@ def _prior_settings(origin: Origin) -> dict[str, Any]:
     """The sections `prior` and `diffusion` as the model has them."""
     network, process = origin.prior(), origin.process()
     config = dataclasses.asdict(network.config)
-    kind = kind_of(network)
+    kind = kind_of(network) if process is None else KINDS[process.kind]  # kinds may share a network
     known = {field.name for field in dataclasses.fields(PriorSettings)}
     prior = {name: value for name, value in config.items() if name in known}
     tree: dict[str, Any] = {"prior": {**prior, "kind": kind.name, "evidence": config["evidence"] != "none"}}

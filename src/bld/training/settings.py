@@ -184,9 +184,7 @@ class PriorSettings(NetworkSettings):
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise SettingError(
-                f"Unknown prior.kind '{self.kind}'.{did_you_mean(self.kind, KINDS)} There are {', '.join(KINDS)}."
-            )
+            raise SettingError(f"Unknown prior.kind '{self.kind}'.{did_you_mean(self.kind, KINDS)}")
         if not 0 <= self.label_dropout <= 1:
             raise SettingError(f"prior.label_dropout is a probability, 0 to 1, not {self.label_dropout}.")
         if not 0 <= self.inpainting <= 1:
@@ -254,8 +252,16 @@ class Settings:
         for section in ("tokenizer_training", "prior_training"):
             getattr(self, section).check(section)
         # Refuses a prior that cannot be built, before any work.
-        KINDS[self.prior.kind].network.check(self.denoiser(self.tokenizer.code_shape, num_classes=1))
+        kind, shape = KINDS[self.prior.kind], self.tokenizer.code_shape
+        kind.network.check(self.denoiser(shape, num_classes=1))
+        kind.refuse_impossible(self.diffusion, shape)
         self._refuse_prior_of_other_codes()
+        if self.objective.code_entropy and not self.tokenizer.bottleneck_class.has_probs:
+            raise SettingError(
+                f"objective.code_entropy={self.objective.code_entropy} is about drawn bits, and "
+                f"tokenizer.bottleneck={self.tokenizer.bottleneck} draws none: set it to 0, or the bottleneck to "
+                "bernoulli."
+            )
         for section in ("tokenizer_training", "prior_training"):
             if getattr(self, section).optimizer == "muon" and self.parallel == "fsdp":
                 raise SettingError(

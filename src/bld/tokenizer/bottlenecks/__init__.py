@@ -13,5 +13,10 @@ for _module in iter_modules(__path__):
 
 def kinds() -> dict[str, type[Bottleneck]]:
     """Every bottleneck by its `tokenizer.bottleneck`, the paper's first."""
-    known = sorted(Bottleneck.__subclasses__(), key=lambda known: (known.kind != "bernoulli", known.kind))
+    found, known = [Bottleneck], []
+    while found:
+        subclasses = found.pop().__subclasses__()
+        known += subclasses
+        found += subclasses
+    known.sort(key=lambda bottleneck: (bottleneck.kind != "bernoulli", bottleneck.kind))
     return {bottleneck.kind: bottleneck for bottleneck in known}

@@ -38,7 +38,7 @@ class Bottlenecked(NamedTuple):
     latent: Tensor  # (B, h, w, latent_channels), float32: what the decoder embeds; carries the gradient
     codes: Tensor  # (B, h, w, c): uint8 bits, or float32 real numbers
     probs: Tensor | None  # (B, h, w, c) float32 in (0, 1), of bits that are drawn
-    penalties: dict[str, Tensor]  # unweighted scalars for the objective, by the name of their weight
+    penalties: dict[str, Tensor]  # scalars for the objective, times the weight `objective.NAME` where there is one
 
 
 class Bottleneck(nn.Module, ABC):

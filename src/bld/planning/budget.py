@@ -151,7 +151,7 @@ def tokenizer_step(settings: Settings, device: torch.device) -> Callable[[], Non
     """A function that trains the tokenizer for one step on random images, without perceptual and adversarial terms."""
     config, B = settings.tokenizer, settings.tokenizer_training.batch_size
     model = BinaryAutoencoder(config).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    optimizer = make_optimizer(model, settings.tokenizer_training)
     images = torch.rand(B, config.in_channels, config.image_size, config.image_size, device=device) * 2 - 1
 
     def step() -> None:

@@ -19,6 +19,7 @@ FAITHFUL = (
     "objective.bit_flips=0",
     "tokenizer_training.ema_decay=0",
     "tokenizer_training.clip_norm=0",
+    "tokenizer_training.optimizer=adamw",
     "codes.fresh=true",
     "prior.evidence=false",
     "prior.null_condition=absent",

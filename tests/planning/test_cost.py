@@ -123,7 +123,7 @@ def test_a_device_is_priced_in_the_precision_that_it_trains_in():
         (["sampling.guidance_scale=2"], 10, 128),
         (["sampling.guidance_scale=2"], 0, 64),
         (["sampling.guidance_scale=2", "sampling.steps=8"], 10, 16),
-        (["prior.kind=absorbing"], 10, 64),
+        (["prior.kind=absorbing"], 10, 256),
         (["prior.kind=autoregressive"], 10, 1),
     ],
 )

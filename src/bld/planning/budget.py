@@ -26,7 +26,7 @@ from bld.training.time_budget import STAGES, split
 
 CHANNELS = (32, 64, 96, 128)  # of the tokenizer's first resolution
 PRIORS = ((128, 4), (192, 6), (256, 8), (384, 8), (512, 12), (512, 24))  # width and blocks
-WANTED_TOKENIZER_IMAGES = 128_000
+WANTED_TOKENIZER_IMAGES = 60_000
 WANTED_IMAGES_PER_PARAMETER = 0.018  # of the prior
 WIDTH_OF_A_HEAD = 32
 TRAINING_COST = 3  # forward passes that a training step takes: one, and two as many operations backward

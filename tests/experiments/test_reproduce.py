@@ -15,7 +15,7 @@ from bld.cli import main
 from bld.errors import SettingError
 from bld.experiments import scales
 from bld.experiments.given_images import seam
-from bld.experiments.prior_rows import metrics_of
+from bld.experiments.prior_rows import Asked, about, metrics_of
 from bld.experiments.reproduce import ITEMS, titles
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
@@ -150,6 +150,24 @@ def test_a_scale_can_guide_every_row_by_its_classes(root, monkeypatch):
     assert set(raw["gate"]["distances"]) == {"autoregressive", "absorbing", "bernoulli"}
     page = (root / "pages" / "table5-guided.md").read_text(encoding="utf-8")
     assert "guided by 4 (1 is without guidance)" in page
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"),
+    [
+        ("table5", {"autoregressive", "absorbing", "bernoulli"}),
+        ("figure7", {"steps-4", "steps-8", "steps-16", "absorbing"}),
+        ("table7", {"lambda-0", "lambda-0.01", "lambda-1", "bernoulli", "target-previous", "target-z0"}),
+    ],
+)
+def test_the_gate_asks_what_the_claim_is_about(name: str, networks: set[str]):
+    item = next(item for item in ITEMS if item.name == name)
+    rows = item.rows(scales.CIFAR10, 64)
+    asked = Asked({row.label: {"fd": [1.0, 2.0]} for row in rows})
+    assert item.claims(asked)
+    assert {row.prior for row in about(rows, asked)} == networks
+    if name == "table5":  # a network may pass with its best sampling, whether the claim names that or not
+        assert "absorbing, 64 steps, by confidence" in {row.label for row in about(rows, asked)}
 
 
 def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(tmp_path, monkeypatch):

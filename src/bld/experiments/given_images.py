@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bld.data import make_grid
+from bld.data import make_grid, to_unit
 from bld.evaluation.neighbours import nearest
 from bld.experiments.page import Findings, Table
 from bld.experiments.prior_rows import Values, over
@@ -74,7 +74,8 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         [
             (
                 f"Mean ± standard deviation over {seeds} training seeds, each of {len(given.originals)} unseen images "
-                f"filled {FILLINGS} times in 16 steps: squared error inside the hole, pixels in [-1, 1]; mean "
+                f"filled {FILLINGS} times in 16 steps, told no class: squared error inside the hole, pixels in "
+                "[-1, 1]; mean "
                 "difference of neighbouring pixels on either side of its edge; standard deviation between fillings.",
                 table,
             )
@@ -188,7 +189,7 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
     """Ten nearest training images of samples, and whether samples are nearer to them than unseen images are."""
     pipeline, (train, _) = runner.pipeline("bernoulli", 0), runner.split(0)
     drawn = runner.batches(pipeline, Sampling(64).guided(runner.scale.guidance), 128)
-    samples = torch.cat([batch for batch, _ in drawn]) / 127.5 - 1
+    samples = to_unit(torch.cat([batch for batch, _ in drawn]))
     unseen = runner.unseen(0)
     others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
     rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1

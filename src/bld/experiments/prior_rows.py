@@ -54,7 +54,6 @@ class Row:
         paper: the paper's metrics for it, as text, by heading.
         has_bits: whether the code length of this prior is of this row too: it visits every step, in the order that the
             bound is of.
-        judged: whether the claim is about it, so that its network has to pass the gate.
     """
 
     label: str
@@ -62,7 +61,22 @@ class Row:
     sampling: Sampling
     paper: dict[str, str] = field(default_factory=dict)
     has_bits: bool = True
-    judged: bool = True
+
+
+class Asked(Values):
+    """Values that remember which rows a claim asks for: those that it is about.
+
+    Attributes:
+        rows: their labels.
+    """
+
+    def __init__(self, values: Values):
+        super().__init__(values)
+        self.rows: set[str] = set()
+
+    def __getitem__(self, label: str) -> dict[str, list[float]]:
+        self.rows.add(label)
+        return super().__getitem__(label)
 
 
 @dataclass(frozen=True)
@@ -103,8 +117,9 @@ class Item:
             timed = runner.seconds([(row.prior, row.sampling) for row in sampled], TIMED_SAMPLES, TIMED)
             for row, seconds in zip(sampled, timed, strict=True):
                 values[row.label]["seconds_per_sample"] = seconds
-        findings = Findings(self.title, self.claim, comparisons=self.claims(values), basis=over(runner.scale, seeds))
-        findings.gate = gate_of(rows, values, untrained["fd"], shown_metrics, runner.best())
+        asked = Asked(values)
+        findings = Findings(self.title, self.claim, comparisons=self.claims(asked), basis=over(runner.scale, seeds))
+        findings.gate = gate_of(about(rows, asked), values, untrained["fd"], shown_metrics, runner.best())
         everything = {**values, UNTRAINED: untrained}
         findings.values = everything
         shown = [*rows, Row(UNTRAINED, "", Sampling())]
@@ -173,14 +188,16 @@ def measure_untrained(runner: Runner, rows: Sequence[Row], seeds: int) -> dict[s
     return found
 
 
+def about(rows: Sequence[Row], asked: Asked) -> list[Row]:
+    """All rows of the networks that the claim is about, those at another sampling included."""
+    networks = {row.prior for row in rows if row.prior and row.label in asked.rows}
+    return [row for row in rows if row.prior in networks]
+
+
 def gate_of(
     rows: Sequence[Row], values: Values, untrained: Sequence[float], metrics: Sequence[str], best: float
 ) -> Gate:
-    """Each network at its best sampling between an untrained one and `best`; and whether the rows differ at all.
-
-    Rows that the claim is not about are left out.
-    """
-    rows = [row for row in rows if row.prior and row.judged]
+    """Each network at its best sampling between an untrained one and `best`; and whether the rows differ at all."""
     networks: dict[str, list[float]] = {}
     for row in rows:
         distances = values[row.label].get("fd", [])

@@ -45,13 +45,13 @@ def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
             f"Prior: {training.steps:,} steps of {training.batch_size}, width {prior.prior.dim}, depth "
             f"{prior.prior.depth}, the same for every row."
         )
-    if name in NAMES:
-        kinds = {row.prior for row in NAMES[name].rows(runner.scale, 1) if row.prior}
         if runner.scale.guidance:
             yield (
                 "Priors know the classes, the same number of samples of each is asked for, and where nothing else is "
                 f"said they are guided by {runner.scale.guidance:g} (1 is without guidance)."
             )
+    if name in NAMES:
+        kinds = {row.prior for row in NAMES[name].rows(runner.scale, 1) if row.prior}
         yield "Parameters: " + ", ".join(f"{kind} {runner.parameters(kind):,}" for kind in sorted(kinds)) + "."
 
 

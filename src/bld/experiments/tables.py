@@ -124,16 +124,15 @@ def _table5(scale: Scale, positions: int) -> list[Row]:
         Row(*one_by_one, {"steps": "256", "FID Churches": "7.25", "FID FFHQ": "8.23"}),
         Row(*absorbing, {"steps": "256", "FID Churches": "5.44", "FID FFHQ": "7.64"}),
         Row("binary diffusion, 64 steps", "bernoulli", Sampling(64), ours),
-        Row("binary diffusion, 64 steps, target z_0", "target-z0", Sampling(64), judged=False),
-        Row(NO_EVIDENCE.format("binary diffusion, 64 steps"), "evidence-off", Sampling(64), judged=False),
-        Row("Gaussian diffusion of real numbers, 100 DDIM steps", "gaussian", Sampling(100, 1.0), judged=False),
-        Row("binary diffusion, 16 steps", "bernoulli", Sampling(16), has_bits=False, judged=False),
+        Row("binary diffusion, 64 steps, target z_0", "target-z0", Sampling(64)),
+        Row(NO_EVIDENCE.format("binary diffusion, 64 steps"), "evidence-off", Sampling(64)),
+        Row("Gaussian diffusion of real numbers, 100 DDIM steps", "gaussian", Sampling(100, 1.0)),
+        Row("binary diffusion, 16 steps", "bernoulli", Sampling(16), has_bits=False),
         Row(
             f"absorbing, {positions} steps, by confidence",
             "absorbing",
             Sampling(positions, reveal="confidence"),
             has_bits=False,
-            judged=False,
         ),
     ]
     if scale.guidance:

@@ -36,8 +36,8 @@ from bld.data.values import to_uint8
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.evaluation.features import load_extractor
 from bld.evaluation.metrics.distances import extract, frechet_distance
-from bld.nn.attention import attend
 from bld.priors import Denoiser, DenoiserConfig
+from bld.priors.transformer import Attention
 from bld.seeding import keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
 from bld.training.code_cache import CodeCache
@@ -61,16 +61,15 @@ class AdaptiveBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
         self.norm1, self.norm2 = (nn.LayerNorm(dim, elementwise_affine=False) for _ in range(2))
-        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.attention = Attention(dim, heads)
         self.expand, self.contract = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
         self.offset = nn.Parameter(torch.zeros(6 * dim))
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         changes = (modulation + self.offset).unsqueeze(1).to(x.dtype).chunk(6, -1)
         y = self.norm1(x) * (1 + changes[0]) + changes[1]
-        x = x + self.out(attend(self.qkv(y), self.heads)) * (1 + changes[2])
+        x = x + self.attention(y) * (1 + changes[2])
         y = self.norm2(x) * (1 + changes[3]) + changes[4]
         return x + self.contract(F.gelu(self.expand(y))) * (1 + changes[5])
 
@@ -87,11 +86,12 @@ class AdaptiveDenoiser(Denoiser):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
-            for last in (block.out, block.contract):
+            for last in (block.attention.out, block.contract):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.depth))
 
     def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         modulation = self.modulate(F.silu(self.condition(t, condition)[0].sum(1)))
+        x = x + self.positions
         for block in self.blocks:
             x = block(x, modulation)
         return from_patches(self.to_logits(x), self.code_shape, self.config.patch_size)

@@ -46,7 +46,7 @@ from bld.seeding import uniform
 class Marginals(Transformer):
     """Every bit by itself: what all other priors should beat."""
     def forward(self, z_t, t, condition=None):
-        return self.see_all(self.embed(torch.zeros_like(z_t, dtype=torch.float32)) + self.positions, t, condition)
+        return self.see_all(self.embed(torch.zeros_like(z_t, dtype=torch.float32)), t, condition)
 
 class Independent:
     kind, may_skip, has_likelihood, steps = "independent", False, True, 1

@@ -92,7 +92,7 @@ def test_a_token_of_a_patch_gives_each_of_its_positions_its_own_logits(side: int
         model.embed.weight[:width], model.head.weight[:, :width] = torch.eye(width), torch.eye(width)
     z = torch.randint(0, 2, (5, 24, 3), dtype=torch.uint8)
     assert torch.equal(model(z, torch.tensor([1, 2, 3, 4, 5])), 2.0 * z - 1)
-    assert model.blocks[0](model.placed(z.float()), visible=None).shape == (5, 24 // side**2, 16)
+    assert model.blocks[0](model.tokens_of(z.float()), visible=None).shape == (5, 24 // side**2, 16)
 
 
 def test_patches_see_one_another_and_cost_less():

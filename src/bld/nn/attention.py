@@ -26,27 +26,6 @@ class KeyValues:
         return self.k, self.v
 
 
-def attend(
-    qkv: Tensor, heads: int, causal: bool = False, past: KeyValues | None = None, visible: Tensor | None = None
-) -> Tensor:
-    """Attention of all heads of a layer.
-
-    Args:
-        qkv: (B, M, 3·D), queries, keys and values in one.
-        heads: how many heads D is divided into.
-        causal: as in `attention`.
-        past: keys and values of the tokens before these; it is extended by these.
-        visible: as in `attention`; the tokens of `past` come first.
-
-    Returns:
-        (B, M, D).
-    """
-    q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
-    if past is not None:
-        k, v = past.extend(k, v)
-    return attention(q, k, v, causal, visible).transpose(1, 2).flatten(2)
-
-
 def attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, visible: Tensor | None = None) -> Tensor:
     """softmax(q·kᵀ/√d)·v, where the queries belong to the last M of L tokens.
 

@@ -52,9 +52,9 @@ class AbsorbingDenoiser(Transformer):
             t: (B,) int64 in 1 … N.
             condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
         """
-        x = self.embed(2 * z_t.to(self.positions.dtype) - 1)
+        x = self.tokens_of(2 * z_t.to(self.positions.dtype) - 1)
         x = torch.where(z_t[..., :1] == MASKED, self.mask_token.to(x.dtype), x)
-        return self.see_all(x + self.positions, t, condition)
+        return self.see_all(x, t, condition)
 
 
 class AbsorbingDiffusion(PositionByPosition):

@@ -38,11 +38,9 @@ class AutoregressiveTransformer(Transformer):
             condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
         """
         start, given = self.start(len(z0), condition)
-        x = torch.cat([start, self._tokens(z0[:, :-1], 0).to(start.dtype)], 1)
-        visible = _visible(given, x.shape[1])
-        for block in self.blocks:
-            x = block(x, causal=True, visible=visible)
-        return self.to_logits(x[:, start.shape[1] - 1 :])
+        S, N = start.shape[1], z0.shape[1]
+        x = self.through(self._bits(z0[:, :-1]), before=start, causal=True, visible=_visible(given, S + N - 1))
+        return self.to_logits(x[:, S - 1 :])
 
     def for_sampling(self) -> OneByOne:
         """The positions one after another, each token computed once."""
@@ -64,9 +62,9 @@ class AutoregressiveTransformer(Transformer):
         tokens, given = self.condition(torch.ones(count, dtype=torch.long, device=self.device), condition)
         return tokens.flip(1) if self.config.null_condition == "absent" else tokens, given
 
-    def _tokens(self, z: Tensor, first: int) -> Tensor:
-        """Bits (B, n, c) of positions first … first + n - 1 → tokens (B, n, D)."""
-        return self.embed(2 * z.to(self.positions.dtype) - 1) + self.positions[first : first + z.shape[1]]
+    def _bits(self, z: Tensor) -> Tensor:
+        """(B, n, c) of any n positions → tokens (B, n, D)."""
+        return self.embed(2 * z.to(self.positions.dtype) - 1)
 
 
 class OneByOne:
@@ -77,7 +75,7 @@ class OneByOne:
         self.position = 0
         self.past = [KeyValues() for _ in network.blocks]
         self.given: Tensor | None = None  # where the first token can be seen
-        self.length = 0
+        self.started = 0  # tokens before the first position
 
     def __call__(self, z: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """z (B, N, c) with all positions before this one in place → logits (B, 1, c)."""
@@ -86,14 +84,13 @@ class OneByOne:
 
     def _next(self, z: Tensor, condition: Tensor | None) -> Tensor:
         network, i = self.network, self.position
+        start = None
         if i == 0:
-            x, self.given = network.start(len(z), condition)
-        else:
-            x = network._tokens(z[:, i - 1 : i], i - 1)
-        self.length += x.shape[1]
-        visible = _visible(self.given, self.length)
-        for block, past in zip(network.blocks, self.past, strict=True):
-            x = block(x, causal=True, past=past, visible=visible)
+            start, self.given = network.start(len(z), condition)
+            self.started = start.shape[1]
+        first = max(i - 1, 0)
+        visible = _visible(self.given, self.started + i)
+        x = network.through(network._bits(z[:, first:i]), first, start, causal=True, past=self.past, visible=visible)
         self.position += 1
         return network.to_logits(x[:, -1:])
 

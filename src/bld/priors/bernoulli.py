@@ -49,7 +49,7 @@ class Denoiser(Transformer):
             condition: labels, int64 (B,) in 0 … num_classes, the last for "no class"; or vectors, float (B, V), or
                 (B, 1 + V) with 1 in front, or all 0 for "no vector". None is no condition for all.
         """
-        logits = self.see_all(self.placed(2 * z_t.to(self.positions.dtype) - 1), t, condition)
+        logits = self.see_all(self.tokens_of(2 * z_t.to(self.positions.dtype) - 1), t, condition)
         if self.config.evidence == "none":
             return logits
         known = self.evidence_logits[t - 1].float().view(-1, 1, 1)

@@ -42,7 +42,7 @@ class GaussianDenoiser(Transformer):
             t: (B,) int64 in 1 … T.
             condition: labels or vectors, as `Transformer.condition` takes them; None is none for all.
         """
-        return self.see_all(self.placed(x_t), t, condition)
+        return self.see_all(self.tokens_of(x_t), t, condition)
 
 
 class GaussianDiffusion:

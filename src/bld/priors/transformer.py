@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bld.codes import CodeShape, from_patches, to_patches
 from bld.diffusion.process import Process
 from bld.errors import SettingError
-from bld.nn.attention import KeyValues, attend
+from bld.nn.attention import KeyValues, attention
 from bld.priors.config import DenoiserConfig
 from bld.priors.embeddings import StepSinusoids, StepTable, VectorToken, marked, sine_positions
 from bld.priors.inference import GraphRecordings, GraphReplay, pack_blocks
@@ -45,7 +45,10 @@ class Attention(nn.Module):
             past: keys and values of the tokens before these; it is extended by these.
             visible: bool (B, L), which of all tokens, those of `past` first, the others see; None is all.
         """
-        return self.out(attend(self.qkv(x), self.heads, causal, past, visible))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, M, D/heads)
+        if past is not None:
+            k, v = past.extend(k, v)
+        return self.out(attention(q, k, v, causal, visible).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -258,26 +261,54 @@ class Transformer(nn.Module):
             token = torch.where(marks.unsqueeze(1), token, self.no_vector.to(token.dtype))
         return token, marks
 
-    def placed(self, z: Tensor) -> Tensor:
-        """Numbers (B, N, c) that stand for a code → a token for each of its M patches, where it is, (B, M, D)."""
-        z = to_patches(z.to(self.positions.dtype), self.code_shape, self.config.patch_size)
-        return self.embed(z) + self.positions
+    def tokens_of(self, z: Tensor) -> Tensor:
+        """Numbers (B, N, c) that stand for a code → a token for each of its M patches, (B, M, D)."""
+        return self.embed(to_patches(z.to(self.positions.dtype), self.code_shape, self.config.patch_size))
 
     def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Tokens of the patches, each seeing all → outputs of the positions (B, N, c), float32.
 
         Args:
-            x: (B, M, D).
+            x: (B, M, D), not yet told apart by where they are.
             t: (B,) int64 in 1 … T.
             condition: as in `condition`.
         """
         M = x.shape[1]
-        tokens, given = self.condition(t, condition)
-        x = torch.cat([x, tokens.to(x.dtype)], 1)  # (B, M + 1 or 2, D)
-        visible = None if given is None else F.pad(given.unsqueeze(1), (x.shape[1] - 1, 0), value=True)
-        for block in self.blocks:
-            x = block(x, visible=visible)
+        others, given = self.condition(t, condition)
+        visible = None if given is None else F.pad(given.unsqueeze(1), (M + others.shape[1] - 1, 0), value=True)
+        x = self.through(x, after=others, visible=visible)
         return from_patches(self.to_logits(x[:, :M]), self.code_shape, self.config.patch_size)
+
+    def through(
+        self,
+        x: Tensor,
+        first: int = 0,
+        before: Tensor | None = None,
+        after: Tensor | None = None,
+        *,
+        causal: bool = False,
+        past: Sequence[KeyValues] | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens through all blocks, those of patches told where they are: the one place where blocks are called.
+
+        Args:
+            x: (B, M, D), the tokens of patches first … first + M - 1.
+            first: the first patch, in 0 … N/patch_size² - 1.
+            before: tokens without a place, as those of step and condition, before them.
+            after: the same after them.
+            causal: as in `Attention.forward`.
+            past: of each block, as in `Attention.forward`.
+            visible: as in `Attention.forward`.
+
+        Returns:
+            What the last block gives for all these tokens, in their order, (B, …, D).
+        """
+        x = x + self.positions[first : first + x.shape[1]]
+        x = torch.cat([part.to(x.dtype) for part in (before, x, after) if part is not None], 1)
+        for i, block in enumerate(self.blocks):
+            x = block(x, causal, past[i] if past else None, visible)
+        return x
 
     def to_logits(self, x: Tensor) -> Tensor:
         """What the blocks give (B, M, D) → outputs (B, M, c), float32."""

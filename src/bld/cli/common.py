@@ -201,7 +201,11 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="image i depends on the seed and i alone (default 0)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the run's)")
     parser.add_argument("--temperature", type=float, help="τ: lower is safer and less diverse (default: the run's)")
-    parser.add_argument("--guidance-scale", type=float, help="1 + ω: how strongly the class is followed; 1 is off")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        help="1 + ω: how strongly the class is followed, or without classes a weaker network avoided; 1 is off",
+    )
     parser.add_argument(
         "--classes",
         metavar="A,B,…",

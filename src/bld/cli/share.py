@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args)
     with precision(args, pipe.device):
         if args.dry_run is not None:
-            refuse_foreign_folder(args.dry_run, ["README.md", "tokenizer", "prior", "diffusion", "samples.png"])
+            refuse_foreign_folder(
+                args.dry_run, ["README.md", "tokenizer", "prior", "guide", "diffusion", "samples.png"]
+            )
             pipe.save_pretrained(args.dry_run)
             pipe.save_card(args.dry_run, args.repo_id, args.license)
             say(f"Written: {args.dry_run}; look at README.md, and leave out --dry-run to share it.")

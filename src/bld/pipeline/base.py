@@ -21,6 +21,7 @@ from bld.pipeline.arguments import OutputType, floating_dtype, to_output
 from bld.pipeline.conditioning import Conditioning, load_text_encoder
 from bld.priors import Transformer
 from bld.serialization.models import (
+    GUIDE,
     PipelineIndex,
     load_index,
     load_prior,
@@ -42,6 +43,7 @@ class PipelineBase:
         diffusion: how the prior generates.
         index: class names and sampling defaults.
         text_encoder: for prompts; where the index names one it is loaded when it is first needed.
+        guide: a weaker prior of the same codes and classes; guidance leads away from it.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class PipelineBase:
         diffusion: Process,
         index: PipelineIndex | None = None,
         text_encoder: TextEncoder | None = None,
+        guide: Transformer | None = None,
     ):
         if tokenizer.code_shape != prior.code_shape:
             raise SettingError(
@@ -61,7 +64,10 @@ class PipelineBase:
             raise SettingError(
                 f"The prior was trained for {prior.config.steps} steps, the diffusion has {diffusion.steps}."
             )
+        if guide is not None and (guide.config.steps, *_takes(guide)) != (prior.config.steps, *_takes(prior)):
+            raise SettingError("The guide was trained for other codes, conditions or steps than the prior.")
         self.tokenizer, self.prior, self.diffusion = tokenizer.eval(), prior.eval(), diffusion
+        self.guide = None if guide is None else guide.eval()
         self.folder: Path | None = None  # where it was loaded from
         self.index = index or PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)])
         self._text_encoder = text_encoder
@@ -108,6 +114,7 @@ class PipelineBase:
             load_prior(folder / "prior"),
             load_process(folder / "diffusion"),
             index,
+            guide=load_prior(folder / GUIDE) if index.guide else None,
         )
         pipeline.folder = folder
         return pipeline if torch_dtype is None else pipeline.to(dtype=floating_dtype(torch_dtype))
@@ -121,7 +128,7 @@ class PipelineBase:
                 local one, and refers to one from the hub by its name.
         """
         folder = Path(folder)
-        index = self.index
+        index = replace(self.index, guide=self.guide is not None)
         if include_text_encoder is None:
             include_text_encoder = bool(index.text_encoder) and Path(index.text_encoder).is_dir()
         if include_text_encoder:
@@ -130,13 +137,15 @@ class PipelineBase:
             index = replace(index, text_encoder=TEXT_ENCODER)
         save_model(folder / "tokenizer", self.tokenizer)
         save_model(folder / "prior", self.prior)
+        if self.guide is not None:
+            save_model(folder / GUIDE, self.guide)
         save_process(folder / "diffusion", self.diffusion)
         save_index(folder, index, type(self.prior).__name__, type(self.diffusion).__name__)
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with any weight of the networks."""
         digest = hashlib.sha256()
-        for network in (self.tokenizer, self.prior):
+        for network in self.networks:
             for name, tensor in sorted(network.state_dict().items()):
                 digest.update(name.encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -145,8 +154,8 @@ class PipelineBase:
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | str | None = None) -> Self:
         """Move the networks to a device, a dtype, or both; probabilities stay float32.  Returns itself."""
         dtype = None if dtype is None else floating_dtype(dtype)
-        self.tokenizer.to(device=device, dtype=dtype)
-        self.prior.to(device=device, dtype=dtype)
+        for network in self.networks:
+            network.to(device=device, dtype=dtype)
         return self
 
     def enable_tiling(self, rows: int = 128) -> Self:
@@ -169,9 +178,14 @@ class PipelineBase:
 
         The first call at each batch size takes about a minute; `benchmarks/compile.py` measures when that pays off.
         """
-        self.tokenizer.compile(dynamic=False)
-        self.prior.compile(dynamic=False)  # not with "reduce-overhead", whose CUDA graphs belong to one thread
+        for network in self.networks:
+            network.compile(dynamic=False)  # not with "reduce-overhead", whose CUDA graphs belong to one thread
         return self
+
+    @property
+    def networks(self) -> list[BinaryAutoencoder | Transformer]:
+        """Tokenizer, prior, and the guide if there is one."""
+        return [self.tokenizer, self.prior, *([] if self.guide is None else [self.guide])]
 
     @property
     def device(self) -> torch.device:
@@ -290,3 +304,8 @@ class PipelineBase:
         if self.tokenizer.is_binary and not bool(((codes == 0) | (codes == 1)).all()):
             raise SettingError("Codes hold the bits 0 and 1, and these hold other values.")
         return codes
+
+
+def _takes(prior: Transformer) -> tuple[Any, ...]:
+    """What a prior is called with."""
+    return prior.code_shape, prior.config.num_classes, prior.config.condition_dim

@@ -28,9 +28,9 @@ from bld.pipeline.arguments import (
     whole_number,
 )
 from bld.pipeline.masks import fill_from_surroundings, holes_in, kept_pixels, positions_of
-from bld.pipeline.sampling import draw_codes, observer
+from bld.pipeline.sampling import Networks, draw_codes, observer
 from bld.pipeline.sharing import ShareablePipeline
-from bld.priors import KINDS, Transformer
+from bld.priors import KINDS
 
 StepCallback = Callable[["BinaryLatentDiffusionPipeline", int, int, dict[str, Tensor]], Any]
 
@@ -58,6 +58,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         diffusion: how the prior generates; a Bernoulli diffusion unless the prior is one of the alternatives.
         index: class names and sampling defaults.
         text_encoder: for prompts; where the index names one it is loaded when it is first needed.
+        guide: a weaker prior of the same codes and classes; guidance leads away from it.
     """
 
     @torch.no_grad()
@@ -90,7 +91,8 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             class_labels: indices or names, one for all images or one per image; None generates without a class.
             num_inference_steps: denoising steps, 1 … T; by default the model's own number.
             temperature: τ > 0; lower gives safer and less diverse images; by default the model's own.
-            guidance_scale: 1 + ω; 1 switches guidance off; by default the model's own.
+            guidance_scale: 1 + ω; 1 switches guidance off; by default the model's own. Without classes, prompts and
+                vectors it needs a `guide`, which `prior.guide` keeps of the training.
             generator: a seed, a torch.Generator, or one of either per image; None takes a random seed. With one seed,
                 image i depends on the seed and on i only, not on the batch.
             output_type: "pil", "np", "pt" or "latent"; see `PipelineOutput`.
@@ -171,14 +173,14 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         asked = self._conditioning.rows(each * len(pictures), class_labels, prompt, condition)
         generators = generators_of(generator, len(asked), 0)
         options = self._own(known_bits=(known_bits, "clean"), resample=(resample, 1), final=(final, "threshold"))
-        prior, made, fillings = self.prior.for_inference(), [], []
+        networks, made, fillings = Networks.of(self.prior, self.guide), [], []
         for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
             view, own = network_view(picture, self.preprocessing)[None], slice(number * each, (number + 1) * each)
             bits = to_tokens(self.tokenizer.encode(fill_from_surroundings(view, hole).to(self.device)))
             positions = positions_of(hole, self.tokenizer.config.factor)
             codes = self._sample(
                 asked[own], generators[own], num_inference_steps, temperature, guidance_scale,
-                callback_on_step_end, batch_size, prior, known=bits, mask=positions, **options,
+                callback_on_step_end, batch_size, networks, known=bits, mask=positions, **options,
             )  # fmt: skip
             made.append(codes)
             kept = kept_pixels(picture, view, self.preprocessing)
@@ -226,13 +228,13 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         steps = num_inference_steps or self.index.sampling.num_inference_steps or total
         asked = self._conditioning.rows(len(codes), class_labels, prompt, condition)
         generators = generators_of(generator, len(codes), 0, purpose="vary")
-        prior, parts = self.prior.for_inference(), []
+        networks, parts = Networks.of(self.prior, self.guide), []
         for first in range(0, len(codes), batch_size):
             rows = slice(first, first + batch_size)
             z_t = self.diffusion.diffuse(to_tokens(codes[rows]).to(self.device), t, generators[rows])
             made = self._sample(
                 asked[rows], generators[rows], math.ceil(steps * t / total), temperature, guidance_scale,
-                callback_on_step_end, batch_size, prior, start=(z_t, t),
+                callback_on_step_end, batch_size, networks, start=(z_t, t),
             )  # fmt: skip
             parts.append(made)
         varied = torch.cat(parts)
@@ -304,7 +306,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         guidance_scale: float | None,
         callback: StepCallback | None,
         batch_size: int,
-        network: Transformer | None = None,
+        networks: Networks | None = None,
         **options: Any,
     ) -> Tensor:
         observe = None
@@ -312,8 +314,8 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             own = partial(callback, self)
             observe = observer(own, self.prior.code_shape, self._codes, self._kind)
         return draw_codes(
-            self.prior, self.diffusion, asked, generators, self.index.sampling, num_inference_steps, temperature,
-            guidance_scale, observe, batch_size, network, **options,
+            networks or Networks.of(self.prior, self.guide), self.diffusion, asked, generators, self.index.sampling,
+            num_inference_steps, temperature, guidance_scale, observe, batch_size, **options,
         )  # fmt: skip
 
     def _own(self, **options: tuple[Any, Any]) -> dict[str, Any]:

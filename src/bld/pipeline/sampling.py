@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -18,8 +18,25 @@ from bld.priors import Transformer
 from bld.serialization.models import SamplingDefaults
 
 
+class Networks(NamedTuple):
+    """What draws codes, each a copy for inference.
+
+    Attributes:
+        prior: the network.
+        guide: the weaker one that guides it, or None.
+    """
+
+    prior: Transformer
+    guide: Transformer | None
+
+    @classmethod
+    def of(cls, prior: Transformer, guide: Transformer | None) -> Self:
+        """As they are now."""
+        return cls(prior.for_inference(), None if guide is None else guide.for_inference())
+
+
 def draw_codes(
-    prior: Transformer,
+    networks: Networks,
     diffusion: Process,
     asked: Tensor,
     generators: PerImage,
@@ -29,13 +46,12 @@ def draw_codes(
     guidance_scale: float | None = None,
     callback: Callback | None = None,
     batch_size: int = 64,
-    network: Transformer | None = None,
     **options: Any,
 ) -> Tensor:
     """Codes (n, h, w, c), uint8 on the CPU.
 
     Args:
-        prior: the network, which says shape, device and what no condition is.
+        networks: which draw them.
         diffusion: how it generates.
         asked: what each of the n images is conditioned on, as `Conditioning.rows` gives it.
         generators: one per image.
@@ -43,31 +59,31 @@ def draw_codes(
         num_inference_steps, temperature, guidance_scale: 1 … T; τ above 0; 1 + ω.
         callback: sees each step.
         batch_size: codes drawn at a time.
-        network: a copy of the prior for inference that several calls share; by default one of it as it is now.
         **options: of this kind of prior.
 
     Raises:
         SettingError: for a value that is not possible.
     """
+    prior, guide = networks
     shape = prior.code_shape
     steps = num_inference_steps if num_inference_steps is not None else defaults.num_inference_steps
     scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-    if scale != 1 and not prior.config.is_conditional:
+    if scale != 1 and guide is None and not prior.config.is_conditional:
         raise SettingError(
-            f"guidance_scale={scale} needs a conditional prior; this one has no classes, text or vectors."
+            f"guidance_scale={scale} needs a conditional prior or a guide; this one has no classes, text or vectors, "
+            "and was trained without prior.guide."
         )
     tau = defaults.temperature if temperature is None else temperature
     for name, value in (("guidance_scale", scale), ("temperature", tau)):
         if not isinstance(value, int | float) or not math.isfinite(value):
             raise SettingError(f"{name} is a finite number, not {value!r}.")
     batch_size = whole_number("batch_size", batch_size, 1)
-    network = prior.for_inference() if network is None else network
     parts = []
     for start in range(0, len(asked), batch_size):
         batch = asked[start : start + batch_size].to(prior.device)
         null = prior.no_condition(len(batch), prior.device)
         tokens = diffusion.sample(
-            with_guidance(network.for_sampling(), batch, null, scale),
+            with_guidance(prior.for_sampling(), batch, null, scale, None if guide is None else guide.for_sampling()),
             (len(batch), shape.positions, shape.c),
             steps=steps,
             temperature=tau,

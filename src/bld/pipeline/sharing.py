@@ -113,7 +113,7 @@ class ShareablePipeline(PipelineBase):
         config, defaults = self.prior.config, self.index.sampling
         yield "images", f"{size} × {size} pixels"
         yield "code", f"{shape}, {self.tokenizer.config.code_bytes:,} bytes an image"
-        for name, network in (("tokenizer", self.tokenizer), ("prior", self.prior)):
+        for name, network in zip(("tokenizer", "prior", "guide"), self.networks, strict=False):
             yield f"{name} parameters", f"{sum(p.numel() for p in network.parameters()):,}"
         yield "prior", f"{type(self.prior).__name__}: depth {config.depth}, width {config.dim}, {config.heads} heads"
         if isinstance(self.diffusion, BernoulliDiffusion):

@@ -209,7 +209,7 @@ def forwards(settings: Settings, num_classes: int) -> int:
     steps = 1 if kind.one_pass else asked or kind.steps(settings.diffusion, settings.tokenizer.code_shape)
     has_vectors = bool(settings.prior.text_encoder or settings.data.condition)
     conditional = has_vectors or (settings.prior.class_conditional and num_classes > 0)
-    guided = settings.sampling.guidance_scale != 1 and conditional
+    guided = settings.sampling.guidance_scale != 1 and (conditional or settings.prior.guide > 0)
     return steps * (1 + guided)
 
 

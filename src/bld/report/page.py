@@ -141,7 +141,7 @@ def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
             flips = "of these are coin flips of the encoder, which no prior can foretell"
             figures.append((f"{noise:,.0f}", "bits", flips))
             figures.append((f"{has:,.0f}", "bits", f"has the prior learned of the {could:,.0f} that could be learned"))
-    models = [opened.tokenizer] if opened.pipeline is None else [opened.tokenizer, opened.pipeline.prior]
+    models = [opened.tokenizer] if opened.pipeline is None else opened.pipeline.networks
     number, unit = _short(sum(p.numel() for model in models for p in model.parameters()))
     figures.append((number, unit, "parameters in all networks"))
     seconds = sum(opened.progress(stage).get("seconds", 0) for stage in ("tokenizer", "encode", "prior"))

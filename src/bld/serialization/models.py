@@ -26,6 +26,7 @@ from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model_index.json"
+GUIDE = "guide"  # the folder of a prior that guides another; not all pipelines have one
 Config = TypeVar("Config", AutoencoderConfig, DenoiserConfig)
 
 
@@ -87,6 +88,7 @@ class PipelineIndex:
         resample: filter used when resizing images.
         text_encoder: what turns prompts into vectors, a folder or a name on the hub; "" for none.
         text_encoder_hash: its fingerprint in the training; "" for none.
+        guide: whether a weaker prior lies beside the prior, to guide it.
     """
 
     classes: list[str]
@@ -95,6 +97,7 @@ class PipelineIndex:
     resample: Resample = "lanczos"
     text_encoder: str = ""
     text_encoder_hash: str = ""
+    guide: bool = False
 
 
 def save_index(
@@ -124,7 +127,8 @@ def load_index(folder: Path) -> PipelineIndex:
         red, green, blue = fields["background"]
         defaults = SamplingDefaults(**fields["sampling"])
         encoder = str(fields.get("text_encoder", "")), str(fields.get("text_encoder_hash", ""))
-        return PipelineIndex(fields["classes"], (red, green, blue), defaults, fields["resample"], *encoder)
+        guide = bool(fields.get("guide", False))
+        return PipelineIndex(fields["classes"], (red, green, blue), defaults, fields["resample"], *encoder, guide)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
 

@@ -54,11 +54,12 @@ class Controls:
                 0.1, 2, defaults.temperature, step=0.05, label=f"Temperature τ{tag}",
                 info="Lower is safer and less diverse; 1 is the model as trained.",
             )  # fmt: skip
-        if guidance and (model.classes or model.takes_prompts):
-            what = "class" if model.classes else "prompt"
+        if guidance and model.can_be_guided:
+            what = "how strongly the class is followed" if model.classes else "how strongly the prompt is followed"
+            what = what if model.classes or model.takes_prompts else "away from what a weaker network would draw"
             self.parts["guidance"] = gr.Slider(
                 0, 8, defaults.guidance_scale, step=0.1, label=f"Guidance{tag}",
-                info=f"1 + ω: how strongly the {what} is followed; 1 is off.",
+                info=f"1 + ω: {what}; 1 is off.",
             )  # fmt: skip
         if posterior and model.is_bernoulli and tag:
             self.parts["posterior"] = gr.Radio(

@@ -54,6 +54,11 @@ class Model:
         return self.pipe.classes if self.pipe.prior.config.num_classes else []
 
     @property
+    def can_be_guided(self) -> bool:
+        """Whether there is something to guide by."""
+        return bool(self.classes) or self.takes_prompts or self.pipe.guide is not None
+
+    @property
     def takes_prompts(self) -> bool:
         """Whether the prior is conditioned on text."""
         return self.pipe.takes_prompts
@@ -96,6 +101,5 @@ class Model:
 
     @property
     def parameters(self) -> int:
-        """Of the tokenizer and the prior together."""
-        networks = (self.pipe.tokenizer, self.pipe.prior)
-        return sum(parameter.numel() for network in networks for parameter in network.parameters())
+        """Of all networks together."""
+        return sum(parameter.numel() for network in self.pipe.networks for parameter in network.parameters())

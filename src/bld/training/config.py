@@ -26,6 +26,7 @@ FAITHFUL = (
     "prior.patch_size=1",
     "prior.soft_targets=false",
     "prior.inpainting=0",
+    "prior.guide=0",
     "diffusion.target=flip",
     "prior_training.ema_decay=0",
     "prior_training.clip_norm=0",

@@ -178,6 +178,7 @@ class StageRun:
         batches = ahead(self.stage.batches(self.step), self.accelerator.device)
         saved = time.monotonic()
         previews = int(self.clock.progress(self.step) * settings.previews)
+        is_early = self.clock.progress(self.step) < self.stage.milestone
         unread: Unread | None = None
         if self.is_known and self.step == 0:
             self._evaluate(log)
@@ -190,6 +191,9 @@ class StageRun:
                 if unread is not None and (progress >= 1 or preview_due or stopping or save_due):
                     self._read(unread, log, bar)
                     unread = None
+                if is_early and progress >= self.stage.milestone:
+                    is_early = False
+                    self._pass_milestone()
                 if progress >= 1:
                     break
                 if preview_due:
@@ -266,6 +270,11 @@ class StageRun:
         told = torch.tensor([*mine, stopping], dtype=torch.float64, device=self.accelerator.device)
         progress, was_late, asked = self.accelerator.reduce(told).tolist()
         return progress, asked > 0, was_late > 0
+
+    def _pass_milestone(self) -> None:
+        averaged = self.average.gathered()
+        if self.processes.is_main:
+            self.stage.pass_milestone(averaged)
 
     def _evaluate(self, log: MetricsLog) -> None:
         averaged = self.average.gathered()

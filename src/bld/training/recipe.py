@@ -113,7 +113,7 @@ class Recipe:
 
     def _refuse_guidance_without_condition(self, classes: list[str]) -> None:
         scale, settings = self.settings.sampling.guidance_scale, self.settings
-        if settings.prior.text_encoder or settings.data.condition:
+        if settings.prior.text_encoder or settings.data.condition or settings.prior.guide:
             return
         if scale != 1 and not (classes and settings.prior.class_conditional):
             if settings.preset in preset_names() and load_settings(settings.preset).sampling.guidance_scale == scale:

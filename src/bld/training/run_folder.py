@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from bld.errors import CheckpointError, SettingError, UserError
 from bld.io.files import read_json, write_json, written_aside
+from bld.serialization.models import GUIDE
 from bld.training.checkpoints import CheckpointStore
 from bld.training.config import load_settings
 from bld.training.settings import Settings, leaves, settings_tree
@@ -66,6 +67,7 @@ class RunFolder:
         config: config.yaml, the settings.
         tokenizer: the trained tokenizer.
         prior: the trained prior.
+        guide: the prior early in its training, where it is kept to guide the trained one.
         diffusion: the diffusion of the prior.
         index: model_index.json, with which the folder is a pipeline.
         data: data.json, a record of the images and of which are held out.
@@ -83,6 +85,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.tokenizer = self.path / "tokenizer"
         self.prior = self.path / "prior"
+        self.guide = self.path / GUIDE
         self.diffusion = self.path / "diffusion"
         self.index = self.path / "model_index.json"
         self.data = self.path / "data.json"

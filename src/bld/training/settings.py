@@ -171,6 +171,8 @@ class PriorSettings(NetworkSettings):
             codes.fresh, which keeps the probabilities)
         inpainting: part of the training images, 0 to 1, of whose codes a rectangle or all but one is shown without
             noise and not asked for, so that the network knows what it sees around a hole (bernoulli); 0 is the paper's
+        guide: part of the training, 0 to below 1, after which a copy of the network is kept: samples without a
+            condition are guided away from what that weaker one would draw; 0 keeps none.  Of priors without condition
     """
 
     kind: str = "bernoulli"
@@ -181,6 +183,7 @@ class PriorSettings(NetworkSettings):
     vlb_weight: float = 0.1
     soft_targets: bool = False
     inpainting: float = 0.0
+    guide: float = 0.0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -189,6 +192,8 @@ class PriorSettings(NetworkSettings):
             raise SettingError(f"prior.label_dropout is a probability, 0 to 1, not {self.label_dropout}.")
         if not 0 <= self.inpainting <= 1:
             raise SettingError(f"prior.inpainting is a part of the images, 0 to 1, not {self.inpainting}.")
+        if not 0 <= self.guide < 1:
+            raise SettingError(f"prior.guide is a part of the training, 0 to below 1, not {self.guide}.")
         if self.vlb_weight < 0:
             raise SettingError(f"prior.vlb_weight (λ) is 0 or more, not {self.vlb_weight}.")
 
@@ -200,7 +205,7 @@ class SamplingSettings:
     Args:
         steps: denoising steps, at most diffusion.steps; 0 is all of them
         temperature: τ; 0.9 in the paper
-        guidance_scale: 1 + ω; 1 switches guidance off
+        guidance_scale: 1 + ω; 1 switches guidance off.  Without classes, captions and vectors it needs prior.guide
     """
 
     steps: int = 0

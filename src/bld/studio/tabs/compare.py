@@ -30,7 +30,7 @@ def compare(model: Model, columns: Sequence[Sampling], count: int, report: Repor
         words = [
             f"{steps_of(model, call)} steps",
             f"τ {call['temperature']:g}",
-            *([f"guidance {call['guidance_scale']:g}"] if model.classes else []),
+            *([f"guidance {call['guidance_scale']:g}"] if model.can_be_guided else []),
             *([sampling.posterior or model.posterior or ""] if model.is_bernoulli else []),
         ]
         name = f"{letter}-seed{sampling.seed}"

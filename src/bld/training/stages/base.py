@@ -30,6 +30,7 @@ class Stage(ABC):
         accelerator: precision and processes.
         prepared: the networks as they are trained, wrapped for data parallelism where there are several processes; the
             loop sets it, and a training pass goes through these.
+        milestone: part of the training after which `pass_milestone` is called, once; 0 is never.
         recomputed: the modules that activation checkpointing computes twice.
     """
 
@@ -40,6 +41,7 @@ class Stage(ABC):
     accelerator: Accelerator
     prepared: dict[str, nn.Module]
     recomputed: tuple[type[nn.Module], ...] = ()
+    milestone: float = 0.0
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
@@ -74,6 +76,10 @@ class Stage(ABC):
     @abstractmethod
     def preview(self, averaged: nn.Module, path: Path) -> None:
         """Write a picture of the present state."""
+
+    def pass_milestone(self, averaged: nn.Module) -> None:
+        """Do what is due at the milestone; a training that goes on from before it does it again."""
+        raise NotImplementedError
 
     @abstractmethod
     def save(self, averaged: nn.Module) -> None:

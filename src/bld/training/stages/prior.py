@@ -122,6 +122,7 @@ class PriorStage(Stage):
             self.model.load_state_dict({"vectors.mean": mean, "vectors.scale": scale}, strict=False)
         self.model.to(accelerator.device)
         self.conditional = config.is_conditional
+        self.milestone = 0.0 if self.conditional else settings.prior.guide
 
     def networks(self) -> dict[str, nn.Module]:
         """The denoiser alone."""
@@ -273,6 +274,11 @@ class PriorStage(Stage):
                 aside.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
         return self.held_out.condition[chosen].to(self.accelerator.device), 6
 
+    def pass_milestone(self, averaged: nn.Module) -> None:
+        """Keep the network as it is now, for guidance."""
+        assert isinstance(averaged, Transformer)
+        save_model(self.run.guide, averaged)
+
     def save(self, averaged: nn.Module) -> None:
         """Write the averaged prior and its diffusion; with the tokenizer beside it, the run is now a pipeline."""
         assert isinstance(averaged, Transformer)
@@ -280,7 +286,7 @@ class PriorStage(Stage):
         save_process(self.run.diffusion, self.process)
         sampling, data = self.settings.sampling, self.settings.data
         steps = min(sampling.steps, self.process.steps) if self.process.may_skip else 0
-        guidance = sampling.guidance_scale if averaged.config.is_conditional else 1.0
+        guidance = sampling.guidance_scale if averaged.config.is_conditional or self.milestone else 1.0
         defaults = SamplingDefaults(steps or None, self._temperature(), guidance)
         classes = self.cache.classes if averaged.config.num_classes else []
         encoder = self.settings.prior.text_encoder
@@ -291,6 +297,7 @@ class PriorStage(Stage):
             data.resample,
             str(Path(encoder).resolve()) if encoder and Path(encoder).is_dir() else encoder,
             self.vectors.cache.key.encoder if self.vectors is not None else "",
+            guide=self.milestone > 0,
         )
         save_index(self.run.path, index, type(averaged).__name__, type(self.process).__name__)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from bld.errors import SettingError
 from bld.planning.cost import describe
 from bld.serialization.models import load_tokenizer, tokenizer_hash
+from bld.tokenizer.discriminator import PatchDiscriminator
 from bld.training.code_cache import CodeCache
 from bld.training.config import load_settings
 from bld.training.ema import WeightAverage
@@ -179,3 +182,21 @@ def test_table_4s_six_settings_are_presets_with_one_encoder_and_decoder_per_grid
     assert ("codebook" in costs) == (kind == "vq")
     size = int(code.split(", ")[1].split()[0].replace(",", "")) * 1000 * 2 / 2**20  # two flips, one draw
     assert costs["code cache of 1,000 images"] == f"{size:,.1f} MiB (2 views)"
+
+
+@pytest.mark.parametrize("size", [8, 12, 16, 24, 32, 64])
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_a_discriminator_too_deep_for_the_images_is_refused_before_training(size: int, layers: int):
+    """Settings are accepted exactly where the network gives something."""
+    try:
+        found = PatchDiscriminator(8, layers)(torch.zeros(2, 3, size, size)).numel() > 0
+    except RuntimeError:
+        found = False
+    words = [f"tokenizer.image_size={size}", "objective.adversarial=0.5", f"objective.discriminator_layers={layers}"]
+    if found:
+        assert load_settings("digits", overrides=words).objective.discriminator_layers == layers
+        return
+    with pytest.raises(SettingError, match=f"discriminator_layers={layers} .* {size}×{size}") as refused:
+        load_settings("digits", overrides=words)
+    most = int(re.search(r"set it to (\d)", str(refused.value))[1])
+    assert PatchDiscriminator(8, most)(torch.zeros(2, 3, size, size)).numel() > 0

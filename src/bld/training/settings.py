@@ -270,7 +270,7 @@ class Settings:
         size, layers = self.tokenizer.image_size, self.objective.discriminator_layers
         if self.objective.adversarial and size >> layers < 3:  # each layer halves it, and two filters of 4 remain
             raise SettingError(
-                f"objective.discriminator_layers={layers} leaves the discriminator nothing of {size}×{size} pixels: set "
+                f"objective.discriminator_layers={layers} leaves a discriminator nothing of {size}×{size} pixels: set "
                 f"it to {(size // 3).bit_length() - 1} or less, or objective.adversarial=0."
             )
         for section in ("tokenizer_training", "prior_training"):

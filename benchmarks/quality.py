@@ -226,7 +226,7 @@ def sampled(
     """Distance and recognised share of samples at each of the (steps, guidance), and a sheet of them."""
     classes = len(pipe.classes)
     for asked, guidance in wanted:
-        if guidance != 1 and not classes:
+        if guidance != 1 and not classes and pipe.guide is None:
             continue
         steps, count = asked or pipe.diffusion.steps, JUDGED if asked in (16, None) else FEWER
         labels = [i % classes for i in range(count)] if classes else None

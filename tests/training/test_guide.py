@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from bld import BinaryLatentDiffusionPipeline
 from bld.diffusion import with_guidance
 from bld.errors import CheckpointError, SettingError
+from bld.priors.absorbing import AbsorbingDenoiser
+from bld.report.page import write_report
 from bld.seeding import keyed_draws
 from bld.training import loop
 from bld.training.ema import WeightAverage
@@ -20,6 +23,7 @@ from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.stop_signals import StopSignals
 
+CONSTANT = ["prior_training.decay=constant", "prior_training.warmup_steps=0"]
 UNCONDITIONAL = ["prior.class_conditional=false", "prior.guide=0.5", "sampling.guidance_scale=2"]
 
 
@@ -32,6 +36,16 @@ def train(path: Path, overrides: list[str]) -> RunFolder:
 
 def weights(run: RunFolder, part: str) -> dict[str, torch.Tensor]:
     return load_file(run.path / part / "model.safetensors")
+
+
+def stopping_after(steps: int) -> type[StopSignals]:
+    class Stopping(StopSignals):
+        def __enter__(self):
+            asked = iter([False] * steps + [True])
+            type(self).requested = property(lambda _: next(asked), lambda *_: None)
+            return self
+
+    return Stopping
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -66,21 +80,15 @@ def test_the_guide_is_the_average_as_it_was_at_that_part_of_the_training(tmp_pat
 
 @pytest.mark.parametrize("stopped_after", [2, 3, 4])
 def test_a_training_that_was_stopped_keeps_the_same_guide(tmp_path, tiny_overrides, guided, stopped_after):
-    class Stopping(StopSignals):
-        def __enter__(self):
-            asked = iter([False] * stopped_after + [True])
-            type(self).requested = property(lambda _: next(asked), lambda *_: None)
-            return self
-
     overrides = [*tiny_overrides, *UNCONDITIONAL]
     run = RunFolder(tmp_path / "run")
     recipe = Recipe(run.adopt("digits", overrides, "digits"), run, lambda _: None)
     recipe.train_tokenizer()
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(loop, "StopSignals", Stopping)
+        patched.setattr(loop, "StopSignals", stopping_after(stopped_after))
         with pytest.raises(KeyboardInterrupt):
             recipe.train_prior()
-    assert run.guide.exists() == (stopped_after >= 3)
+    assert not run.guide.exists()  # it is written with the prior that it guides
     train(run.path, [])
     assert same(weights(run, "guide"), weights(RunFolder(guided), "guide"))
     assert same(weights(run, "prior"), weights(RunFolder(guided), "prior"))
@@ -118,7 +126,8 @@ def test_saving_and_loading_keeps_the_guide_or_its_absence(pipe, tmp_path):
     alone = BinaryLatentDiffusionPipeline(pipe.tokenizer, pipe.prior, pipe.diffusion, pipe.index)
     assert alone.fingerprint() != pipe.fingerprint()
     alone.save_pretrained(tmp_path)  # the folder of the other guide lies there still
-    assert BinaryLatentDiffusionPipeline.from_pretrained(tmp_path).guide is None
+    again = BinaryLatentDiffusionPipeline.from_pretrained(tmp_path)
+    assert again.guide is None and again.index.sampling.guidance_scale == 1 and again(1, generator=0).images
     with pytest.raises(SettingError, match="guide"):
         alone(1, guidance_scale=2.0)
 
@@ -133,10 +142,50 @@ def test_an_index_that_names_a_guide_wants_it(pipe, tmp_path):
     assert BinaryLatentDiffusionPipeline.from_pretrained(tmp_path).guide is None  # as those saved before
 
 
-def test_a_guide_of_other_classes_is_refused(pipe, trained_run):
-    other = BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
-    with pytest.raises(SettingError, match="guide"):
+def test_a_guide_that_does_not_fit_is_refused(pipe, trained_run):
+    other = BinaryLatentDiffusionPipeline.from_pretrained(trained_run)  # with classes
+    with pytest.raises(SettingError, match="another kind"):
         BinaryLatentDiffusionPipeline(pipe.tokenizer, pipe.prior, pipe.diffusion, pipe.index, guide=other.prior)
+    with pytest.raises(SettingError, match="guides itself"):
+        BinaryLatentDiffusionPipeline(other.tokenizer, other.prior, other.diffusion, other.index, guide=pipe.prior)
+    absorbing = AbsorbingDenoiser(pipe.prior.config)
+    with pytest.raises(SettingError, match="another kind"):
+        BinaryLatentDiffusionPipeline(pipe.tokenizer, pipe.prior, pipe.diffusion, pipe.index, guide=absorbing)
+
+
+def test_a_training_shortened_beyond_the_milestone_keeps_a_late_guide(tmp_path, tiny_overrides):
+    """Its goal came nearer while it was stopped: better late than a model that names a guide it has not."""
+    overrides = [*tiny_overrides, *UNCONDITIONAL, *CONSTANT]
+    run = RunFolder(tmp_path / "run")
+    recipe = Recipe(run.adopt("digits", overrides, "digits"), run, lambda _: None)
+    recipe.train_tokenizer()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "StopSignals", stopping_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            recipe.train_prior()
+    train(run.path, ["prior_training.steps=3"])
+    found = BinaryLatentDiffusionPipeline.from_pretrained(run.path)
+    assert found.guide is not None and run.progress()["prior"]["early_step"] == 2
+
+
+def test_a_finished_prior_that_is_trained_on_keeps_its_guide_until_the_end(tmp_path, guided):
+    run = RunFolder(shutil.copytree(guided, tmp_path / "run"))
+    guide, prior = weights(run, "guide"), weights(run, "prior")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "StopSignals", stopping_after(4))
+        with pytest.raises(KeyboardInterrupt):
+            train(run.path, ["prior_training.steps=12"])
+    assert same(weights(run, "guide"), guide) and same(weights(run, "prior"), prior)
+    train(run.path, [])
+    assert same(weights(run, "guide"), guide) and not same(weights(run, "prior"), prior)
+
+
+def test_report_and_card_say_what_guides(pipe, guided, tmp_path):
+    run = shutil.copytree(guided, tmp_path / "run")
+    text = write_report(RunFolder(run), seed=0, say=lambda _: None).read_text()
+    assert "guided by" in text and "3 steps of its training" in text
+    BinaryLatentDiffusionPipeline.from_pretrained(run).save_card(tmp_path / "card", "you/digits")
+    assert "3 of these steps" in (tmp_path / "card" / "README.md").read_text()
 
 
 def test_priors_with_a_condition_guide_themselves(tmp_path, tiny_overrides):

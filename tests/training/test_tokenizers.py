@@ -187,16 +187,23 @@ def test_table_4s_six_settings_are_presets_with_one_encoder_and_decoder_per_grid
 @pytest.mark.parametrize("size", [8, 12, 16, 24, 32, 64])
 @pytest.mark.parametrize("layers", [1, 2, 3, 4])
 def test_a_discriminator_too_deep_for_the_images_is_refused_before_training(size: int, layers: int):
-    """Settings are accepted exactly where the network gives something."""
+    """The depth is accepted exactly where the network gives something."""
     try:
         found = PatchDiscriminator(8, layers)(torch.zeros(2, 3, size, size)).numel() > 0
     except RuntimeError:
         found = False
-    words = [f"tokenizer.image_size={size}", "objective.adversarial=0.5", f"objective.discriminator_layers={layers}"]
     if found:
-        assert load_settings("digits", overrides=words).objective.discriminator_layers == layers
+        PatchDiscriminator.check(size, layers)
         return
     with pytest.raises(SettingError, match=f"discriminator_layers={layers} .* {size}×{size}") as refused:
-        load_settings("digits", overrides=words)
+        PatchDiscriminator.check(size, layers)
     most = int(re.search(r"set it to (\d)", str(refused.value))[1])
     assert PatchDiscriminator(8, most)(torch.zeros(2, 3, size, size)).numel() > 0
+
+
+def test_a_run_with_too_deep_a_discriminator_is_refused_before_it_trains(tmp_path, tiny_overrides):
+    run = RunFolder(tmp_path / "run")
+    settings = run.adopt("digits", [*tiny_overrides, "objective.adversarial=0.5"], "digits")
+    with pytest.raises(SettingError, match="discriminator_layers=3"):
+        Recipe(settings, run, lambda _: None).train()
+    assert not (run.path / "checkpoints").exists()

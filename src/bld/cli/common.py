@@ -204,7 +204,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale",
         type=float,
-        help="1 + ω: how strongly the class is followed, or without classes a weaker network avoided; 1 is off",
+        help="1 + ω: how strongly the class is followed or, without classes, a weaker network avoided; 1 is off",
     )
     parser.add_argument(
         "--classes",

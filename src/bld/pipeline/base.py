@@ -43,7 +43,7 @@ class PipelineBase:
         diffusion: how the prior generates.
         index: class names and sampling defaults.
         text_encoder: for prompts; where the index names one it is loaded when it is first needed.
-        guide: a weaker prior of the same codes and classes; guidance leads away from it.
+        guide: of a prior without a condition a weaker one of the same codes; guidance leads away from it.
     """
 
     def __init__(
@@ -64,12 +64,17 @@ class PipelineBase:
             raise SettingError(
                 f"The prior was trained for {prior.config.steps} steps, the diffusion has {diffusion.steps}."
             )
-        if guide is not None and (guide.config.steps, *_takes(guide)) != (prior.config.steps, *_takes(prior)):
-            raise SettingError("The guide was trained for other codes, conditions or steps than the prior.")
+        index = index or PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)])
+        if guide is None and not prior.config.is_conditional:
+            index = replace(index, sampling=replace(index.sampling, guidance_scale=1.0))  # there is nothing to guide by
+        if guide is not None and prior.config.is_conditional:
+            raise SettingError("A prior with classes, texts or vectors guides itself: leave the guide out.")
+        if guide is not None and _takes(guide) != _takes(prior):
+            raise SettingError("The guide is of another kind than the prior, or of other codes or steps.")
         self.tokenizer, self.prior, self.diffusion = tokenizer.eval(), prior.eval(), diffusion
         self.guide = None if guide is None else guide.eval()
         self.folder: Path | None = None  # where it was loaded from
-        self.index = index or PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)])
+        self.index = index
         self._text_encoder = text_encoder
 
     # -- loading and saving -------------------------------------------------------------------------------
@@ -307,5 +312,5 @@ class PipelineBase:
 
 
 def _takes(prior: Transformer) -> tuple[Any, ...]:
-    """What a prior is called with."""
-    return prior.code_shape, prior.config.num_classes, prior.config.condition_dim
+    """What a prior is called with, and gives."""
+    return type(prior), prior.code_shape, prior.config.steps, prior.config.is_conditional

@@ -131,6 +131,8 @@ def training(run: Path | None) -> Iterator[tuple[str, str]]:
                 f"training of the {stage}",
                 f"{done['steps']:,} steps of {batch} at learning rate {rate}{precision}{hours}{begun}",
             )
+            if done.get("early_step"):
+                yield f"guide of the {stage}", f"its own average after {done['early_step']:,} of these steps"
 
 
 def _duration(seconds: float) -> str:

@@ -58,7 +58,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         diffusion: how the prior generates; a Bernoulli diffusion unless the prior is one of the alternatives.
         index: class names and sampling defaults.
         text_encoder: for prompts; where the index names one it is loaded when it is first needed.
-        guide: a weaker prior of the same codes and classes; guidance leads away from it.
+        guide: of a prior without a condition a weaker one of the same codes; guidance leads away from it.
     """
 
     @torch.no_grad()
@@ -92,7 +92,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             num_inference_steps: denoising steps, 1 … T; by default the model's own number.
             temperature: τ > 0; lower gives safer and less diverse images; by default the model's own.
             guidance_scale: 1 + ω; 1 switches guidance off; by default the model's own. Without classes, prompts and
-                vectors it needs a `guide`, which `prior.guide` keeps of the training.
+                vectors it needs a `guide`, which training with `prior.guide` keeps.
             generator: a seed, a torch.Generator, or one of either per image; None takes a random seed. With one seed,
                 image i depends on the seed and on i only, not on the batch.
             output_type: "pil", "np", "pt" or "latent"; see `PipelineOutput`.
@@ -173,7 +173,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         asked = self._conditioning.rows(each * len(pictures), class_labels, prompt, condition)
         generators = generators_of(generator, len(asked), 0)
         options = self._own(known_bits=(known_bits, "clean"), resample=(resample, 1), final=(final, "threshold"))
-        networks, made, fillings = Networks.of(self.prior, self.guide), [], []
+        networks, made, fillings = self._networks(guidance_scale), [], []
         for number, (picture, hole) in enumerate(zip(pictures, holes, strict=True)):
             view, own = network_view(picture, self.preprocessing)[None], slice(number * each, (number + 1) * each)
             bits = to_tokens(self.tokenizer.encode(fill_from_surroundings(view, hole).to(self.device)))
@@ -228,7 +228,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         steps = num_inference_steps or self.index.sampling.num_inference_steps or total
         asked = self._conditioning.rows(len(codes), class_labels, prompt, condition)
         generators = generators_of(generator, len(codes), 0, purpose="vary")
-        networks, parts = Networks.of(self.prior, self.guide), []
+        networks, parts = self._networks(guidance_scale), []
         for first in range(0, len(codes), batch_size):
             rows = slice(first, first + batch_size)
             z_t = self.diffusion.diffuse(to_tokens(codes[rows]).to(self.device), t, generators[rows])
@@ -314,9 +314,14 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             own = partial(callback, self)
             observe = observer(own, self.prior.code_shape, self._codes, self._kind)
         return draw_codes(
-            networks or Networks.of(self.prior, self.guide), self.diffusion, asked, generators, self.index.sampling,
+            networks or self._networks(guidance_scale), self.diffusion, asked, generators, self.index.sampling,
             num_inference_steps, temperature, guidance_scale, observe, batch_size, **options,
         )  # fmt: skip
+
+    def _networks(self, guidance_scale: float | None) -> Networks:
+        """What draws codes; the guide only where it is asked."""
+        scale = self.index.sampling.guidance_scale if guidance_scale is None else guidance_scale
+        return Networks.of(self.prior, None if scale == 1 else self.guide)
 
     def _own(self, **options: tuple[Any, Any]) -> dict[str, Any]:
         """Those of the options (value, default) that this kind of prior has; asking it for another's is refused."""

@@ -71,7 +71,7 @@ def draw_codes(
     if scale != 1 and guide is None and not prior.config.is_conditional:
         raise SettingError(
             f"guidance_scale={scale} needs a conditional prior or a guide; this one has no classes, text or vectors, "
-            "and was trained without prior.guide."
+            "and no guide, which training with prior.guide keeps."
         )
     tau = defaults.temperature if temperature is None else temperature
     for name, value in (("guidance_scale", scale), ("temperature", tau)):

@@ -42,6 +42,8 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
             critic = PatchDiscriminator(objective.discriminator_channels, objective.discriminator_layers)
         yield "discriminator parameters", f"{parameters(critic):,}"
     yield "prior parameters", f"{parameters(prior):,}"
+    if settings.prior.guide and not prior.config.is_conditional:
+        yield "guide parameters", f"{parameters(prior):,} (the prior after {settings.prior.guide:.0%} of its training)"
     if prior.config.is_conditional:
         own = [part for part in (prior.classes, prior.vectors) if part is not None]
         count = sum(map(parameters, own)) + (0 if prior.no_vector is None else prior.no_vector.numel())

@@ -262,7 +262,14 @@ class Transformer(nn.Module):
         return token, marks
 
     def tokens_of(self, z: Tensor) -> Tensor:
-        """Numbers (B, N, c) that stand for a code → a token for each of its M patches, (B, M, D)."""
+        """Numbers (B, N, c) that stand for a code → a token for each of its M patches, (B, M, D).
+
+        Raises:
+            SettingError: for codes of another shape.
+        """
+        shape = self.code_shape
+        if z.shape[1:] != (shape.positions, shape.c):
+            raise SettingError(f"This prior takes codes (B, {shape.positions}, {shape.c}), not {tuple(z.shape)}.")
         return self.embed(to_patches(z.to(self.positions.dtype), self.code_shape, self.config.patch_size))
 
     def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
@@ -290,7 +297,7 @@ class Transformer(nn.Module):
         past: Sequence[KeyValues] | None = None,
         visible: Tensor | None = None,
     ) -> Tensor:
-        """Tokens through all blocks, those of patches told where they are: the one place where blocks are called.
+        """Tokens through all blocks, those of patches told where they are.
 
         Args:
             x: (B, M, D), the tokens of patches first … first + M - 1.

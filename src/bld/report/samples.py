@@ -136,9 +136,18 @@ def sample_section(opened: OpenedRun, generated: Generated, contents: Contents, 
             "steps": f"{contents.steps} of {opened.pipeline.diffusion.steps}",
             "temperature τ": f"{sampling.temperature:g}",
             "guidance scale": "1 (off)" if sampling.guidance_scale == 1 else f"{sampling.guidance_scale:g}",
+            **_guide(opened),
         },
         "command": _command(opened, generated, contents.steps, seed),
     }
+
+
+def _guide(opened: OpenedRun) -> dict[str, str]:
+    """What guides a prior without a condition."""
+    assert opened.pipeline is not None
+    if opened.pipeline.guide is None:
+        return {}
+    return {"guided by": f"the prior after {opened.progress('prior').get('early_step', 0):,} steps of its training"}
 
 
 def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bld.errors import SettingError
 from bld.tokenizer.layers import group_norm, preferred_layout
 
 
@@ -26,6 +27,15 @@ class PatchDiscriminator(nn.Module):
             blocks += [nn.LeakyReLU(0.2)]
             width = next_width
         self.net = nn.Sequential(*blocks, nn.Conv2d(width, 1, 4, 1, 1))
+
+    @staticmethod
+    def check(size: int, layers: int) -> None:
+        """Raises SettingError where nothing would be left of images of size × size pixels."""
+        if size >> layers < 3:  # each layer halves it, and two filters of 4×4 remain
+            raise SettingError(
+                f"objective.discriminator_layers={layers} leaves a discriminator nothing of {size}×{size} pixels: set "
+                f"it to {(size // 3).bit_length() - 1} or less, or objective.adversarial=0."
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, 1, h', w') logits, float32."""

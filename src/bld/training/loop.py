@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
@@ -96,6 +97,8 @@ class StageRun:
             for network in self.plain.values():
                 recompute_activations(network, stage.recomputed)
         self.store = run.checkpoints(stage.name)
+        self.early: nn.Module | None = None  # the average as it was at the stage's milestone, and at which step
+        self.early_step = 0
         state = self._load_networks()  # before they are wrapped, so that whole tensors fit
         self.networks: dict[str, nn.Module] = {}
         self.optimizers: dict[str, Optimizer] = {}
@@ -127,7 +130,11 @@ class StageRun:
         state = self.store.latest(self.say)
         if state is None:
             return None
-        for name, network in {**self.plain, "average": self.average.model}.items():
+        networks = {**self.plain, "average": self.average.model}
+        if "early_step" in state.numbers:
+            self.early, self.early_step = copy.deepcopy(self.average.model).cpu(), int(state.numbers["early_step"])
+            networks["early"] = self.early
+        for name, network in networks.items():
             prefix = f"{name}/"
             saved = {key[len(prefix) :]: t for key, t in state.tensors.items() if key.startswith(prefix)}
             try:
@@ -151,6 +158,9 @@ class StageRun:
         for name, optimizer in self.optimizers.items():
             tensors |= pack_optimizer(f"optimizer/{name}", optimizer)
         numbers = {"seconds": self.clock.elapsed(), "looked": self.looked, "skipped": self.update.skips()[0]}
+        if self.early is not None:
+            tensors |= {f"early/{key}": tensor for key, tensor in self.early.state_dict().items()}
+            numbers["early_step"] = self.early_step
         if self.processes.is_main:
             log.sync()  # its lines up to here will not be written again
             self.store.save(TrainingState(self.step, tensors, numbers))
@@ -178,7 +188,6 @@ class StageRun:
         batches = ahead(self.stage.batches(self.step), self.accelerator.device)
         saved = time.monotonic()
         previews = int(self.clock.progress(self.step) * settings.previews)
-        is_early = self.clock.progress(self.step) < self.stage.milestone
         unread: Unread | None = None
         if self.is_known and self.step == 0:
             self._evaluate(log)
@@ -191,9 +200,8 @@ class StageRun:
                 if unread is not None and (progress >= 1 or preview_due or stopping or save_due):
                     self._read(unread, log, bar)
                     unread = None
-                if is_early and progress >= self.stage.milestone:
-                    is_early = False
-                    self._pass_milestone()
+                if self.early is None and 0 < self.stage.milestone <= progress:
+                    self.early, self.early_step = copy.deepcopy(self.average.gathered()).cpu(), self.step
                 if progress >= 1:
                     break
                 if preview_due:
@@ -271,11 +279,6 @@ class StageRun:
         progress, was_late, asked = self.accelerator.reduce(told).tolist()
         return progress, asked > 0, was_late > 0
 
-    def _pass_milestone(self) -> None:
-        averaged = self.average.gathered()
-        if self.processes.is_main:
-            self.stage.pass_milestone(averaged)
-
     def _evaluate(self, log: MetricsLog) -> None:
         averaged = self.average.gathered()
         self.looked = self.step
@@ -295,7 +298,7 @@ class StageRun:
         averaged = self.average.gathered()
         if not self.processes.is_main:
             return
-        self.stage.save(averaged)
+        self.stage.save(averaged, self.early)
         rate = steps * self.stage.training.batch_size / max(seconds, 1e-9)
         earlier = self.run.progress().get(self.stage.name, {})
         self.run.record(
@@ -306,6 +309,7 @@ class StageRun:
             precision=precision_of(self.accelerator) if steps else earlier.get("precision"),
             skipped_steps=self.update.skips()[0],
             parameters=sum(p.numel() for p in self.average.model.parameters()),
+            **({} if self.early is None else {"early_step": self.early_step}),
         )
 
     def _stop_diverged(self, times: int) -> None:

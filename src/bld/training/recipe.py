@@ -117,11 +117,14 @@ class Recipe:
             return
         if scale != 1 and not (classes and settings.prior.class_conditional):
             if settings.preset in preset_names() and load_settings(settings.preset).sampling.guidance_scale == scale:
-                self.say(f"There are no classes: the guidance of the preset {settings.preset} is left out.")
+                self.say(
+                    f"There are no classes: the guidance of the preset {settings.preset} is left out; "
+                    "prior.guide=0.1 would guide without classes."
+                )
                 return  # nobody has asked for it
             raise SettingError(
                 f"sampling.guidance_scale={scale:g} needs classes, and {settings.data.location} is used without: "
-                "set sampling.guidance_scale=1, or put the images into one folder per class."
+                "set sampling.guidance_scale=1, put the images into one folder per class, or set prior.guide=0.1."
             )
 
     def _trainings(self) -> list[str]:

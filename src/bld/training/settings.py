@@ -171,8 +171,8 @@ class PriorSettings(NetworkSettings):
             codes.fresh, which keeps the probabilities)
         inpainting: part of the training images, 0 to 1, of whose codes a rectangle or all but one is shown without
             noise and not asked for, so that the network knows what it sees around a hole (bernoulli); 0 is the paper's
-        guide: part of the training, 0 to below 1, after which a copy of the network is kept: samples without a
-            condition are guided away from what that weaker one would draw; 0 keeps none.  Of priors without condition
+        guide: part of the training, 0 to below 1, after which a copy of the network is kept, away from which samples
+            are guided; 0 keeps none.  Only for priors without a condition
     """
 
     kind: str = "bernoulli"
@@ -266,12 +266,6 @@ class Settings:
                 f"objective.code_entropy={self.objective.code_entropy} is about drawn bits, and "
                 f"tokenizer.bottleneck={self.tokenizer.bottleneck} draws none: set it to 0, or the bottleneck to "
                 "bernoulli."
-            )
-        size, layers = self.tokenizer.image_size, self.objective.discriminator_layers
-        if self.objective.adversarial and size >> layers < 3:  # each layer halves it, and two filters of 4 remain
-            raise SettingError(
-                f"objective.discriminator_layers={layers} leaves a discriminator nothing of {size}×{size} pixels: set "
-                f"it to {(size // 3).bit_length() - 1} or less, or objective.adversarial=0."
             )
         for section in ("tokenizer_training", "prior_training"):
             if getattr(self, section).optimizer == "muon" and self.parallel == "fsdp":

@@ -30,7 +30,7 @@ class Stage(ABC):
         accelerator: precision and processes.
         prepared: the networks as they are trained, wrapped for data parallelism where there are several processes; the
             loop sets it, and a training pass goes through these.
-        milestone: part of the training after which `pass_milestone` is called, once; 0 is never.
+        milestone: part of the training after which a copy of the averaged model is kept for `save`; 0 keeps none.
         recomputed: the modules that activation checkpointing computes twice.
     """
 
@@ -77,13 +77,9 @@ class Stage(ABC):
     def preview(self, averaged: nn.Module, path: Path) -> None:
         """Write a picture of the present state."""
 
-    def pass_milestone(self, averaged: nn.Module) -> None:
-        """Do what is due at the milestone; a training that goes on from before it does it again."""
-        raise NotImplementedError
-
     @abstractmethod
-    def save(self, averaged: nn.Module) -> None:
-        """Write the finished model where it belongs."""
+    def save(self, averaged: nn.Module, early: nn.Module | None) -> None:
+        """Write the finished model where it belongs, and with it the copy of the milestone, where one was kept."""
 
     def parts(self) -> list[tuple[int, int]]:
         """(index, number of parts) of this process's micro-batches: the global batch is cut into as many parts."""

@@ -274,19 +274,16 @@ class PriorStage(Stage):
                 aside.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
         return self.held_out.condition[chosen].to(self.accelerator.device), 6
 
-    def pass_milestone(self, averaged: nn.Module) -> None:
-        """Keep the network as it is now, for guidance."""
-        assert isinstance(averaged, Transformer)
-        save_model(self.run.guide, averaged)
-
-    def save(self, averaged: nn.Module) -> None:
-        """Write the averaged prior and its diffusion; with the tokenizer beside it, the run is now a pipeline."""
+    def save(self, averaged: nn.Module, early: nn.Module | None) -> None:
+        """Write the averaged prior, its guide and diffusion; with the tokenizer beside it, it is a pipeline now."""
         assert isinstance(averaged, Transformer)
         save_model(self.run.prior, averaged)
+        if isinstance(early, Transformer):
+            save_model(self.run.guide, early)
         save_process(self.run.diffusion, self.process)
         sampling, data = self.settings.sampling, self.settings.data
         steps = min(sampling.steps, self.process.steps) if self.process.may_skip else 0
-        guidance = sampling.guidance_scale if averaged.config.is_conditional or self.milestone else 1.0
+        guidance = sampling.guidance_scale if averaged.config.is_conditional or early is not None else 1.0
         defaults = SamplingDefaults(steps or None, self._temperature(), guidance)
         classes = self.cache.classes if averaged.config.num_classes else []
         encoder = self.settings.prior.text_encoder
@@ -297,7 +294,7 @@ class PriorStage(Stage):
             data.resample,
             str(Path(encoder).resolve()) if encoder and Path(encoder).is_dir() else encoder,
             self.vectors.cache.key.encoder if self.vectors is not None else "",
-            guide=self.milestone > 0,
+            guide=early is not None,
         )
         save_index(self.run.path, index, type(averaged).__name__, type(self.process).__name__)
 

@@ -56,13 +56,12 @@ class TokenizerStage(Stage):
                 "objective.adversarial_weight=adaptive compares gradients of one whole layer, which parallel=fsdp "
                 "spreads over the processes: set one of them to fixed or ddp."
             )
-        self.discriminator = (
-            PatchDiscriminator(
+        self.discriminator = None
+        if config.adversarial > 0:
+            PatchDiscriminator.check(settings.tokenizer.image_size, config.discriminator_layers)
+            self.discriminator = PatchDiscriminator(
                 config.discriminator_channels, config.discriminator_layers, settings.tokenizer.in_channels
             ).to(accelerator.device)
-            if config.adversarial > 0
-            else None
-        )
         self.objective = ReconstructionObjective(config).to(accelerator.device)
 
     def networks(self) -> dict[str, nn.Module]:
@@ -170,7 +169,7 @@ class TokenizerStage(Stage):
         rows = [part for i in range(0, len(images), 8) for part in (images[i : i + 8], reconstructions[i : i + 8])]
         save_png(make_grid(torch.cat(rows), columns=8, scale=max(1, 64 // images.shape[-1])), path)
 
-    def save(self, averaged: nn.Module) -> None:
+    def save(self, averaged: nn.Module, early: nn.Module | None) -> None:
         """Write the averaged tokenizer to RUN/tokenizer; a prior of an older one makes no pipeline with it."""
         assert isinstance(averaged, BinaryAutoencoder)
         self.run.index.unlink(missing_ok=True)

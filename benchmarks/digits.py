@@ -40,11 +40,14 @@ def one_demo(seed: int, overrides: list[str]) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    args, overrides = parser.parse_known_args()
+    parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"], metavar="SEED")
+    parser.add_argument("settings", nargs="*", metavar="key=value")
+    args = parser.parse_args()
+    seeds = [int(word) for word in args.seeds if "=" not in word]
+    overrides = [*args.settings, *(word for word in args.seeds if "=" in word)]  # settings after the seeds
     rows = []
     print("seed      seconds recognised %      PSNR dB     bits/bit")
-    for seed in args.seeds:
+    for seed in seeds:
         row = one_demo(seed, overrides)
         rows.append(row)
         shown = (row[name] for name in ("seconds", "recognised_percent", "psnr_db", "drawn_bits_per_bit"))

@@ -53,10 +53,8 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def guided(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import TINY_OVERRIDES
-
-    return train(tmp_path_factory.mktemp("guided") / "run", [*TINY_OVERRIDES, *UNCONDITIONAL]).path
+def guided(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -> Path:
+    return train(tmp_path_factory.mktemp("guided") / "run", [*tiny_overrides, *UNCONDITIONAL]).path
 
 
 @pytest.fixture

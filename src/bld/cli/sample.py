@@ -87,7 +87,7 @@ def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
         "seed": args.seed,
         "steps": args.steps or defaults.num_inference_steps or pipe.diffusion.steps,
         "temperature": defaults.temperature if args.temperature is None else args.temperature,
-        "guidance_scale": defaults.guidance_scale if args.guidance_scale is None else args.guidance_scale,
+        "guidance_scale": defaults.guidance(args.guidance_scale),
         "classes": _classes(args, pipe),
         "precision": args.precision,
         **({} if args.final == "threshold" else {"final": args.final}),

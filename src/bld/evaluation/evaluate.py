@@ -82,7 +82,7 @@ def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request, asked: As
         "seed": request.seed,
         "steps": request.steps or defaults.num_inference_steps or pipeline.diffusion.steps,
         "temperature": defaults.temperature if request.temperature is None else request.temperature,
-        "guidance_scale": defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale,
+        "guidance_scale": defaults.guidance(request.guidance_scale),
         "asked": asked.described,
         "precision": Autocast.here(pipeline.device).name,
     }

@@ -320,8 +320,8 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
 
     def _networks(self, guidance_scale: float | None) -> Networks:
         """What draws codes; the guide only where it is asked."""
-        scale = self.index.sampling.guidance_scale if guidance_scale is None else guidance_scale
-        return Networks.of(self.prior, None if scale == 1 else self.guide)
+        is_guided = self.index.sampling.guidance(guidance_scale) != 1
+        return Networks.of(self.prior, self.guide if is_guided else None)
 
     def _own(self, **options: tuple[Any, Any]) -> dict[str, Any]:
         """Those of the options (value, default) that this kind of prior has; asking it for another's is refused."""

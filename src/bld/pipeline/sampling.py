@@ -67,7 +67,7 @@ def draw_codes(
     prior, guide = networks
     shape = prior.code_shape
     steps = num_inference_steps if num_inference_steps is not None else defaults.num_inference_steps
-    scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+    scale = defaults.guidance(guidance_scale)
     if scale != 1 and guide is None and not prior.config.is_conditional:
         raise SettingError(
             f"guidance_scale={scale} needs a conditional prior or a guide; this one has no classes, text or vectors, "

@@ -76,6 +76,10 @@ class SamplingDefaults:
     temperature: float = 0.9
     guidance_scale: float = 1.0
 
+    def guidance(self, asked: float | None) -> float:
+        """The guidance scale that was asked for, or else this one."""
+        return self.guidance_scale if asked is None else asked
+
 
 @dataclass(frozen=True)
 class PipelineIndex:

@@ -55,8 +55,9 @@ class Controls:
                 info="Lower is safer and less diverse; 1 is the model as trained.",
             )  # fmt: skip
         if guidance and model.can_be_guided:
-            what = "how strongly the class is followed" if model.classes else "how strongly the prompt is followed"
-            what = what if model.classes or model.takes_prompts else "away from what a weaker network would draw"
+            what = "how far samples are led away from a weaker network's"
+            if model.classes or model.takes_prompts:
+                what = f"how strongly the {'class' if model.classes else 'prompt'} is followed"
             self.parts["guidance"] = gr.Slider(
                 0, 8, defaults.guidance_scale, step=0.1, label=f"Guidance{tag}",
                 info=f"1 + ω: {what}; 1 is off.",

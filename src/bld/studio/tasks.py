@@ -77,7 +77,7 @@ class Sampling:
         temperature = number(
             defaults.temperature if self.temperature is None else self.temperature, "temperature", 0.01, 10
         )
-        guidance = number(defaults.guidance_scale if self.guidance is None else self.guidance, "guidance", 0, 20)
+        guidance = number(defaults.guidance(self.guidance), "guidance", 0, 20)
         call = {
             "num_images": whole(count, "number of pictures", 1, model.most_images),
             "class_labels": self.labels(model, count),

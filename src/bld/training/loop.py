@@ -309,7 +309,7 @@ class StageRun:
             precision=precision_of(self.accelerator) if steps else earlier.get("precision"),
             skipped_steps=self.update.skips()[0],
             parameters=sum(p.numel() for p in self.average.model.parameters()),
-            **({} if self.early is None else {"early_step": self.early_step}),
+            early_step=None if self.early is None else self.early_step,
         )
 
     def _stop_diverged(self, times: int) -> None:

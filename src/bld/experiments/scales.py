@@ -257,6 +257,47 @@ CIFAR10 = Scale(
 )
 
 
+EMOJI64 = Scale(
+    name="emoji64",
+    preset="emoji64",
+    overrides=(
+        "sizes_by_budget=false",
+        "data.held_out=0.1",
+        "data.held_out_seed=0",
+        "tokenizer.base_channels=64",
+        "tokenizer_training.steps=2500",
+        "tokenizer_training.previews=2",
+        "prior.soft_targets=false",
+        "prior.inpainting=0",
+        "prior.guide=0",
+        "prior.dim=256",
+        "prior.depth=6",
+        "prior_training.steps=2500",
+        "prior_training.ema_decay=0.998",
+        "prior_training.previews=2",
+        "diffusion.target=flip",
+        "sampling.guidance_scale=1",
+    ),
+    data="",
+    base="binary4",
+    tokenizers={
+        "binary4": (),
+        "real2": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=2", "objective.bit_flips=0", *GAUSSIAN),
+        **{
+            name: (*FORMAT_TRAINING, *format)
+            for name, format in _formats(4, ("tokenizer.channel_multipliers=[1,2]", "prior.patch_size=2"), 16).items()
+        },
+    },
+    real="real2",
+    samples=350,
+    reference=5000,
+    classifier_steps=0,  # these images have no classes: another judge is named by --features
+    cas=("small", 100),
+    enlarged=1,
+    one_tokenizer=True,
+)
+
+
 @cache
 def _leaves_of(preset: str) -> list[tuple[str, Any]]:
     return list(leaves(settings_tree(load_settings(preset))))
@@ -291,7 +332,7 @@ PAPER = Scale(
     knows_reference=True,
 )
 
-SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, PAPER)}
+SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, EMOJI64, PAPER)}
 PAPER_PRESETS = {
     "table1": ("churches256", "bedrooms256", "ffhq256", "celebahq256"),
     "table2": ("imagenet256",),

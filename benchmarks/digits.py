@@ -34,6 +34,7 @@ def one_demo(seed: int, overrides: list[str]) -> dict[str, object]:
         "seconds": round(seconds, 1),
         "recognised_percent": float(re.search(r": ([\d.]+)% of 500", out)[1]),  # type: ignore[index]
         "psnr_db": float(re.search(r"reconstructions: ([\d.]+) dB", out)[1]),  # type: ignore[index]
+        "drawn_psnr_db": float(re.search(r"([\d.]+) dB from drawn codes", out)[1]),  # type: ignore[index]
         "drawn_bits_per_bit": round(bits[-1], 4),
     }
 

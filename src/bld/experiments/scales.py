@@ -139,7 +139,6 @@ def _formats(bits: int, small: Overrides, small_bits: int) -> dict[str, Override
 
 
 AS_IN_THE_PAPER = (
-    "mixed_precision=float32",
     "tokenizer.bit_noise=1",
     "objective.bit_flips=0",
     "codes.fresh=false",
@@ -163,18 +162,17 @@ DIGITS = Scale(
         "codes.draws=2",
         "tokenizer.base_channels=32",
         "tokenizer.code_bits=16",
-        "tokenizer_training.steps=800",
+        "tokenizer_training.steps=3000",
         "tokenizer_training.batch_size=64",
         "tokenizer_training.previews=2",
         "tokenizer_training.ema_decay=0.99",
-        "prior.dim=192",
+        "prior.dim=128",
         "prior.depth=4",
         "prior.heads=4",
         "prior.class_conditional=false",
-        "prior_training.steps=1000",
+        "prior_training.steps=2000",
         "prior_training.batch_size=64",
-        "prior_training.learning_rate=2.0e-3",
-        "prior_training.ema_decay=0.99",
+        "prior_training.ema_decay=0.995",
         "prior_training.previews=2",
     ),
     data="digits",
@@ -185,6 +183,7 @@ DIGITS = Scale(
     classifier_steps=300,
     cas=("small", 40),
     enlarged=5,
+    trial_steps=500,
 )
 
 HALF_SIDE: Overrides = ("tokenizer.channel_multipliers=[1,2,2]",)

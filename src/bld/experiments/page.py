@@ -84,7 +84,9 @@ def machine() -> str:
     if cpuinfo.is_file():
         models = [line for line in cpuinfo.read_text(errors="replace").splitlines() if line.startswith("model name")]
         name = models[0].split(":", 1)[1].strip() if models else name
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{name}, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    cpu = f"{name}, {count} thread{'s' * (count > 1)}"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return f"{device}; torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
 
 

@@ -199,7 +199,8 @@ def _duration(seconds: float) -> tuple[str, str]:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+    count = torch.get_num_threads()
+    return f"{platform.processor() or platform.machine()} CPU, {count} thread{'s' * (count > 1)}"
 
 
 def _template() -> jinja2.Template:

@@ -181,11 +181,12 @@ def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(tmp_path, m
         assert chosen[kind] == min(by_rate, key=lambda rate: by_rate[rate])
 
 
-def test_the_rates_of_cifar10_are_half_of_the_best_that_its_page_shows():
+@pytest.mark.parametrize("scale", [scales.DIGITS, scales.CIFAR10], ids=lambda scale: scale.name)
+def test_the_rates_of_a_scale_are_half_of_the_best_that_its_page_shows(scale):
     pages = Path(__file__).parents[2] / "docs" / "results"
-    shown = json.loads((pages / "rates-cifar10.json").read_text(encoding="utf-8"))["values"]
+    shown = json.loads((pages / f"rates-{scale.name}.json").read_text(encoding="utf-8"))["values"]
     best = {kind: float(min(by_rate, key=lambda rate: by_rate[rate][0])) for kind, by_rate in shown.items()}
-    assert scales.CIFAR10.rates == {kind: rate / 2 for kind, rate in best.items()}
+    assert scale.rates == {kind: rate / 2 for kind, rate in best.items()}
 
 
 def test_a_row_is_trained_at_the_rate_of_its_kind():

@@ -183,6 +183,7 @@ DIGITS = Scale(
     classifier_steps=300,
     cas=("small", 40),
     enlarged=5,
+    rates={"bernoulli": 2e-3, "absorbing": 1e-3, "autoregressive": 4e-3, "gaussian": 2e-3},
     trial_steps=500,
 )
 

@@ -14,8 +14,8 @@ from bld.experiments.verdict import Comparison
 
 NO_EVIDENCE = "{}, without known evidence"
 EQUAL = (
-    "Every row: the same codes, the same transformer (parameters within 1%), steps and batch; the learning rate is the "
-    "same too, but at the scale cifar10, where each kind of prior has its own (`rates`)."
+    "Every row: the same codes, the same transformer (parameters within 1%), steps and batch; at the scales digits and "
+    "cifar10 each kind of prior has a learning rate of its own (`rates`), elsewhere all have one."
 )
 
 

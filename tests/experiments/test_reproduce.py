@@ -466,3 +466,28 @@ def test_at_paper_scale_each_experiment_has_its_own_data_sets():
     for asked in (("paper", "table2", False, "ffhq256"), ("digits", "table1", False, "ffhq256")):
         with pytest.raises(SettingError, match=r"ffhq256|digits"):
             scales.scale_for(*asked)
+
+
+@pytest.mark.parametrize("name", scales.SCALES)
+def test_the_quarter_of_a_training_is_a_quarter_of_its_steps_and_nothing_else(name, tmp_path):
+    scale = scales.scale_for(name, "table3")
+    runner = Runner(scale, tmp_path, lambda _: None, data="anywhere")
+    whole, quarter = (
+        load_settings(scale.preset, overrides=runner.overrides(runner.tokenizer_of(prior), prior, 0))
+        for prior in ("bernoulli", "bernoulli-quarter")
+    )
+    assert quarter.prior_training.steps == whole.prior_training.steps // 4
+    assert replace(quarter, prior_training=replace(quarter.prior_training, steps=whole.prior_training.steps)) == whole
+
+
+@pytest.mark.parametrize("name", ["cifar10", "emoji64", "paper"])
+def test_half_the_side_is_trained_as_the_usual_side_is_and_has_twice_the_bits_a_position(name, tmp_path):
+    """At the scale paper, twice as many or four times: Table 4's own formats."""
+    scale = scales.scale_for(name, "table4")
+    usual, half = (
+        load_settings(scale.preset, overrides=(*scale.overrides, *scale.tokenizers[tokenizer]))
+        for tokenizer in (scale.base, scale.small)
+    )
+    assert half.tokenizer.code_shape.h * 2 == usual.tokenizer.code_shape.h
+    assert half.tokenizer.code_bits == usual.tokenizer.code_bits * (4 if name == "paper" else 2)
+    assert half.tokenizer_training == usual.tokenizer_training and half.tokenizer.bit_noise == usual.tokenizer.bit_noise

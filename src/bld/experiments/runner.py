@@ -115,7 +115,7 @@ class Runner:
         """Name of the tokenizer whose codes a prior models."""
         if prior.startswith("gaussian"):
             return self.scale.real
-        return "binary-small" if prior == "bernoulli-small" else self.scale.base
+        return self.scale.small if prior == "bernoulli-small" else self.scale.base
 
     def _recipe(self, run: RunFolder, overrides: list[str]) -> Recipe:
         preset = None if run.has_settings() else self.scale.preset

@@ -37,6 +37,7 @@ class Scale:
         one_tokenizer: whether the priors of all seeds share the codes of one tokenizer, which is then trained the
             longer; the spread is over priors alone.
         real: the tokenizer of the Gaussian priors.
+        small: the tokenizer of the prior on half the latent side.
         rates: learning rate of each kind of prior, where one for all would favour some: half of the best of four on
             held-out images by the experiment `rates`, whose trainings are several times shorter.
         trial_steps: of the trainings of `rates`.
@@ -60,6 +61,7 @@ class Scale:
     faithful: bool = False
     one_tokenizer: bool = False
     real: str = "real"
+    small: str = "binary-small"
     rates: dict[str, float] = field(default_factory=dict)
     trial_steps: int = 300
     guidance: float = 0.0
@@ -73,6 +75,9 @@ class Scale:
         """Settings of a prior of `PRIORS`, at the learning rate of its kind; NAME@RATE is a short trial of another."""
         name, _, rate = name.partition("@")
         settings = PRIORS[name]
+        if name == QUARTER:
+            steps = load_settings(self.preset, overrides=self.overrides).prior_training.steps
+            settings = (f"prior_training.steps={steps // 4}",)
         if rate:
             return (f"prior_training.learning_rate={rate}", f"prior_training.steps={self.trial_steps}", *settings)
         kind = next((word.split("=")[1] for word in settings if word.startswith("prior.kind=")), "bernoulli")
@@ -93,6 +98,7 @@ GAUSSIAN: Overrides = (
     "diffusion.steps=1000",
     "prior.step_embedding=sinusoidal",
 )
+QUARTER = "bernoulli-quarter"
 
 PRIORS: dict[str, Overrides] = {
     "bernoulli": (),
@@ -108,6 +114,7 @@ PRIORS: dict[str, Overrides] = {
     "schedule-sigmoid": ("diffusion.schedule=sigmoid",),
     "conditional": ("prior.class_conditional=true",),
     "bernoulli-small": (),
+    QUARTER: (),  # of the steps: about the time that half the side, a quarter of the positions, takes
     "draws-1": ("codes.draws=1", "codes.fresh=false"),
     "draws-4": ("codes.draws=4", "codes.fresh=false"),
     "draws-fresh": ("codes.draws=1", "codes.fresh=true"),
@@ -242,10 +249,12 @@ CIFAR10 = Scale(
     base="binary16",
     tokenizers={
         "binary16": (),
+        "binary32-small": (*HALF_SIDE, "tokenizer.code_bits=32"),
         "real8": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=8", "objective.bit_flips=0", *GAUSSIAN),
         **{name: (*FORMAT_TRAINING, *format) for name, format in _rates_of_bits().items()},
     },
     real="real8",
+    small="binary32-small",
     formats=tuple(_rates_of_bits()),
     samples=1000,
     reference=5000,
@@ -282,6 +291,7 @@ EMOJI64 = Scale(
     base="binary4",
     tokenizers={
         "binary4": (),
+        "binary8-small": ("tokenizer.channel_multipliers=[1,2]", "tokenizer.code_bits=8"),
         "real2": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=2", "objective.bit_flips=0", *GAUSSIAN),
         **{
             name: (*FORMAT_TRAINING, *format)
@@ -289,6 +299,7 @@ EMOJI64 = Scale(
         },
     },
     real="real2",
+    small="binary8-small",
     samples=350,
     reference=5000,
     classifier_steps=0,  # these images have no classes: another judge is named by --features

@@ -19,7 +19,8 @@ from bld.experiments.prior_rows import Asked, about, metrics_of
 from bld.experiments.reproduce import ITEMS, titles
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
-from bld.experiments.scales import DIGITS, PRIORS
+from bld.experiments.scales import DIGITS
+from bld.experiments.variants import PRIORS
 from bld.experiments.verdict import Comparison
 from bld.io.files import read_json
 from bld.training.config import FAITHFUL, load_settings
@@ -480,7 +481,7 @@ def test_the_quarter_of_a_training_is_a_quarter_of_its_steps_and_nothing_else(na
     assert replace(quarter, prior_training=replace(quarter.prior_training, steps=whole.prior_training.steps)) == whole
 
 
-@pytest.mark.parametrize("name", ["cifar10", "emoji64", "paper"])
+@pytest.mark.parametrize("name", ["cifar10", "emoji64", "emoji128", "paper"])
 def test_half_the_side_is_trained_as_the_usual_side_is_and_has_twice_the_bits_a_position(name, tmp_path):
     """At the scale paper, twice as many or four times: Table 4's own formats."""
     scale = scales.scale_for(name, "table4")

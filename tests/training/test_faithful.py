@@ -112,7 +112,7 @@ def test_the_experiments_take_it_and_the_paper_scale_always_does():
             settings = load_settings(scale.preset, overrides=[*scale.overrides, *overrides])
             assert not settings.prior.evidence and settings.prior_training.ema_decay == 0
             assert settings.codes.fresh == (settings.tokenizer.bottleneck != "gaussian")
-    assert set(SCALES) == {"digits", "cifar10", "emoji64", "paper"}
+    assert set(SCALES) == {"digits", "cifar10", "emoji64", "emoji128", "paper"}
 
 
 def test_probabilities_come_back_to_a_255th():

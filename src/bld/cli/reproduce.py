@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "name", metavar="NAME", help="table1 … table7, figure4, 5, 7, A, M, N, O, …; or list, to see them all"
     )
-    parser.add_argument("--scale", default="digits", help="digits (default), cifar10, emoji64, or paper")
+    parser.add_argument("--scale", default="digits", help="digits (default), cifar10, emoji64, emoji128, or paper")
     parser.add_argument(
         "--faithful", action="store_true", help="the paper's method to the letter, which the scale paper always takes"
     )

@@ -8,10 +8,20 @@ from functools import cache
 from typing import Any
 
 from bld.errors import SettingError, did_you_mean
+from bld.experiments.variants import (
+    FORMAT_TRAINING,
+    GAUSSIAN,
+    HALF_SIDE,
+    PRIORS,
+    QUARTER,
+    TWO_SIDES,
+    Overrides,
+    rates_of_bits,
+    real_numbers,
+    six_formats,
+)
 from bld.training.config import FAITHFUL, load_settings
 from bld.training.settings import leaves, settings_tree
-
-Overrides = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -91,60 +101,6 @@ class Scale:
         return f"{self.name}-faithful" if self.faithful else self.name
 
 
-GAUSSIAN: Overrides = (
-    "prior.kind=gaussian",
-    "codes.draws=0",
-    "codes.fresh=false",
-    "diffusion.steps=1000",
-    "prior.step_embedding=sinusoidal",
-)
-QUARTER = "bernoulli-quarter"
-
-PRIORS: dict[str, Overrides] = {
-    "bernoulli": (),
-    "autoregressive": ("prior.kind=autoregressive",),
-    "absorbing": ("prior.kind=absorbing",),
-    "gaussian": GAUSSIAN,
-    "lambda-0": ("prior.vlb_weight=0",),
-    "lambda-0.01": ("prior.vlb_weight=0.01",),
-    "lambda-1": ("prior.vlb_weight=1",),
-    "target-z0": ("diffusion.target=z0",),
-    "target-previous": ("diffusion.target=previous", "sampling.steps=0"),
-    "schedule-cosine": ("diffusion.schedule=cosine",),
-    "schedule-sigmoid": ("diffusion.schedule=sigmoid",),
-    "conditional": ("prior.class_conditional=true",),
-    "bernoulli-small": (),
-    QUARTER: (),  # of the steps: about the time that half the side, a quarter of the positions, takes
-    "draws-1": ("codes.draws=1", "codes.fresh=false"),
-    "draws-4": ("codes.draws=4", "codes.fresh=false"),
-    "draws-fresh": ("codes.draws=1", "codes.fresh=true"),
-    **{f"steps-{T}": (f"diffusion.steps={T}", "sampling.steps=0") for T in (4, 8, 16, 64)},
-    **{f"gaussian-{T}": (*GAUSSIAN, f"diffusion.steps={T}", "sampling.steps=0") for T in (16, 100)},
-    "gaussian-16-noise": (*GAUSSIAN, "diffusion.steps=16", "sampling.steps=0", "diffusion.prediction=epsilon"),
-    "evidence-off": ("prior.evidence=false",),
-}
-"""Settings of each prior on top of the scale's; the first is the paper's own: flip, λ = 0.1, linear."""
-
-
-def _formats(bits: int, small: Overrides, small_bits: int) -> dict[str, Overrides]:
-    """The six of Table 4: real numbers are half as many as bits, as in the paper."""
-
-    def real(channels: int) -> Overrides:
-        return ("tokenizer.bottleneck=gaussian", f"tokenizer.code_bits={channels}", *GAUSSIAN)
-
-    def vq(code_bits: int) -> Overrides:
-        return ("tokenizer.bottleneck=vq", f"tokenizer.code_bits={code_bits}")
-
-    return {
-        "binary": (f"tokenizer.code_bits={bits}",),
-        "vq": vq(10),
-        "real": real(bits // 2),
-        "binary-small": (*small, f"tokenizer.code_bits={small_bits}"),
-        "vq-small": (*small, *vq(11)),
-        "real-small": (*small, *real(small_bits // 2)),
-    }
-
-
 AS_IN_THE_PAPER = (
     "tokenizer.bit_noise=1",
     "objective.bit_flips=0",
@@ -184,7 +140,7 @@ DIGITS = Scale(
     ),
     data="digits",
     base="binary",
-    tokenizers=_formats(16, ("tokenizer.channel_multipliers=[1,2]",), small_bits=64),
+    tokenizers=six_formats(16, TWO_SIDES, small_bits=64),
     samples=500,
     reference=5000,
     classifier_steps=300,
@@ -193,28 +149,6 @@ DIGITS = Scale(
     rates={"bernoulli": 2e-3, "absorbing": 1e-3, "autoregressive": 4e-3, "gaussian": 2e-3},
     trial_steps=500,
 )
-
-HALF_SIDE: Overrides = ("tokenizer.channel_multipliers=[1,2,2]",)
-BITS_PER_POSITION = (8, 10, 11, 16, 32, 64)
-FORMAT_TRAINING: Overrides = (
-    "tokenizer.bit_noise=1",
-    "objective.bit_flips=0",
-    "tokenizer.base_channels=32",
-    "tokenizer_training.steps=5000",
-)
-
-
-def _rates_of_bits() -> dict[str, Overrides]:
-    """Table 4 as rate and distortion: the paper's six formats first, then other numbers of bits, KIND-BITS[-small]."""
-    found = _formats(32, HALF_SIDE, small_bits=128)
-    for small, side in (("", ()), ("-small", HALF_SIDE)):
-        for bits in BITS_PER_POSITION:
-            if f"tokenizer.code_bits={bits}" not in found[f"binary{small}"]:
-                found[f"binary-{bits}{small}"] = (*side, f"tokenizer.code_bits={bits}")
-        entries = 10 if small else 11
-        found[f"vq-{entries}{small}"] = (*side, "tokenizer.bottleneck=vq", f"tokenizer.code_bits={entries}")
-    return found
-
 
 CIFAR10 = Scale(
     name="cifar10",
@@ -250,12 +184,12 @@ CIFAR10 = Scale(
     tokenizers={
         "binary16": (),
         "binary32-small": (*HALF_SIDE, "tokenizer.code_bits=32"),
-        "real8": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=8", "objective.bit_flips=0", *GAUSSIAN),
-        **{name: (*FORMAT_TRAINING, *format) for name, format in _rates_of_bits().items()},
+        "real8": real_numbers(8),
+        **{name: (*FORMAT_TRAINING, *format) for name, format in rates_of_bits().items()},
     },
     real="real8",
     small="binary32-small",
-    formats=tuple(_rates_of_bits()),
+    formats=tuple(rates_of_bits()),
     samples=1000,
     reference=5000,
     classifier_steps=2000,
@@ -291,12 +225,9 @@ EMOJI64 = Scale(
     base="binary4",
     tokenizers={
         "binary4": (),
-        "binary8-small": ("tokenizer.channel_multipliers=[1,2]", "tokenizer.code_bits=8"),
-        "real2": ("tokenizer.bottleneck=gaussian", "tokenizer.code_bits=2", "objective.bit_flips=0", *GAUSSIAN),
-        **{
-            name: (*FORMAT_TRAINING, *format)
-            for name, format in _formats(4, ("tokenizer.channel_multipliers=[1,2]", "prior.patch_size=2"), 16).items()
-        },
+        "binary8-small": (*TWO_SIDES, "tokenizer.code_bits=8"),
+        "real2": real_numbers(2),
+        **{name: (*FORMAT_TRAINING, *format) for name, format in six_formats(4, TWO_SIDES, 16).items()},
     },
     real="real2",
     small="binary8-small",
@@ -306,6 +237,32 @@ EMOJI64 = Scale(
     cas=("small", 100),
     enlarged=1,
     one_tokenizer=True,
+)
+
+EMOJI128 = replace(
+    EMOJI64,
+    name="emoji128",
+    overrides=(
+        *EMOJI64.overrides,
+        "tokenizer.image_size=128",
+        "tokenizer.patch_size=4",
+        "tokenizer.channel_multipliers=[1,2]",
+        "tokenizer.code_bits=16",
+        "prior.patch_size=1",
+        "prior.dim=192",
+        "prior.heads=6",
+        "prior_training.steps=2000",
+        "prior_training.batch_size=32",
+    ),
+    base="binary16",
+    tokenizers={
+        "binary16": (),
+        "binary32-small": (*HALF_SIDE, "tokenizer.code_bits=32"),
+        "real8": real_numbers(8),
+        **{name: (*FORMAT_TRAINING, *format) for name, format in six_formats(16, HALF_SIDE, 64).items()},
+    },
+    real="real8",
+    small="binary32-small",
 )
 
 
@@ -343,7 +300,7 @@ PAPER = Scale(
     knows_reference=True,
 )
 
-SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, EMOJI64, PAPER)}
+SCALES = {scale.name: scale for scale in (DIGITS, CIFAR10, EMOJI64, EMOJI128, PAPER)}
 PAPER_PRESETS = {
     "table1": ("churches256", "bedrooms256", "ffhq256", "celebahq256"),
     "table2": ("imagenet256",),

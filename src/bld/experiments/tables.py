@@ -9,7 +9,8 @@ from bld.experiments.plots import sample_rows
 from bld.experiments.prior_rows import Item, Picture, Row, Values, all_below, below
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
-from bld.experiments.scales import QUARTER, Scale
+from bld.experiments.scales import Scale
+from bld.experiments.variants import QUARTER
 from bld.experiments.verdict import Comparison
 
 NO_EVIDENCE = "{}, without known evidence"

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 
 from bld.cli import main
+from bld.data import to_uint8
 from bld.errors import SettingError
-from bld.experiments import scales
+from bld.experiments import novelty, scales
 from bld.experiments.given_images import seam
 from bld.experiments.prior_rows import Asked, about, metrics_of
 from bld.experiments.reproduce import ITEMS, titles
@@ -88,9 +89,22 @@ def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
     for label, metrics in raw["values"].items():  # timed in turns, with a bound on bits only where there is one
         assert len(metrics.get("seconds_per_sample", [])) == (0 if label == "an untrained network" else 3)
         assert bool(metrics.get("bits_to_learn")) == bool(metrics.get("bits_per_code"))
+        assert len(metrics.get("novelty", [])) == (0 if label == "an untrained network" else 2)
     with Image.open(root / "pages" / "table5-tiny.png") as picture:
         assert picture.width > 100
     assert "table5-tiny" in (root / "pages" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_prior_that_repeats_its_training_images_is_not_new(root, monkeypatch):
+    runner = Runner(TINY, root, lambda _: None)
+    pipeline, (train, _), unseen = runner.pipeline("bernoulli", 0), runner.split(0), runner.unseen(0)
+    others = unseen.centre(torch.linspace(0, len(unseen) - 1, novelty.COUNT).long())
+    drawn = {1: train.centre(torch.arange(novelty.COUNT)), 2: pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1}
+    monkeypatch.setattr(
+        Runner, "batches", lambda self, pipeline, sampling, n: [(to_uint8(drawn[sampling.steps]), None)]
+    )
+    copies, new = (novelty.novelty(runner, "bernoulli", 0, Sampling(steps)) for steps in (1, 2))
+    assert copies < 0.02 and new == pytest.approx(1.0, abs=0.02)  # 8-bit rounding
 
 
 def test_the_same_command_again_trains_and_measures_nothing(root, capsys):

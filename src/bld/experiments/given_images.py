@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bld.data import make_grid, to_unit
-from bld.evaluation.neighbours import nearest
+from bld.data import make_grid
+from bld.experiments.novelty import nearness
 from bld.experiments.page import Findings, Table
 from bld.experiments.prior_rows import Values, over
 from bld.experiments.runner import Runner
@@ -187,17 +187,10 @@ def _figure_n_picture(runner: Runner, given: Given, masks: dict[str, Tensor]) ->
 
 def figure_o(runner: Runner, seeds: int) -> Findings:
     """Ten nearest training images of samples, and whether samples are nearer to them than unseen images are."""
-    pipeline, (train, _) = runner.pipeline("bernoulli", 0), runner.split(0)
-    drawn = runner.batches(pipeline, Sampling(64).guided(runner.scale.guidance), 128)
-    samples = to_unit(torch.cat([batch for batch, _ in drawn]))
-    unseen = runner.unseen(0)
-    others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(128, len(unseen))).long())
-    rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1
-    own = nearest(others, train, 1).distances[:, 0].tolist()
-    found = nearest(samples, train, 10)
-    ours = found.distances[:, 0].tolist()
-    usual = nearest(rebuilt, train, 1).distances[:, 0].tolist()
-    shown = [part for i in range(6) for part in (samples[i : i + 1], train.centre(found.indices[i]))]
+    train = runner.split(0)[0]
+    near = nearness(runner, "bernoulli", 0, Sampling(64).guided(runner.scale.guidance), neighbours=10)
+    ours, own, usual = near.samples, near.unseen, near.rebuilt
+    shown = [part for i in range(6) for part in (near.images[i : i + 1], train.centre(near.neighbours.indices[i]))]
     grid = make_grid(torch.cat(shown), columns=11, scale=runner.scale.enlarged)
     table = Table(
         ["", "median distance to the nearest training image", "lowest"],

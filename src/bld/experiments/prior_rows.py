@@ -9,6 +9,7 @@ from statistics import fmean
 
 from PIL import Image
 
+from bld.experiments.novelty import novelty
 from bld.experiments.page import Findings, Table
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
@@ -31,10 +32,12 @@ HEADINGS = {
     "bits_per_code": "bits per code ↓",
     "bits_to_learn": "bits without the coin flips ↓",
     "seconds_per_sample": "seconds per sample ↓",
+    "novelty": "distance to training images (unseen images: 1)",
     "cas_top1": "CAS top-1 ↑",
     "cas_top5": "CAS top-5 ↑",
 }
 BITS = ("bits_per_code", "bits_to_learn")
+NOT_JUDGED = ("seconds_per_sample", "novelty")  # of the gate no part: whether rows differ is asked of the others
 EVIDENCE = (
     "Rows of binary diffusion add what a noised bit says about itself to the logits (`prior.evidence`), which is ours "
     "and not the paper's, unless a row says otherwise."
@@ -163,6 +166,8 @@ def measure(runner: Runner, row: Row, seeds: int, metrics: Sequence[str]) -> dic
         for name in metrics:
             if name in quality:
                 found[name].append(quality[name])
+        if "novelty" in metrics and row.prior:
+            found["novelty"].append(novelty(runner, row.prior, seed, sampling))
     if set(LESSON) & set(metrics):
         for seed, sampling in runs:
             lesson = runner.lesson(row.prior or None, seed, sampling)
@@ -203,7 +208,7 @@ def gate_of(
         distances = values[row.label].get("fd", [])
         if distances and fmean(distances) < fmean(networks.get(row.prior, [math.inf])):
             networks[row.prior] = distances
-    of_samples = [name for name in metrics if name != "seconds_per_sample"]
+    of_samples = [name for name in metrics if name not in NOT_JUDGED]
     moved = {name: [values[row.label].get(name, []) for row in rows] for name in of_samples}
     return Gate(networks, untrained, moved, best)
 

@@ -278,6 +278,22 @@ def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
         assert item.claims(values), item.name
 
 
+@pytest.mark.parametrize("scale", [scales.DIGITS, scales.CIFAR10], ids=lambda scale: scale.name)
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+def test_every_experiment_draws_its_pictures(item, scale, monkeypatch):
+    """Curves from values; of samples, that all rows are there."""
+    shown = []
+    for module in ("tables", "sweeps"):
+        monkeypatch.setattr(f"bld.experiments.{module}.sample_rows", lambda runner, rows: shown.extend(rows) or GREY)
+    runner = SimpleNamespace(scale=scale, extractor=SimpleNamespace(distance_name=lambda: "FD"))
+    rows = item.rows(scale, 64)
+    values = {row.label: {metric: [2.0, 3.0] for metric in ("fd", *item.metrics)} for row in rows}
+    pictures = item.pictures(runner, rows, values)
+    assert all(name.endswith(f"-{scale.name}.png") and caption and image.width for name, caption, image in pictures)
+    assert shown or pictures or item.name in {"table7", "training-steps", "guided-steps", "gaussian-steps", "draws"}
+
+
+GREY = Image.new("RGB", (8, 8), (128, 128, 128))
 PAPER_ROWS = [(item, preset) for item in ITEMS for preset in scales.PAPER_PRESETS.get(item.name, ("",))]
 
 

@@ -60,7 +60,7 @@ def sample_rows(runner: Runner, rows: Sequence[Row]) -> Image.Image:
 def schedule_curves(runner: Runner, rows: Sequence[Row], values: Values) -> list[tuple[str, str, Image.Image]]:
     """P(z_t = 1) for bits that are 1 and bits that are 0, as in the paper's Figure A."""
     figure, axes = _axes("t", "P(z_t = 1)")
-    for kind, colour in zip(("linear", "cosine", "sigmoid"), COLOURS, strict=True):
+    for kind, colour in zip(("linear", "cosine", "sigmoid"), COLOURS, strict=False):
         k = NoiseSchedule(kind, 64).k
         axes.plot(range(65), (1 + k) / 2, color=colour, label=kind, linewidth=1.8)
         axes.plot(range(65), (1 - k) / 2, color=colour, linewidth=1.8, linestyle="--")

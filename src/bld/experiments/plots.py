@@ -43,7 +43,7 @@ def chart(
         axes.set_yscale("log")
         for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             place("{x:g}")
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize="small")  # above, where it covers no curve
     return _image(figure)
 
 
@@ -72,7 +72,7 @@ def schedule_curves(runner: Runner, rows: Sequence[Row], values: Values) -> list
 def _axes(x: str, y: str) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 3.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(5.2, 3.6), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
     axes.set_ylabel(y)

@@ -43,7 +43,9 @@ def chart(
         axes.set_yscale("log")
         for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             place("{x:g}")
-    figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize="small")  # above, where it covers no curve
+    figure.legend(
+        frameon=False, loc="outside upper center", ncols=2, fontsize="small"
+    )  # above, where it covers no curve
     return _image(figure)
 
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bld.errors import SettingError
 from bld.priors import AbsorbingDenoiser, AbsorbingDiffusion, DenoiserConfig
@@ -16,10 +17,11 @@ from bld.seeding import keyed_draws
 N, C = 4, 2
 
 
-@pytest.fixture(scope="module")
-def network() -> AbsorbingDenoiser:
+@pytest.fixture(scope="module", params=[False, True], ids=["bits", "entries"])
+def network(request) -> AbsorbingDenoiser:
     torch.manual_seed(0)
-    made = AbsorbingDenoiser(DenoiserConfig(2, 2, C, N, num_classes=2, dim=32, depth=2, heads=2)).eval()
+    config = DenoiserConfig(2, 2, C, N, num_classes=2, dim=32, depth=2, heads=2, entries=request.param)
+    made = AbsorbingDenoiser(config).eval()
     torch.nn.init.normal_(made.head.weight, std=0.6)
     return made
 
@@ -31,6 +33,13 @@ def process() -> AbsorbingDiffusion:
 
 def code(seed: int = 0, n: int = 1) -> torch.Tensor:
     return torch.randint(0, 2, (n, N, C), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def cost(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """-log p of each position, (n, N): of its bits, or of the entry whose number they write."""
+    if logits.shape[-1] == C:
+        return F.binary_cross_entropy_with_logits(logits, codes.float(), reduction="none").sum(2)
+    return F.cross_entropy(logits.transpose(1, 2), 2 * codes[..., 0].long() + codes[..., 1], reduction="none")
 
 
 @pytest.mark.parametrize("t", range(N + 1))
@@ -55,11 +64,7 @@ def nats_of(network, z0: torch.Tensor, hidden: tuple[int, ...]) -> torch.Tensor:
     z_t = z0.clone()
     z_t[:, list(hidden)] = MASKED
     logits = network(z_t, torch.tensor([len(hidden)]))
-    return (
-        torch.nn.functional.binary_cross_entropy_with_logits(logits, z0.float(), reduction="none")
-        .sum(2)[0, list(hidden)]
-        .double()
-    )
+    return cost(logits, z0)[0, list(hidden)].double()
 
 
 @torch.no_grad()
@@ -127,8 +132,7 @@ def test_samples_of_all_steps_follow_the_chain(network, process):
             z_t = codes.clone()
             z_t[:, list(order[i:])] = MASKED
             logits = network(z_t, torch.full((256,), N - i))
-            cost = torch.nn.functional.binary_cross_entropy_with_logits(logits, codes.float(), reduction="none")
-            nats += cost.sum(2)[:, order[i]].double()
+            nats += cost(logits, codes)[:, order[i]].double()
         probability += (-nats).exp() / 24
     assert probability.sum().item() == pytest.approx(1, abs=1e-5)
     n = 20_000

@@ -15,11 +15,12 @@ H, W, C = 2, 2, 2
 N = H * W
 
 
-@pytest.fixture(scope="module")
-def network() -> AutoregressiveTransformer:
+@pytest.fixture(scope="module", params=[False, True], ids=["bits", "entries"])
+def network(request) -> AutoregressiveTransformer:
     """Untrained but far from uniform: its head is not zero."""
     torch.manual_seed(0)
-    made = AutoregressiveTransformer(DenoiserConfig(H, W, C, N, num_classes=3, dim=32, depth=2, heads=2)).eval()
+    config = DenoiserConfig(H, W, C, N, num_classes=3, dim=32, depth=2, heads=2, entries=request.param)
+    made = AutoregressiveTransformer(config).eval()
     torch.nn.init.normal_(made.head.weight, std=0.6)
     return made
 
@@ -57,7 +58,7 @@ def test_the_cached_walk_gives_the_same_logits_as_the_full_pass(network):
     whole, walk = network(z, condition=labels), network.for_sampling()
     for i in range(N):
         logits = walk(z, torch.full((len(z),), i + 1), labels)
-        assert logits.shape == (len(z), 1, C)
+        assert logits.shape == (len(z), 1, 2**C if network.config.entries else C)
         assert torch.allclose(logits[:, 0], whole[:, i], atol=1e-5)
 
 

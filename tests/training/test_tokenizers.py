@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bld.errors import SettingError
+from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.planning.cost import describe
 from bld.serialization.models import load_tokenizer, tokenizer_hash
 from bld.tokenizer.discriminator import PatchDiscriminator
@@ -104,6 +105,27 @@ def test_every_bottleneck_trains_logs_and_fills_the_cache(kind: str, tmp_path: P
             # deviations of it) below 1e-7.
             assert noise.abs().max() < 6 and abs(noise.square().mean() - 1) < 0.5
     assert not torch.equal(cache.read(rows, 0), cache.read(rows, 1))
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "absorbing"])
+def test_a_codebook_is_modelled_by_its_entries_sampled_and_filled(kind: str, tmp_path: Path, tiny_overrides: list[str]):
+    words = [f"prior.kind={kind}", "prior.soft_targets=false", "prior.inpainting=0"]
+    made = recipe(tmp_path / "run", [*overrides_of("vq", tiny_overrides), *words])
+    made.train_tokenizer()
+    made.train_prior()
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(made.run.path)  # knows from its own config what it models
+    assert pipe.prior.config.entries and pipe.prior.head.out_features == 2**5
+    out = pipe(4, generator=0)
+    assert torch.equal(out.codes, pipe(4, generator=0, batch_size=3).codes) and out.codes.shape[-1] == 5
+    images = torch.from_numpy(np.stack([np.asarray(image) for image in out.images])).permute(0, 3, 1, 2) / 255
+    codes = pipe.encode(images)
+    bits = pipe.likelihood_bits(codes)
+    most = codes[0].numel()  # untrained heads give each entry the same chance: as many bits as it is written in
+    assert bits.shape == (4,) and (bits < 1.5 * most).all() and (bits > 0.5 * most).all()
+    hole = torch.zeros(8, 8, dtype=torch.bool)
+    hole[:, 4:] = True
+    filled = pipe.inpaint(images[0], hole, 2, generator=0, output_type="pt").images
+    assert torch.allclose(filled[..., :4], images[0, :, :, :4].expand(2, 3, 8, 4), atol=1 / 255)
 
 
 def test_gaussian_draws_are_keyed_by_image_and_means_are_what_no_draws_store(tmp_path: Path, tiny_overrides: list[str]):

@@ -1,7 +1,7 @@
 """Absorbing diffusion over positions (Table 5): whole positions are masked, and revealed a few at a time.
 
 At step t exactly t of the N positions are masked, each set of t as likely as any.  Going from t to s reveals t - s of
-them, their bits independent given the visible ones.  Over all N steps that is autoregression in random order, and the
+them, each independent given the visible ones.  Over all N steps that is autoregression in random order, and the
 bound on the code length is Σ_t E[mean over masked positions of -log₂ p(position | visible)].
 """
 
@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bld.diffusion.process import (
@@ -28,6 +27,7 @@ from bld.diffusion.process import (
 from bld.errors import SettingError, did_you_mean
 from bld.priors.base import PositionByPosition, PriorKind, register
 from bld.priors.config import DenoiserConfig
+from bld.priors.position import draw, likeliest, nats, probabilities
 from bld.priors.transformer import Transformer
 from bld.seeding import uniform
 
@@ -36,7 +36,10 @@ Reveal = Literal["random", "confidence"]
 
 
 class AbsorbingDenoiser(Transformer):
-    """Codes z_t (B, N, c) of 0, 1 and MASKED → logits (B, N, c), float32; t is the number of masked positions."""
+    """Codes z_t (B, N, c) of 0, 1 and MASKED → logits (B, N, c), float32; t is the number of masked positions.
+
+    With `entries` the logits are (B, N, 2^c), of the entries of a codebook.
+    """
 
     takes_patches = False
 
@@ -45,7 +48,7 @@ class AbsorbingDenoiser(Transformer):
         self.mask_token = nn.Parameter(0.02 * torch.randn(config.dim))
 
     def forward(self, z_t: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
-        """(z_t, t, condition) → logits (B, N, c), float32.
+        """(z_t, t, condition) → logits (B, N, c), or (B, N, 2^c) with `entries`, float32.
 
         Args:
             z_t: (B, N, c) uint8, whole positions masked.
@@ -107,19 +110,18 @@ class AbsorbingDiffusion(PositionByPosition):
         """
         if draws < 1:
             raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")
-        nats = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
+        total = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
         for t, s in pairwise(spaced_steps(self.steps, steps)):
             for _ in range(draws):
                 at = torch.full((len(z0),), t, device=z0.device)
-                nats += (t - s) / draws * self._masked_nats(denoise, z0, at, generators).double()
-        return nats / math.log(2)
+                total += (t - s) / draws * self._masked_nats(denoise, z0, at, generators).double()
+        return total / math.log(2)
 
     def _masked_nats(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators) -> Tensor:
         """(B,) mean over the masked positions of -log p(its c bits)."""
         z_t = self.mask(z0, t, generators)
         masked = (z_t[..., 0] == MASKED).float()
-        nats = F.binary_cross_entropy_with_logits(denoise(z_t, t).float(), z0.float(), reduction="none").sum(2)
-        return (nats * masked).sum(1) / masked.sum(1).clamp(min=1)
+        return (nats(denoise(z_t, t), z0) * masked).sum(1) / masked.sum(1).clamp(min=1)
 
     @torch.no_grad()
     def sample(
@@ -169,17 +171,17 @@ class AbsorbingDiffusion(PositionByPosition):
         for index, (t, s) in enumerate(pairwise(visited)):
             hidden = z[..., 0] == MASKED  # (n, N)
             logits = denoise(z, hidden.sum(1).clamp(min=1)).float() / temperature
-            drawn = (uniform(shape, generators, device) < logits.sigmoid()).to(torch.uint8)
+            drawn = draw(logits, shape[2], generators)
             score = uniform(shape[:2], generators, device)
             if reveal == "confidence":
-                score = -F.binary_cross_entropy_with_logits(logits, drawn.float(), reduction="none").sum(2)
+                score = -nats(logits, drawn)
             rank = score.masked_fill(~hidden, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(1)
             remaining = (to_make * s + self.steps - 1) // self.steps  # ⌈M·s/N⌉ of the M to make
             shown = hidden & (rank < (hidden.sum(1) - remaining).unsqueeze(1))
             z = torch.where(shown.unsqueeze(-1), drawn, z)
             if callback is not None:
-                guess = torch.where(z == MASKED, (logits > 0).to(torch.uint8), z)
-                callback(SamplingStep(index, len(visited) - 1, t, s, guess, logits.sigmoid()))
+                guess = torch.where(z == MASKED, likeliest(logits, shape[2]), z)
+                callback(SamplingStep(index, len(visited) - 1, t, s, guess, probabilities(logits, shape[2])))
         return z
 
 
@@ -190,6 +192,7 @@ register(
         AbsorbingDiffusion,
         lambda diffusion, shape, scale: AbsorbingDiffusion(shape.positions),
         steps=lambda diffusion, shape: shape.positions,
+        takes_entries=True,
         options=("reveal",),
     )
 )

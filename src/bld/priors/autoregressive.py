@@ -1,7 +1,7 @@
 """The autoregressive prior (Table 5): one position after another in row-major order, its c bits given all before it.
 
 Its likelihood is exact: log p(z) = Σ_i Σ_j log Bern(z_ij; σ(logits_ij)), the logits at position i seeing z_<i only.
-The bits of one position are independent given those before it.
+The bits of one position are independent given those before it, unless the position is an entry of a codebook.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from bld.diffusion.process import Callback, Denoise, Generators, PriorLoss, Samp
 from bld.errors import SettingError
 from bld.nn.attention import KeyValues
 from bld.priors.base import PositionByPosition, PriorKind, register
+from bld.priors.position import draw, indices_of, nats, probabilities
 from bld.priors.transformer import Transformer
-from bld.seeding import uniform
 
 
 class AutoregressiveTransformer(Transformer):
     """Codes z_0 (B, N, c) → logits (B, N, c): those at position i have seen positions before i, and the condition.
+
+    With `entries` the logits are (B, N, 2^c), of the entries of a codebook.
 
     The step token, always that of step 1, stands for the beginning of the sequence.
     """
@@ -64,7 +66,7 @@ class AutoregressiveTransformer(Transformer):
 
     def _bits(self, z: Tensor) -> Tensor:
         """(B, n, c) of any n positions → tokens (B, n, D)."""
-        return self.embed(2 * z.to(self.positions.dtype) - 1)
+        return self.embed(indices_of(z) if self.config.entries else 2 * z.to(self.positions.dtype) - 1)
 
 
 class OneByOne:
@@ -114,12 +116,11 @@ class Autoregression(PositionByPosition):
         self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None, vlb_weight: float = 0.0
     ) -> PriorLoss:
         """Cross-entropy in nats per bit; nothing is drawn."""
-        return PriorLoss(F.binary_cross_entropy_with_logits(denoise(z0, t).float(), z0.float()))
+        return PriorLoss(nats(denoise(z0, t), z0).mean() / z0.shape[2])
 
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
         """float64 (B,): the exact code length in bits, the same for every t."""
-        nats = F.binary_cross_entropy_with_logits(denoise(z0, t).float(), z0.float(), reduction="none")
-        return nats.double().sum((1, 2)) / math.log(2)
+        return nats(denoise(z0, t), z0).double().sum(1) / math.log(2)
 
     @torch.no_grad()
     def likelihood_bits(
@@ -173,12 +174,12 @@ class Autoregression(PositionByPosition):
         kept = None if known is None or mask is None else kept_positions(known.to(z), mask.to(device), shape)
         for i in range(N):
             logits = denoise(z, torch.full((n,), i + 1, device=device))
-            probs = (logits[:, -1 if logits.shape[1] == 1 else i].float() / temperature).sigmoid()
-            z[:, i] = uniform((n, c), generators, device) < probs
+            logits = logits[:, -1 if logits.shape[1] == 1 else i].float() / temperature
+            z[:, i] = draw(logits, c, generators)
             if kept is not None:
                 z[:, i] = torch.where(kept[1][:, i, None], kept[0][:, i], z[:, i])
             if callback is not None:
-                callback(SamplingStep(i, N, N - i, N - i - 1, z.clone(), probs))
+                callback(SamplingStep(i, N, N - i, N - i - 1, z.clone(), probabilities(logits, c)))
         return z
 
     def _refuse_skipping(self, steps: int | None) -> None:
@@ -197,5 +198,6 @@ register(
         lambda diffusion, shape, scale: Autoregression(shape.positions),
         steps=lambda diffusion, shape: shape.positions,
         one_pass=True,
+        takes_entries=True,
     )
 )

@@ -87,6 +87,7 @@ class PriorKind:
         steps: (section `diffusion`, shape of the codes) → T; `diffusion.steps` unless the kind has a T of its own
         one_pass: whether a sample costs as much as one pass over all positions
         has_evidence: whether `prior.evidence` means something to it
+        takes_entries: whether a position may be one entry of a codebook (`DenoiserConfig.entries`)
         options: names of what a pipeline's calls take for it and refuse for kinds that do not name them
         check: in place of `of`, raises `SettingError` for a section `diffusion` that has no process of this kind, where
             making one would import much
@@ -100,6 +101,7 @@ class PriorKind:
     steps: Callable[[DiffusionSettings, CodeShape], int] = steps_of_settings
     one_pass: bool = False
     has_evidence: bool = False
+    takes_entries: bool = False
     options: tuple[str, ...] = ()
     check: Callable[[DiffusionSettings], Any] | None = None
 

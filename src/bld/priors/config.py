@@ -18,6 +18,7 @@ MOST = {
     "depth": 1000,
     "heads": 1024,
 }
+MOST_BITS_OF_AN_ENTRY = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,8 @@ class DenoiserConfig(NetworkSettings):
         code_bits: c, bits per position
         steps: T, the steps of the process it is trained for
         num_classes: classes to condition on; 0 is none
+        entries: whether a position is one of 2^c entries of a codebook, rather than c bits that are independent given
+            what the network sees.  Of priors that make whole positions (autoregressive, absorbing)
         condition_dim: V, width of a real vector (a text's, say) to condition on; 0 is none.  With neither, the prior is
             unconditional
         evidence: whether the forward adds the known part of the logits, `BernoulliDiffusion.evidence_logits`: "none"
@@ -77,6 +80,7 @@ class DenoiserConfig(NetworkSettings):
     num_classes: int = 0
     evidence: Literal["none", "flip", "value"] = "none"
     condition_dim: int = 0
+    entries: bool = False
 
     def __post_init__(self) -> None:
         for name, most in MOST.items():
@@ -110,6 +114,11 @@ class DenoiserConfig(NetworkSettings):
             raise SettingError(
                 f"prior.patch_size is {self.patch_size}, but must divide the code's {self.code_height}×"
                 f"{self.code_width} positions."
+            )
+        if self.entries and self.code_bits > MOST_BITS_OF_AN_ENTRY:
+            raise SettingError(
+                f"A prior over the entries of a codebook has an output for each of 2^{self.code_bits}: set "
+                f"prior.categorical=false, or tokenizer.code_bits to {MOST_BITS_OF_AN_ENTRY} at most."
             )
         if self.dim % 4:
             raise SettingError(f"prior.dim ({self.dim}) must be divisible by 4, for the 2-D sine embedding.")

@@ -22,6 +22,7 @@ from bld.nn.attention import KeyValues, attention
 from bld.priors.config import DenoiserConfig
 from bld.priors.embeddings import StepSinusoids, StepTable, VectorToken, marked, sine_positions
 from bld.priors.inference import GraphRecordings, GraphReplay, pack_blocks
+from bld.priors.position import indices_of
 from bld.runtime.precision import Autocast
 
 
@@ -89,7 +90,7 @@ class Transformer(nn.Module):
         self.config = config
         shape, dim, side = config.code_shape, config.dim, config.patch_size
         self.check(config)
-        self.embed = nn.Linear(shape.c * side**2, dim)
+        self.embed: Any = nn.Embedding(2**shape.c, dim) if config.entries else nn.Linear(shape.c * side**2, dim)
         self.positions = nn.Parameter(sine_positions(shape.h // side, shape.w // side, dim))
         table = config.step_embedding == "table"
         self.step = StepTable(config.steps, dim) if table else StepSinusoids(config.steps, dim)
@@ -102,7 +103,7 @@ class Transformer(nn.Module):
             Block(dim, config.heads, config.mlp_ratio, config.layer_scale) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, shape.c * side**2)
+        self.head = nn.Linear(dim, 2**shape.c if config.entries else shape.c * side**2)
         self._initialise()
 
     @classmethod
@@ -126,7 +127,7 @@ class Transformer(nn.Module):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        nn.init.normal_(self.embed.weight, std=self.embed.in_features**-0.5)
+        nn.init.normal_(self.embed.weight, std=1.0 if self.config.entries else self.embed.in_features**-0.5)
         if self.vectors is not None:
             nn.init.normal_(self.vectors.project.weight, std=self.config.condition_dim**-0.5)
         for module in self.modules():
@@ -270,10 +271,11 @@ class Transformer(nn.Module):
         shape = self.code_shape
         if z.shape[1:] != (shape.positions, shape.c):
             raise SettingError(f"This prior takes codes (B, {shape.positions}, {shape.c}), not {tuple(z.shape)}.")
-        return self.embed(to_patches(z.to(self.positions.dtype), self.code_shape, self.config.patch_size))
+        z = to_patches(z.to(self.positions.dtype), self.code_shape, self.config.patch_size)
+        return self.embed(indices_of(z > 0) if self.config.entries else z)
 
     def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
-        """Tokens of the patches, each seeing all → outputs of the positions (B, N, c), float32.
+        """Tokens of the patches, each seeing all → outputs of the positions (B, N, c) or (B, N, 2^c), float32.
 
         Args:
             x: (B, M, D), not yet told apart by where they are.
@@ -284,7 +286,8 @@ class Transformer(nn.Module):
         others, given = self.condition(t, condition)
         visible = None if given is None else F.pad(given.unsqueeze(1), (M + others.shape[1] - 1, 0), value=True)
         x = self.through(x, after=others, visible=visible)
-        return from_patches(self.to_logits(x[:, :M]), self.code_shape, self.config.patch_size)
+        logits = self.to_logits(x[:, :M])
+        return logits if self.config.entries else from_patches(logits, self.code_shape, self.config.patch_size)
 
     def through(
         self,
@@ -318,7 +321,7 @@ class Transformer(nn.Module):
         return x
 
     def to_logits(self, x: Tensor) -> Tensor:
-        """What the blocks give (B, M, D) → outputs (B, M, c), float32."""
+        """What the blocks give (B, M, D) → outputs (B, M, c), float32; where a position is an entry, (B, M, 2^c)."""
         return self.head(self.norm(x.to(self.head.weight.dtype))).float()
 
 

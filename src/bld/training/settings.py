@@ -162,6 +162,8 @@ class PriorSettings(NetworkSettings):
         kind: bernoulli (diffusion, the paper's), or what it is compared with: autoregressive or absorbing over the same
             bits, gaussian over a real-valued latent
         evidence: whether what a noised bit says about itself is added to the logits rather than learned
+        categorical: of a codebook's indices (tokenizer.bottleneck=vq): whether a position is one of its entries, as is
+            usual, rather than as many bits, each by itself (autoregressive, absorbing)
         class_conditional: whether labels are used where the data has them and neither text nor vectors are
         text_encoder: text model of a CLIP (folder, or name on the hub) through which captions condition; empty is off
         label_dropout: probability with which a condition (label, caption or vector) is left out, for guidance
@@ -177,6 +179,7 @@ class PriorSettings(NetworkSettings):
 
     kind: str = "bernoulli"
     evidence: bool = True
+    categorical: bool = True
     class_conditional: bool = True
     text_encoder: str = ""
     label_dropout: float = 0.1
@@ -337,6 +340,7 @@ class Settings:
             num_classes=num_classes if prior.class_conditional and not condition_dim else 0,
             evidence=evidence,
             condition_dim=condition_dim,
+            entries=kind.takes_entries and prior.categorical and self.tokenizer.bottleneck == "vq",
             **prior.network(),
         )
 

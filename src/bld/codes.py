@@ -6,6 +6,8 @@ A *code* is what the tokenizer makes of an image: bits `z ∈ {0, 1}`, dtype uin
     tokens   (B, N, c)       what the prior speaks; N = h·w positions in row-major order
     packed   (B, ⌈N·c/8⌉)    what the code cache stores; bit i of the flattened code is bit (i mod 8) of byte i // 8
 
+Where a position is an entry of a codebook, bit i of the entry's number, of weight 2^i, is bit i of the position.
+
 16×16×32 bits are exactly 1,024 bytes.
 """
 
@@ -66,6 +68,16 @@ def to_grid(tokens: Tensor, shape: CodeShape) -> Tensor:
     if tokens.ndim != 3 or tokens.shape[1:] != (shape.positions, shape.c):
         raise SettingError(f"Tokens of shape {tuple(tokens.shape)} are not codes of {shape} (B, h·w, c).")
     return tokens.unflatten(1, (shape.h, shape.w))
+
+
+def index_to_bits(index: Tensor, bits: int) -> Tensor:
+    """Integers (…) below 2^bits → their bits (…, bits), uint8, the least first."""
+    return (index[..., None] >> torch.arange(bits, device=index.device) & 1).to(torch.uint8)
+
+
+def bits_to_index(bits: Tensor) -> Tensor:
+    """Bits (…, c) of any dtype, the least first → integers (…), int64."""
+    return (bits.long() << torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
 
 
 def to_patches(tokens: Tensor, shape: CodeShape, side: int) -> Tensor:

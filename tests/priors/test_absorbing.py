@@ -39,7 +39,7 @@ def cost(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """-log p of each position, (n, N): of its bits, or of the entry whose number they write."""
     if logits.shape[-1] == C:
         return F.binary_cross_entropy_with_logits(logits, codes.float(), reduction="none").sum(2)
-    return F.cross_entropy(logits.transpose(1, 2), 2 * codes[..., 0].long() + codes[..., 1], reduction="none")
+    return F.cross_entropy(logits.transpose(1, 2), codes[..., 0].long() + 2 * codes[..., 1], reduction="none")
 
 
 @pytest.mark.parametrize("t", range(N + 1))

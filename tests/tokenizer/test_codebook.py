@@ -10,8 +10,9 @@ from torch import Tensor
 
 pytest.importorskip("vector_quantize_pytorch")
 
+from bld.codes import bits_to_index, index_to_bits
 from bld.tokenizer.bottlenecks import vq
-from bld.tokenizer.bottlenecks.vq import VectorQuantised, bits_to_index, index_to_bits, perplexity
+from bld.tokenizer.bottlenecks.vq import VectorQuantised, perplexity
 
 
 def build(bits: int = 5, width: int = 3, seed: int = 0) -> VectorQuantised:

@@ -43,9 +43,8 @@ def chart(
         axes.set_yscale("log")
         for place in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
             place("{x:g}")
-    figure.legend(
-        frameon=False, loc="outside upper center", ncols=2, fontsize="small"
-    )  # above, where it covers no curve
+    # Above the axes it covers no curve.
+    figure.legend(frameon=False, loc="outside upper center", ncols=2, fontsize="small")
     return _image(figure)
 
 

@@ -14,6 +14,7 @@ from bld.experiments.variants import (
     HALF_SIDE,
     PRIORS,
     QUARTER,
+    SIXTEEN_BITS,
     TWO_SIDES,
     Overrides,
     rates_of_bits,
@@ -182,9 +183,7 @@ CIFAR10 = Scale(
     guidance=4.0,  # unguided samples of trainings of minutes are too far from the data to be compared
     base="binary16",
     tokenizers={
-        "binary16": (),
-        "binary32-small": (*HALF_SIDE, "tokenizer.code_bits=32"),
-        "real8": real_numbers(8),
+        **SIXTEEN_BITS,
         **{name: (*FORMAT_TRAINING, *format) for name, format in rates_of_bits().items()},
     },
     real="real8",
@@ -256,9 +255,7 @@ EMOJI128 = replace(
     ),
     base="binary16",
     tokenizers={
-        "binary16": (),
-        "binary32-small": (*HALF_SIDE, "tokenizer.code_bits=32"),
-        "real8": real_numbers(8),
+        **SIXTEEN_BITS,
         **{name: (*FORMAT_TRAINING, *format) for name, format in six_formats(16, HALF_SIDE, 64).items()},
     },
     real="real8",

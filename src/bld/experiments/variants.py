@@ -72,6 +72,14 @@ def real_numbers(channels: int) -> Overrides:
     return ("tokenizer.bottleneck=gaussian", f"tokenizer.code_bits={channels}", "objective.bit_flips=0", *GAUSSIAN)
 
 
+SIXTEEN_BITS: dict[str, Overrides] = {
+    "binary16": (),
+    "binary32-small": (*HALF_SIDE, "tokenizer.code_bits=32"),
+    "real8": real_numbers(8),
+}
+"""Tokenizers of priors over 16 bits a position: itself, half the side, and the real numbers beside it."""
+
+
 def rates_of_bits() -> dict[str, Overrides]:
     """Table 4 as rate and distortion: the paper's six formats first, then other numbers of bits, KIND-BITS[-small]."""
     found = six_formats(32, HALF_SIDE, small_bits=128)

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bld.codes import bits_to_index
 from bld.diffusion.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.errors import SettingError
 from bld.nn.attention import KeyValues
 from bld.priors.base import PositionByPosition, PriorKind, register
-from bld.priors.position import draw, indices_of, nats, probabilities
+from bld.priors.position import draw, nats, probabilities
 from bld.priors.transformer import Transformer
 
 
@@ -66,7 +67,7 @@ class AutoregressiveTransformer(Transformer):
 
     def _bits(self, z: Tensor) -> Tensor:
         """(B, n, c) of any n positions → tokens (B, n, D)."""
-        return self.embed(indices_of(z) if self.config.entries else 2 * z.to(self.positions.dtype) - 1)
+        return self.embed(bits_to_index(z) if self.config.entries else 2 * z.to(self.positions.dtype) - 1)
 
 
 class OneByOne:

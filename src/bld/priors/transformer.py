@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.codes import CodeShape, from_patches, to_patches
+from bld.codes import CodeShape, bits_to_index, from_patches, to_patches
 from bld.diffusion.process import Process
 from bld.errors import SettingError
 from bld.nn.attention import KeyValues, attention
 from bld.priors.config import DenoiserConfig
 from bld.priors.embeddings import StepSinusoids, StepTable, VectorToken, marked, sine_positions
 from bld.priors.inference import GraphRecordings, GraphReplay, pack_blocks
-from bld.priors.position import indices_of
 from bld.runtime.precision import Autocast
 
 
@@ -272,7 +271,7 @@ class Transformer(nn.Module):
         if z.shape[1:] != (shape.positions, shape.c):
             raise SettingError(f"This prior takes codes (B, {shape.positions}, {shape.c}), not {tuple(z.shape)}.")
         z = to_patches(z.to(self.positions.dtype), self.code_shape, self.config.patch_size)
-        return self.embed(indices_of(z > 0) if self.config.entries else z)
+        return self.embed(bits_to_index(z > 0) if self.config.entries else z)
 
     def see_all(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """Tokens of the patches, each seeing all → outputs of the positions (B, N, c) or (B, N, 2^c), float32.

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bld.codes import bits_to_index, index_to_bits
 from bld.errors import MissingPackageError, SettingError
 from bld.seeding import derive_seed
 from bld.tokenizer.bottlenecks.base import Bottleneck, Bottlenecked, Generators, Options
@@ -99,16 +100,6 @@ class VectorQuantised(Bottleneck):
             frozen = self.training and not bool(features.isfinite().all())
             latent, index, _ = self.quantiser(features.float().flatten(1, 2), freeze_codebook=frozen)
         return latent.unflatten(1, (h, w)), index.unflatten(1, (h, w))
-
-
-def index_to_bits(index: Tensor, bits: int) -> Tensor:
-    """Integers (…) below 2^bits → their bits (…, bits), uint8, the least first."""
-    return (index[..., None] >> torch.arange(bits, device=index.device) & 1).to(torch.uint8)
-
-
-def bits_to_index(bits: Tensor) -> Tensor:
-    """Bits (…, c) of any dtype, the least first → integers (…), int64."""
-    return (bits.long() << torch.arange(bits.shape[-1], device=bits.device)).sum(-1)
 
 
 def perplexity(index: Tensor, size: int) -> Tensor:

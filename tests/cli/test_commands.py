@@ -184,6 +184,20 @@ def test_a_preset_is_chosen_by_the_size_of_the_images(tmp_path, image_folder, ca
 # -- bad input ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("ending", "side", "preset"),
+    [(".jpg", 64, "photos64"), (".JPEG", 80, "photos64"), (".png", 64, "emoji64"), (".jpg", 40, "cifar10")],
+)
+def test_large_jpegs_are_taken_for_photographs_and_other_large_images_for_drawings(
+    tmp_path, capsys, ending, side, preset
+):
+    (tmp_path / "data").mkdir()
+    for i in range(5):
+        Image.new("RGB", (side, side), (40 * i, 0, 0)).save(tmp_path / "data" / f"{i}{ending if i else '.png'}")
+    main(["train", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), "tokenizer.image_size=-1"])
+    assert f"{preset} suits these images" in capsys.readouterr().out
+
+
 def test_an_unknown_command_option_setting_or_preset_names_the_nearest(fails, tmp_path):
     assert "'train'?" in fails("trian")
     assert "--ouut" in fails("train", "--data", "digits", "--out", tmp_path, "--ouut", "x")

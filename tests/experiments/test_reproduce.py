@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from bld.cli import main
 from bld.data import to_uint8
 from bld.errors import SettingError
 from bld.experiments import novelty, scales
+from bld.experiments.figures import figure5
 from bld.experiments.given_images import seam
 from bld.experiments.prior_rows import Asked, about, metrics_of
 from bld.experiments.reproduce import ITEMS, titles
@@ -141,12 +143,87 @@ def test_priors_of_every_seed_can_share_one_tokenizer(root, monkeypatch):
     assert "on one tokenizer" in (root / "pages" / "figure4-one.md").read_text(encoding="utf-8")
 
 
+def test_table_4_trains_its_tokenizers_for_each_seed_even_where_priors_share_one(tmp_path):
+    """Seeds that hand on one training would have no spread at all."""
+    for scale in scales.SCALES.values():
+        assert not scale.one_tokenizer or not {scale.base, scale.real, scale.small} & set(scale.formats)
+    tokenizers = {**TINY.tokenizers, "shared": ()}
+    one = replace(TINY, name="one", one_tokenizer=True, base="shared", tokenizers=tokenizers)
+    runner = Runner(one, tmp_path, lambda _: None)
+    weights = {
+        name: [(runner.tokenizer(name, seed).tokenizer / "model.safetensors").read_bytes() for seed in (0, 1)]
+        for name in ("shared", "binary")
+    }
+    assert weights["shared"][0] == weights["shared"][1] and weights["binary"][0] != weights["binary"][1]
+
+
+@pytest.mark.parametrize("prior", ["bernoulli", "absorbing", "gaussian"])
+def test_all_steps_are_all_whatever_a_run_takes_by_itself(root, monkeypatch, prior):
+    runner, asked = Runner(TINY, root, lambda _: None), []
+    pipeline = runner.pipeline(prior, 0)
+    pipeline.index = replace(pipeline.index, sampling=replace(pipeline.index.sampling, num_inference_steps=4))
+    monkeypatch.setattr(
+        type(pipeline), "__call__", lambda self, n, labels, steps, *_, **__: asked.append(steps) or IMAGE
+    )
+    list(runner.batches(pipeline, Sampling(), 1))
+    list(runner.batches(pipeline, Sampling(3), 1))
+    assert asked == [pipeline.diffusion.steps, 3] and pipeline.diffusion.steps > 4
+
+
+IMAGE = SimpleNamespace(images=torch.zeros(1, 3, 8, 8))
+
+
+def test_what_was_measured_on_other_test_images_is_measured_anew(root, image_folder):
+    folders = [image_folder(12, size=8, name=name) for name in "ab"]
+    Image.new("RGB", (8, 8), (0, 200, 0)).save(folders[1] / "green.png")
+    keys = [Runner(TINY, root, lambda _: None, test=str(folder)).given() for folder in folders]
+    assert keys[0]["images"] == keys[1]["images"] and keys[0]["unseen"] != keys[1]["unseen"]
+    for name in ("novelty", "reconstruction", "fillings", "lesson", "untrained-tokenizer"):
+        for path in (root / "tiny" / "results").glob(f"{name}-*.json"):
+            assert {"images", "unseen"} <= set(read_json(path)["key"])
+
+
+def test_test_images_are_numbered_as_the_data_names_their_classes(tmp_path, image_folder):
+    data, some = (image_folder(12, classes=3, name=name) for name in ("data", "some"))
+    others = image_folder(4, classes=2, name="others")
+    names = sorted(path.name for path in some.iterdir())
+    shutil.rmtree(some / names[0])
+    runner = Runner(TINY, tmp_path, lambda _: None, data=str(data), test=str(some))
+    assert set(runner.unseen(0).labels.tolist()) == {1, 2}
+    (others / names[0]).rename(others / "unheard-of")
+    with pytest.raises(SettingError, match="unheard-of"):
+        Runner(TINY, tmp_path, lambda _: None, data=str(data), test=str(others)).unseen(0)
+
+
+def test_runs_whose_images_were_divided_elsewhere_are_never_taken(tmp_path, image_folder):
+    """With images that were held out taken away, the same share of the rest holds out some that were trained on."""
+    data = image_folder(110, size=8)
+    runner = Runner(TINY, tmp_path, lambda _: None, data=str(data))
+    runner.tokenizer("binary", 0)
+    Runner(TINY, tmp_path, lambda _: None, data=str(data)).tokenizer("binary", 0)  # the same images: taken
+    held_out = runner.unseen(0)
+    for i in range(6):
+        (data / held_out.source.names[int(held_out.rows[i])]).unlink()
+    with pytest.raises(SettingError, match="other images"):
+        Runner(TINY, tmp_path, lambda _: None, data=str(data)).tokenizer("binary", 0)
+
+
+def test_single_bits_are_switched_in_images_of_all_classes(tmp_path, image_folder, monkeypatch):
+    data = image_folder(110, size=8, classes=3)
+    runner, seen = Runner(TINY, tmp_path, lambda _: None, data=str(data)), []
+    unseen = runner.unseen(0)
+    centre = type(unseen).centre
+    monkeypatch.setattr(type(unseen), "centre", lambda self, rows: seen.append(rows) or centre(self, rows))
+    figure5(runner, 1)
+    assert set(unseen.labels[seen[-1]].tolist()) == {0, 1, 2} and len(seen[-1]) == len(unseen) < 64
+
+
 def test_a_scale_can_guide_every_row_by_its_classes(root, monkeypatch):
     """Rivals have two tries at guidance, ours one; what is no part of the claim is none of the gate."""
     overrides = (*TINY.overrides, "prior.class_conditional=true")
     guided = replace(TINY, name="guided", guidance=4.0, overrides=overrides, one_tokenizer=True)
     monkeypatch.setitem(scales.SCALES, "tiny", guided)
-    for name in ("table5", "figureM", "figureN"):
+    for name in ("table5", "figureM", "figureN", "table6"):
         assert main(["reproduce", name, "--scale", "tiny", "--seeds", "2", "--out", str(root)]) == 0
     trained = {path.name.rpartition("-seed")[0] for path in (root / "guided" / "priors").iterdir()}
     assert "bernoulli" in trained and "conditional" not in trained  # one network serves both
@@ -165,6 +242,9 @@ def test_a_scale_can_guide_every_row_by_its_classes(root, monkeypatch):
     assert set(raw["gate"]["distances"]) == {"autoregressive", "absorbing", "bernoulli"}
     page = (root / "pages" / "table5-guided.md").read_text(encoding="utf-8")
     assert "guided by 4 (1 is without guidance)" in page
+    assert "guided by" not in (root / "pages" / "table6-guided.md").read_text(
+        encoding="utf-8"
+    )  # it times one pass a step
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,14 @@ def test_pairs_find_what_seeds_have_in_common_and_welch_does_not():
         Comparison("", low, high[:2], paired=True)
 
 
-def test_no_spread_at_all_decides_by_the_difference():
-    assert Comparison("", [1.0, 1.0], [2.0, 2.0]).holds is True
-    assert Comparison("", [1.0, 1.0], [1.0, 1.0]).holds is None
+def test_copies_of_one_measurement_decide_nothing():
+    """Seeds that share a network without meaning to give the same value again and again: no spread is no certainty."""
+    for paired in (False, True):
+        copies = Comparison("", [1.0, 1.0], [2.0, 2.0], paired=paired)
+        assert copies.holds is None and copies.p is None and "no spread" in str(copies)
+        assert Comparison("", [1.0, 1.0], [1.0, 1.0], paired=paired).holds is None
+    assert anova_p([[1.0, 1.0], [2.0, 2.0]]) is None
+    assert not Gate({}, [9.0, 9.1], {"fd": [[1.0, 1.0], [2.0, 2.0]]}).moves
 
 
 def test_a_ratio_carries_the_errors_of_both_sides():

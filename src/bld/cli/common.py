@@ -170,7 +170,10 @@ def _refuse_out_as_data(out: Path, location: str) -> None:
 
 
 def _preset_for(data: str | None, image_size: int | None = None) -> str:
-    """The shipped preset nearest to what the images are, or to the size at which a tokenizer wants them."""
+    """The shipped preset nearest to what the images are, or to the size at which a tokenizer wants them.
+
+    Large JPEGs are taken for photographs, which may be mirrored and cropped, all else for drawings, which may not.
+    """
     if data is None:
         raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
     if data == "digits":
@@ -180,17 +183,19 @@ def _preset_for(data: str | None, image_size: int | None = None) -> str:
     from bld.data import open_images
 
     source = open_images(data)
+    tried = range(0, len(source), max(1, len(source) // 16))
     sides = []
-    for i in range(0, len(source), max(1, len(source) // 16)):
+    for i in tried:
         with contextlib.suppress(DataError):  # a few unreadable images are dealt with later
             sides.append(min(source.read(i).size))
     if not sides:
         raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
-    return _preset_of_size(sorted(sides)[len(sides) // 2])
+    jpegs = sum(source.names[i].lower().endswith((".jpg", ".jpeg")) for i in tried)
+    return _preset_of_size(sorted(sides)[len(sides) // 2], large="photos64" if 2 * jpegs > len(tried) else "emoji64")
 
 
-def _preset_of_size(side: int) -> str:
-    return "digits" if side < 24 else "cifar10" if side < 56 else "emoji64"
+def _preset_of_size(side: int, large: str = "emoji64") -> str:
+    return "digits" if side < 24 else "cifar10" if side < 56 else large
 
 
 # -- sampling ---------------------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from bld.experiments.rates import rates
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 from bld.experiments.verdict import Comparison
+from bld.training.order import evenly
 
-TIMED = 5
+TIMED, LOOKED_AT = 5, 64
 
 # -- Table 6 ----------------------------------------------------------------------------------------------
 
@@ -82,7 +83,8 @@ def table6(runner: Runner, seeds: int) -> Findings:
 def figure5(runner: Runner, seeds: int) -> Findings:
     """What single bits draw: one bit of one position flipped in the codes of unseen images."""
     pipeline = runner.pipeline("bernoulli", 0)
-    images = runner.unseen(0).centre(range(64))
+    unseen = runner.unseen(0)
+    images = unseen.centre(evenly(len(unseen), LOOKED_AT))
     codes, shape = pipeline.encode((images + 1) / 2), pipeline.tokenizer.code_shape
     before = pipeline.decode(codes, "pt")
     middle = (shape.h // 2, shape.w // 2)
@@ -113,7 +115,7 @@ def figure5(runner: Runner, seeds: int) -> Findings:
         [
             (
                 f"figure5-{runner.scale.label}.png",
-                "What switching each bit on adds, mean over 64 unseen images, scaled to "
+                f"What switching each bit on adds, mean over {len(images)} unseen images, scaled to "
                 "its strongest pixel; grey is nothing; strongest bit first",
                 grid,
             )

@@ -112,7 +112,7 @@ def _paired(words: str, low: list[float], high: list[float]) -> Comparison:
 
 def _reconstruction(runner: Runner, name: str, seed: int) -> dict[str, Any]:
     words = runner.overrides(name, "bernoulli", seed)
-    key = {"tokenizer": name, "seed": seed, "words": words, "test": runner.test != "", "error": True}
+    key = {"tokenizer": name, "seed": seed, "words": words, **runner.given(), "error": True}
 
     def compute() -> dict[str, Any]:
         runner.say(f"Reconstructing with {name}, seed {seed}.")
@@ -123,7 +123,7 @@ def _reconstruction(runner: Runner, name: str, seed: int) -> dict[str, Any]:
 
 def _untrained(runner: Runner, seed: int) -> float:
     """Squared error of a tokenizer of 32 bits before any training."""
-    key = {"words": runner.overrides("binary", "bernoulli", seed), "seed": seed, "test": runner.test != ""}
+    key = {"words": runner.overrides("binary", "bernoulli", seed), "seed": seed, **runner.given()}
 
     def compute() -> dict[str, Any]:
         torch.manual_seed(derive_seed(seed, "untrained"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -19,7 +19,7 @@ from bld.experiments.sampled import Sampling
 from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 from bld.seeding import keyed_permutation
 
-GIVEN, FILLINGS = 64, 4
+GIVEN, FILLINGS, USUAL = 64, 4, Sampling(16)
 
 # -- Figure N ---------------------------------------------------------------------------------------------
 
@@ -60,7 +60,7 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         for row, metrics in _blind(given, hole).items():
             values[f"{name}: {row}"] = {metric: [value] * seeds for metric, value in metrics.items()}
     comparisons = [comparison for name in masks for comparison in _figure_n_claims(values, name)]
-    usual = Sampling(16).guided(runner.scale.guidance)
+    usual = USUAL.guided(runner.scale.guidance)
     distances = [runner.quality("bernoulli", seed, usual)["fd"] for seed in range(seeds)]
     untrained = [runner.untrained("bernoulli", replace(usual, seed=seed))["fd"] for seed in range(seeds)]
     moved = {"error": [metrics["error"] for metrics in values.values()]}
@@ -74,9 +74,9 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         [
             (
                 f"Mean ± standard deviation over {seeds} training seeds, each of {len(given.originals)} unseen images "
-                f"filled {FILLINGS} times in 16 steps, told no class: squared error inside the hole, pixels in "
-                "[-1, 1]; mean "
-                "difference of neighbouring pixels on either side of its edge; standard deviation between fillings.",
+                f"filled {FILLINGS} times in {USUAL.steps} steps, τ = {USUAL.temperature}, told no class: squared "
+                "error inside the hole, pixels in [-1, 1]; mean difference of neighbouring pixels on either side of "
+                "its edge; standard deviation between fillings.",
                 table,
             )
         ],
@@ -127,7 +127,8 @@ def _given(runner: Runner) -> Given:
 
 def _filled(runner: Runner, seed: int, given: Given, masks: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Metrics of a training's fillings, by mask."""
-    key = runner.key("bernoulli", seed, images=len(given.originals), fillings=FILLINGS, test=runner.test != "")
+    drawn = {"originals": len(given.originals), "fillings": FILLINGS, "sampling": asdict(USUAL)}
+    key = runner.key("bernoulli", seed, **drawn, **runner.given())
 
     def compute() -> dict[str, dict[str, float]]:
         runner.say(f"Filling holes with bernoulli, seed {seed}.")
@@ -142,7 +143,7 @@ def _filled(runner: Runner, seed: int, given: Given, masks: dict[str, Tensor]) -
 
 def _fillings(pipeline: Any, image: Tensor, hole: Tensor, seed: int) -> Tensor:
     """(FILLINGS, 3, S, S) in [-1, 1]: the given pixels, and what is made of the hole."""
-    out = pipeline.inpaint((image + 1) / 2, hole, FILLINGS, None, 16, generator=seed, output_type="pt")
+    out = pipeline.inpaint((image + 1) / 2, hole, FILLINGS, None, USUAL.steps, USUAL.temperature, 1.0, seed, "pt")
     return torch.where(hole, out.images * 2 - 1, image)
 
 

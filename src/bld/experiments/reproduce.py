@@ -15,6 +15,7 @@ from bld.planning.cost import describe
 from bld.training.config import load_settings
 
 ITEMS = [*TABLES, *SWEEPS]
+UNGUIDED = ("table6", "figure5")  # where a pass a step is timed, and bits of given codes are flipped
 NAMES = {item.name: item for item in ITEMS}
 
 
@@ -45,7 +46,7 @@ def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
             f"Prior: {training.steps:,} steps of {training.batch_size}, width {prior.prior.dim}, depth "
             f"{prior.prior.depth}, the same for every row."
         )
-        if runner.scale.guidance:
+        if runner.scale.guidance and name not in UNGUIDED:
             yield (
                 "Priors know the classes, the same number of samples of each is asked for, and where nothing else is "
                 f"said they are guided by {runner.scale.guidance:g} (1 is without guidance)."

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bld.data import ImageSet, Preprocessing, to_uint8
+from bld.data import ImageSet, Preprocessing, meet_by_name, to_uint8
 from bld.errors import SettingError
 from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.evaluate import likelihood_metrics
@@ -41,7 +41,7 @@ from bld.serialization.models import load_tokenizer
 from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import split_images
+from bld.training.run_images import DataRecord, held_out_below, refuse_others, split_images
 from bld.training.settings import leaves, settings_tree
 from bld.training.stages.prior import build_network
 
@@ -80,7 +80,7 @@ class Runner:
             self._refuse_another(run, overrides, besides=("prior", "diffusion.", "sampling."))
             return run
         recipe = self._recipe(run, overrides)
-        if self.scale.one_tokenizer and seed:
+        if self.scale.shares(name) and seed:
             self._hand_on(self.tokenizer(name, 0), run)
         else:
             recipe.train_tokenizer()
@@ -122,15 +122,21 @@ class Runner:
         return Recipe(run.adopt(preset, overrides, self.data), run, self.say)
 
     def _refuse_another(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...] = ()) -> None:
-        """A finished run is taken only if it was made from these images with these settings, `besides` left out."""
+        """A finished run is taken only if it was made from these images with these settings, `besides` left out.
+
+        Images that were added or removed since move the line between those trained on and those held out: it must lie
+        where it lay, or images that were trained on would count as unseen.
+        """
         wanted = load_settings(self.scale.preset, overrides=[*overrides, f"data.location={json.dumps(self.data)}"])
         theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
         differs = any(their != our and not our[0].startswith(besides) for their, our in zip(theirs, ours, strict=True))
-        if differs or not run.data.is_file():  # without it the images were divided otherwise
+        record = DataRecord.read(run)  # without it the images were divided otherwise
+        if differs or record is None or record.held_out_below != held_out_below(self.images, wanted):
             raise SettingError(
                 f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
                 "--out, or delete it."
             )
+        refuse_others(run, record, self.images.source)
 
     def pipeline(self, prior: str, seed: int) -> BinaryLatentDiffusionPipeline:
         """A trained prior with its tokenizer, on a GPU if there is one."""
@@ -164,7 +170,7 @@ class Runner:
         Nothing was trained on them, judge included, or a prior that repeats its training images would come nearest; at
         the scale "paper" they are the training images, as in the paper.
         """
-        images, most = self.images if self.scale.knows_reference else self.unseen(0), self.scale.reference
+        images, most = self.split(0)[0] if self.scale.knows_reference else self.unseen(0), self.scale.reference
         n = len(images)
         return images if n <= most else images.subset(keyed_permutation(0, "reference", 0, n)[:most])
 
@@ -174,7 +180,14 @@ class Runner:
 
     @cached_property
     def _test_images(self) -> ImageSet:
-        return ImageSet.open(self.test, Preprocessing(self._settings.tokenizer.image_size))
+        images = ImageSet.open(self.test, Preprocessing(self._settings.tokenizer.image_size))
+        known = self.images.classes
+        if unknown := meet_by_name(images.source, known) if known else []:
+            raise SettingError(
+                f"{self.test} has classes that {self.data} does not know ({', '.join(unknown[:5])}): name its folders "
+                "as those of the data."
+            )
+        return images
 
     @cached_property
     def extractor(self) -> FeatureExtractor:
@@ -218,6 +231,10 @@ class Runner:
         drawn = {"samples": self.scale.samples, "sampling": dataclasses.asdict(sampling)}
         return {**drawn, **self._images_and_judge()}
 
+    def given(self) -> dict[str, str]:
+        """The images that were trained on and those that were not, for a key."""
+        return {"images": self.images.fingerprint, "unseen": self.unseen(0).fingerprint}
+
     def _images_and_judge(self) -> dict[str, str]:
         """What images are held against, for a key."""
         return {"reference": self.reference.fingerprint, "extractor": self.extractor.sha256}
@@ -232,12 +249,12 @@ class Runner:
         if sampling.posterior != "exact":
             pipeline = pipeline.with_posterior(sampling.posterior)
         options: dict[str, Any] = {"reveal": sampling.reveal} if sampling.reveal != "random" else {}
-        classes = len(pipeline.classes)
+        classes, steps = len(pipeline.classes), sampling.steps or pipeline.diffusion.steps
         for start in range(0, count, BATCH):
             n = min(BATCH, count - start)
             labels = [(start + i) % classes for i in range(n)] if sampling.labelled else None
             images = pipeline(
-                n, labels, sampling.steps, sampling.temperature, sampling.guidance_scale, generator=sampling.seed,
+                n, labels, steps, sampling.temperature, sampling.guidance_scale, generator=sampling.seed,
                 output_type="pt", batch_size=BATCH, first_index=start, **options,
             ).images  # fmt: skip
             yield to_uint8(images * 2 - 1), labels
@@ -325,7 +342,7 @@ class Runner:
         prior None: by as many real training images, the most that samples can be hoped to teach.
         """
         drawn = {"samples": self.scale.samples, "sampling": dataclasses.asdict(sampling)}
-        key = self.key(prior, seed, **drawn, test=self.test != "", cas=self.scale.cas)
+        key = self.key(prior, seed, **drawn, **self.given(), cas=self.scale.cas)
 
         def compute() -> dict[str, float]:
             self.say(f"Teaching a classifier by {prior or 'real images'}, seed {seed}.")

@@ -46,7 +46,7 @@ class Scale:
         formats: the tokenizers of Table 4.
         faithful: whether the paper's method is taken to the letter.
         one_tokenizer: whether the priors of all seeds share the codes of one tokenizer, which is then trained the
-            longer; the spread is over priors alone.
+            longer; the spread is over priors alone.  Table 4 trains its tokenizers for each seed all the same.
         real: the tokenizer of the Gaussian priors.
         small: the tokenizer of the prior on half the latent side.
         rates: learning rate of each kind of prior, where one for all would favour some: half of the best of four on
@@ -93,6 +93,10 @@ class Scale:
             return (f"prior_training.learning_rate={rate}", f"prior_training.steps={self.trial_steps}", *settings)
         kind = next((word.split("=")[1] for word in settings if word.startswith("prior.kind=")), "bernoulli")
         return (f"prior_training.learning_rate={self.rates[kind]:g}", *settings) if kind in self.rates else settings
+
+    def shares(self, tokenizer: str) -> bool:
+        """Whether all seeds have one training of this tokenizer."""
+        return self.one_tokenizer and tokenizer in (self.base, self.real, self.small)
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from bld.experiments.prior_rows import Item, Picture, Row, Values, all_below, be
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
-from bld.experiments.tables import EQUAL, grids, guided_steps
+from bld.experiments.tables import CONFIDENT, EQUAL, grids, guided_steps
 from bld.experiments.verdict import Comparison
 
 # -- figures ----------------------------------------------------------------------------------------------
@@ -30,7 +30,8 @@ def _steps(scale: Scale) -> tuple[int, ...]:
     return (4, 8, 16, 64) if scale.name == "cifar10" else (1, 2, 4, 8, 16, 32, 64)
 
 
-OURS, SKIPPED, ABSORBING = "trained for so many", "trained for 64, steps skipped", "absorbing"
+OURS, SKIPPED = "trained for so many", "trained for 64, steps skipped"
+ABSORBING, BY_CONFIDENCE = "absorbing", "absorbing by confidence"
 GAUSSIAN_STEPS, ONE_BY_ONE = "Gaussian, trained for 1,000, DDIM", "autoregressive"
 
 
@@ -41,6 +42,11 @@ def _figure7(scale: Scale, positions: int) -> list[Row]:
         *(Row(f"{OURS}, {n}", f"steps-{n}", Sampling(n, 1.0)) for n in (4, 8, 16)),
         *(Row(f"{SKIPPED}, {n}", "bernoulli", Sampling(n, 1.0)) for n in steps),
         *(Row(f"{ABSORBING}, {n}", "absorbing", Sampling(n, 1.0)) for n in steps if n <= positions),
+        *(
+            Row(f"{BY_CONFIDENCE}, {n}", "absorbing", Sampling(n, 1.0, reveal="confidence"))
+            for n in steps
+            if n <= positions
+        ),
         *(Row(f"{GAUSSIAN_STEPS}, {n}", "gaussian", Sampling(n, 1.0)) for n in steps if n >= 4),
         Row(f"{ONE_BY_ONE}, {positions}", "autoregressive", Sampling(None, 1.0)),
     ]
@@ -56,8 +62,8 @@ def _figure7_claims(values: Values) -> list[Comparison]:
 
 
 def _by_steps(rows: list[Row], values: Values, kinds: tuple[str, ...]) -> dict[str, tuple[list[Any], list[Any]]]:
-    """(steps, distances) of the rows whose label begins with each kind."""
-    chosen = {kind: [row for row in rows if row.label.startswith(kind)] for kind in kinds}
+    """(steps, distances) of the rows of each kind, which is what their labels say before the number of steps."""
+    chosen = {kind: [row for row in rows if row.label.startswith(f"{kind}, ")] for kind in kinds}
     return {
         kind: ([r.sampling.steps for r in theirs], [values[r.label]["fd"] for r in theirs])
         for kind, theirs in chosen.items()
@@ -65,7 +71,7 @@ def _by_steps(rows: list[Row], values: Values, kinds: tuple[str, ...]) -> dict[s
 
 
 def _figure7_pictures(runner: Runner, rows: list[Row], values: Values) -> list[Picture]:
-    curves = _by_steps(rows, values, (OURS, SKIPPED, ABSORBING, GAUSSIAN_STEPS, ONE_BY_ONE))
+    curves = _by_steps(rows, values, (OURS, SKIPPED, ABSORBING, BY_CONFIDENCE, GAUSSIAN_STEPS, ONE_BY_ONE))
     passes = [int(row.label.rpartition(" ")[2]) for row in rows]
     curves[ONE_BY_ONE] = ([min(passes), max(passes)], 2 * curves[ONE_BY_ONE][1])  # a line: it cannot skip any
     image = chart(curves, "denoising steps", runner.extractor.distance_name(), log="xy")
@@ -219,6 +225,7 @@ SWEEPS = [
         (
             "The claim is of networks trained for so many steps, as in the paper. Below them one network trained for "
             "64 that skips steps. The Gaussian prior models other codes, real numbers half as many as there are bits.",
+            CONFIDENT,
         ),
     ),
     Item(
@@ -287,9 +294,8 @@ SWEEPS = [
     Item(
         "posterior",
         "Exact posterior against the printed one",
-        "(ours, not the paper's) eq. (8) as one affine map converges; eq. (10), as printed and as the "
-        "public code samples, "
-        "counts the evidence of z_t twice.",
+        "(ours, not the paper's) eq. (8) as one affine map converges; eq. (10), its indices corrected as in the "
+        "public code, counts the evidence of z_t twice.",
         _posterior,
         _posterior_claims,
         ("fd", "precision", "recall", "diversity"),

@@ -91,8 +91,8 @@ class Comparison:
         error = self.standard_error
         if math.isinf(error) or math.isnan(self.difference):
             return None
-        if error == 0:
-            return 1.0 if self.difference == 0 else 0.0
+        if error == 0:  # values that differ by nothing at all are copies of one measurement, not several
+            return 1.0 if self.difference == 0 else None
         return float(2 * stdtr(self.freedom, -abs(self.difference / error)))  # both tails of Student's t
 
     @property
@@ -205,7 +205,7 @@ def anova_p(groups: Sequence[Sequence[float]]) -> float | None:
     between = sum(len(group) * (fmean(group) - mean) ** 2 for group in groups) / (len(groups) - 1)
     within = sum(variance(group) * (len(group) - 1) for group in groups) / (count - len(groups))
     if within == 0:
-        return 1.0 if between == 0 else 0.0
+        return 1.0 if between == 0 else None  # copies of one measurement have no spread to compare with
     return float(fdtrc(len(groups) - 1, count - len(groups), between / within))  # the upper tail of Fisher's F
 
 

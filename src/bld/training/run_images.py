@@ -82,7 +82,7 @@ def images_of_run(
     source, begun, remarks = everything.source, has_seen_images(run), []
     record = DataRecord.read(run) if begun else None
     if record is not None:
-        remarks = _refuse_others(run, record, source)
+        remarks = refuse_others(run, record, source)
     else:  # a run that begins, or one from before there were records
         below = None if begun else held_out_below(everything, settings)
         classes = (_older_classes(run) if begun else []) or source.classes
@@ -123,7 +123,7 @@ def refuse_other_data(run: RunFolder, settings: Settings) -> None:
         if settings.data.location != record.location:
             raise
         return
-    _refuse_others(run, record, source)
+    refuse_others(run, record, source)
     if run.has_begun("prior"):
         _meet(run, record.classes, source)
 
@@ -175,7 +175,7 @@ def _older_classes(run: RunFolder) -> list[str]:
     return []
 
 
-def _refuse_others(run: RunFolder, record: DataRecord, source: ImageSource) -> list[str]:
+def refuse_others(run: RunFolder, record: DataRecord, source: ImageSource) -> list[str]:
     """Raises DataError where too few of the images that were looked at are what they were; remarks on the rest."""
     if source.fingerprint == record.fingerprint or not record.contents:
         return []

@@ -293,7 +293,7 @@ SWEEPS = [
     ),
     Item(
         "posterior",
-        "Exact posterior against the printed one",
+        "Exact posterior against the public code's",
         "(ours, not the paper's) eq. (8) as one affine map converges; eq. (10), its indices corrected as in the "
         "public code, counts the evidence of z_t twice.",
         _posterior,

@@ -5,6 +5,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image
 from bld import BinaryLatentDiffusionPipeline
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.pipeline import fill_from_surroundings
-from bld.seeding import keyed_draws
+from bld.seeding import hashed_uniform, keyed_draws
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +294,72 @@ def test_a_variation_is_the_code_at_little_noise_and_another_picture_at_full_noi
         far[1:2], pipe.vary(codes[1:2], 1.0, **{**options, "generator": keyed_draws(2, "vary", [1])}).codes
     )
     assert torch.equal(far, pipe.vary(codes, 1.0, batch_size=2, **options).codes)
+
+
+class Knows:
+    """A prior that knows its codes: independent bits, each 1 with the probability p."""
+
+    config = SimpleNamespace(is_conditional=False)
+
+    def __init__(self, pipe: BinaryLatentDiffusionPipeline, p: float):
+        self.diffusion, self.code_shape, self.device, self.p = pipe.diffusion, pipe.prior.code_shape, pipe.device, p
+
+    def no_condition(self, count: int, device: torch.device) -> torch.Tensor:
+        return torch.zeros(count, dtype=torch.long, device=device)
+
+    def for_sampling(self) -> Knows:
+        return self
+
+    def __call__(self, z_t: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        flips = self.diffusion.flip_posterior(torch.full(z_t.shape, self.p), z_t, t).logit()
+        return self.diffusion.flip_logits(flips, z_t)  # which is its own inverse
+
+
+@pytest.mark.parametrize("generators", ["seed", "seeds", "torch"])
+@pytest.mark.parametrize("strength, steps", [(0.5, 4), (0.75, 2)])
+def test_a_variation_keeps_the_share_of_ones_that_the_prior_knows(pipe, monkeypatch, strength, steps, generators):
+    """After a first step from t to t/2; honest draws leave the bound for one seed in a million (|z| < 4.9)."""
+    n, p = 200, 0.1
+    shape = (n, *pipe.prior.code_shape)
+    codes = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < p).to(torch.uint8)
+    monkeypatch.setattr(pipe.prior, "for_inference", lambda: Knows(pipe, p))
+    generator = {
+        "seed": 0, "seeds": list(range(n)), "torch": [torch.Generator().manual_seed(i) for i in range(n)]
+    }[generators]  # fmt: skip
+    seen = []
+    pipe.vary(
+        codes, strength, num_inference_steps=steps, temperature=1.0, generator=generator,
+        output_type="latent", callback_on_step_end=lambda p, i, t, k: seen.append((i, t, k["latents"].clone())),
+    )  # fmt: skip
+    first = torch.cat([latents for i, _, latents in seen if i == 0]).double()
+    t = next(t for i, t, _ in seen if i == 1)
+    k = pipe.diffusion.retention(t)
+    share = k * p + (1 - k) / 2
+    assert t == round(strength * 32) and first.shape == shape
+    assert abs(float(first.mean()) - share) < 4.9 * (share * (1 - share) / first.numel()) ** 0.5
+
+
+def test_no_random_number_serves_two_purposes(pipe, picture, mask, monkeypatch):
+    """Of one result, whatever makes it: each call of each key is drawn once."""
+    drawn = []
+
+    def spy(keys, call, count):
+        drawn.extend((key, call) for key in keys.tolist())
+        return hashed_uniform(keys, call, count)
+
+    monkeypatch.setattr("bld.seeding.hashed_uniform", spy)
+    codes = pipe.encode([picture] * 3)
+    args = {"num_inference_steps": 4, "batch_size": 2}
+    for make in (
+        lambda own: pipe(3, generator=own, corrector_steps=1, final="draw", **args),
+        lambda own: pipe.inpaint(picture, mask, 3, generator=own, known_bits="noised", resample=2, **args),
+        lambda own: pipe.vary(codes, 1.0, generator=own, **args),
+        lambda own: pipe.likelihood_bits(codes, generator=own, draws=2, **args),
+    ):
+        for generator in (5, [4, 5, 6], keyed_draws(5, "own", range(3))):
+            drawn.clear()
+            make(generator)
+            assert len(drawn) > 3 and len(set(drawn)) == len(drawn)
 
 
 def test_a_class_is_drawn_as_often_as_asked_alone_or_in_a_list(pipe):

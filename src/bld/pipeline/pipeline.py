@@ -231,9 +231,10 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         networks, parts = self._networks(guidance_scale), []
         for first in range(0, len(codes), batch_size):
             rows = slice(first, first + batch_size)
-            z_t = self.diffusion.diffuse(to_tokens(codes[rows]).to(self.device), t, generators[rows])
+            own = generators[rows]  # one object, so that the first reverse step draws on from where the noise ended
+            z_t = self.diffusion.diffuse(to_tokens(codes[rows]).to(self.device), t, own)
             made = self._sample(
-                asked[rows], generators[rows], math.ceil(steps * t / total), temperature, guidance_scale,
+                asked[rows], own, math.ceil(steps * t / total), temperature, guidance_scale,
                 callback_on_step_end, batch_size, networks, start=(z_t, t),
             )  # fmt: skip
             parts.append(made)

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from bld.data import ImageSet, Preprocessing
 from bld.errors import SettingError
-from bld.evaluation.neighbours import nearest
+from bld.evaluation.neighbours import nearest, nearest_by
 
 
 @pytest.fixture(scope="module")
 def digits() -> ImageSet:
     return ImageSet.open("digits", Preprocessing(8))
+
+
+class Pixels(torch.nn.Module):
+    """Features far from the origin, as those of networks are: the pixels, far moved."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1).float() / 255 + 100
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("features") / "pixels.pt"
+    torch.jit.script(Pixels()).save(str(path))
+    return str(path)
 
 
 def test_planted_copies_are_found_at_distance_zero(digits: ImageSet):
@@ -46,3 +62,13 @@ def test_impossible_k_and_other_sizes_are_refused(digits: ImageSet):
         nearest(torch.zeros(1, 3, 8, 8), few, k=3)
     with pytest.raises(SettingError, match="3×8×8"):
         nearest(torch.zeros(1, 3, 16, 16), few, k=1)
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_copies_are_at_feature_distance_zero_however_many_samples_there_are(
+    count: int, features: str, digits: ImageSet
+):
+    """By |a|² + |b|² - 2ab, far from the origin, they would not be."""
+    found = nearest_by(features, digits.centre(range(count)), digits, k=1)
+    assert found.indices.flatten().tolist() == [*range(count)]
+    assert found.distances.unique().tolist() == [0]

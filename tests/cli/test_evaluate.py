@@ -182,6 +182,14 @@ def test_neighbours_are_drawn_and_named(run_copy, features, capsys):
     assert re.search(r"\bk\b.*1617.*not 0", capsys.readouterr().err)
 
 
+def test_mirrored_neighbours_of_a_run_that_mirrors_are_called_so(run_copy, features, capsys):
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("flip: false", "flip: true"))
+    for by in ("pixels", str(features)):
+        assert main(["neighbours", str(run_copy), "--num", "6", "--k", "3", "--by", by, "--steps", "2"]) == 0
+        assert 0 < capsys.readouterr().out.count("(mirrored)") < 18
+
+
 def test_bits_are_of_several_draws_of_each_code_and_say_so(run_copy, features):
     """A prior that was trained on most probable codes (codes.draws=0) is judged by those."""
     drawn = evaluate(run_copy, features, "--metrics", "bits", name="drawn.json")

@@ -9,12 +9,18 @@ import torch
 
 from bld.data import ImageSet, Preprocessing
 from bld.errors import SettingError
-from bld.evaluation.neighbours import nearest, nearest_by
+from bld.evaluation.neighbours import Neighbours, nearest, nearest_by
 
 
 @pytest.fixture(scope="module")
 def digits() -> ImageSet:
     return ImageSet.open("digits", Preprocessing(8))
+
+
+@pytest.fixture(scope="module")
+def mirroring() -> ImageSet:
+    """The digits of a training that is shown them mirrored too."""
+    return ImageSet.open("digits", Preprocessing(8, flip=True))
 
 
 class Pixels(torch.nn.Module):
@@ -29,6 +35,10 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> str:
     path: Path = tmp_path_factory.mktemp("features") / "pixels.pt"
     torch.jit.script(Pixels()).save(str(path))
     return str(path)
+
+
+def search(by: str, samples: torch.Tensor, images: ImageSet, k: int) -> Neighbours:
+    return nearest(samples, images, k) if by == "pixels" else nearest_by(by, samples, images, k)
 
 
 def test_planted_copies_are_found_at_distance_zero(digits: ImageSet):
@@ -62,6 +72,35 @@ def test_impossible_k_and_other_sizes_are_refused(digits: ImageSet):
         nearest(torch.zeros(1, 3, 8, 8), few, k=3)
     with pytest.raises(SettingError, match="3×8×8"):
         nearest(torch.zeros(1, 3, 16, 16), few, k=1)
+
+
+@pytest.mark.parametrize("by", ["pixels", "features"])
+def test_mirrored_copies_are_copies_where_the_training_mirrors_and_nowhere_else(by, features, digits, mirroring):
+    by, planted = features if by == "features" else by, [3, 700, 1796]
+    copies = torch.cat([digits.centre(planted), digits.centre(planted).flip(-1)])
+    found = search(by, copies, mirroring, 2)
+    assert found.indices[:, 0].tolist() == planted * 2
+    assert found.distances[:, 0].tolist() == [0] * 6 and (found.distances[:, 1] > 0).all()
+    assert found.mirrored[:, 0].tolist() == [False] * 3 + [True] * 3
+    for number, copy in enumerate(copies):
+        assert torch.equal(found.images(mirroring, number)[0], copy)
+    plain = search(by, copies, digits, 2)
+    assert (plain.distances[3:] > 0).all() and not plain.mirrored.any()
+    assert torch.equal(plain.images(digits, 3), digits.centre(plain.indices[3]))
+
+
+@pytest.mark.parametrize("by", ["pixels", "features"])
+def test_the_distance_is_that_to_the_nearer_of_an_image_and_its_mirror(by, features, mirroring):
+    few = mirroring.subset(range(300))
+    samples = (torch.randint(0, 256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(1)) / 127.5) - 1
+    images = few.centre(range(300))
+    each = [((samples[:, None] - seen) / 2).square().flatten(2) for seen in (images, images.flip(-1))]
+    both = torch.stack([part.mean(2) if by == "pixels" else part.sum(2) for part in each]).sqrt()
+    full = both.amin(0).sort(1)
+    found = search(features if by == "features" else by, samples, few, 5)
+    assert torch.allclose(found.distances, full.values[:, :5], atol=1e-4)
+    assert found.indices.tolist() == full.indices[:, :5].tolist()
+    assert found.mirrored.tolist() == (both[1] < both[0]).gather(1, found.indices).tolist()
 
 
 @pytest.mark.parametrize("count", [20, 60])

@@ -109,6 +109,19 @@ def test_a_prior_that_repeats_its_training_images_is_not_new(root, monkeypatch):
     assert copies < 0.02 and new == pytest.approx(1.0, abs=0.02)  # 8-bit rounding
 
 
+def test_a_prior_that_repeats_mirrored_training_images_is_not_new_where_it_was_shown_them(root, tmp_path, monkeypatch):
+    trained, said = Runner(TINY, root, lambda _: None), lambda _: None
+    mirroring = replace(TINY, overrides=(*TINY.overrides, "data.flip=true"))
+    plain, shown = Runner(TINY, tmp_path / "plain", said), Runner(mirroring, tmp_path / "mirrored", said)
+    pipeline = trained.pipeline("bernoulli", 0)
+    copies = to_uint8(trained.split(0)[0].centre(torch.arange(novelty.COUNT)).flip(-1))
+    monkeypatch.setattr(Runner, "pipeline", lambda self, prior, seed: pipeline)
+    monkeypatch.setattr(Runner, "batches", lambda self, pipeline, sampling, n: [(copies, None)])
+    assert (
+        novelty.novelty(shown, "bernoulli", 0, Sampling(1)) < 0.02 < novelty.novelty(plain, "bernoulli", 0, Sampling(1))
+    )
+
+
 def test_the_same_command_again_trains_and_measures_nothing(root, capsys):
     run(root, "table5")
     capsys.readouterr()

@@ -153,6 +153,15 @@ def test_without_the_images_the_page_says_so_and_goes_on(run_copy: Path):
     assert len(said) == 1 and "/gone/<b>away</b>" in said[0]
 
 
+def test_neighbours_of_a_run_that_mirrors_are_shown_as_they_are_nearest(run_copy: Path):
+    assert "mirrored" not in _report(run_copy).text
+    config = (run_copy / "config.yaml").read_text()
+    (run_copy / "config.yaml").write_text(config.replace("flip: false", "flip: true"))
+    page = _report(run_copy)
+    near = [attrs["alt"] for attrs in page.all("img") if attrs["alt"].startswith("Training image")]
+    assert "mirrored" in page.text and 0 < sum(alt.endswith(", mirrored") for alt in near) < len(near)
+
+
 def test_hostile_class_names_and_paths_stay_text(run_copy: Path, tmp_path: Path):
     for path in (run_copy / "model_index.json", run_copy / "codes" / "header.json"):
         fields = json.loads(path.read_text())

@@ -54,9 +54,10 @@ def run(args: argparse.Namespace) -> None:
         found = nearest(samples, opened.train, args.k) if args.by == "pixels" else nearest_by(
             args.by, samples, opened.train, args.k, args.batch_size, pipe.device
         )  # fmt: skip
-    rows = [part for i in range(args.num) for part in (samples[i : i + 1], opened.train.centre(found.indices[i]))]
+    rows = [part for i in range(args.num) for part in (samples[i : i + 1], found.images(opened.train, i))]
     save_png(make_grid(torch.cat(rows), columns=args.k + 1, scale=max(1, 64 // samples.shape[-1])), out, sheet=True)
     for i in range(args.num):
-        names = ", ".join(opened.train.names[j] for j in found.indices[i, :3].tolist())
+        near = zip(found.indices[i, :3].tolist(), found.mirrored[i].tolist(), strict=False)
+        names = ", ".join(opened.train.names[j] + " (mirrored)" * mirrored for j, mirrored in near)
         say(f"sample {i}: nearest {names} …, distance {float(found.distances[i, 0]):.4f} by {args.by}")
     say(f"Written: {out} (samples in the first column)")

@@ -191,7 +191,7 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
     train = runner.split(0)[0]
     near = nearness(runner, "bernoulli", 0, Sampling(64).guided(runner.scale.guidance), neighbours=10)
     ours, own, usual = near.samples, near.unseen, near.rebuilt
-    shown = [part for i in range(6) for part in (near.images[i : i + 1], train.centre(near.neighbours.indices[i]))]
+    shown = [part for i in range(6) for part in (near.images[i : i + 1], near.neighbours.images(train, i))]
     grid = make_grid(torch.cat(shown), columns=11, scale=runner.scale.enlarged)
     table = Table(
         ["", "median distance to the nearest training image", "lowest"],

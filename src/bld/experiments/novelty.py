@@ -20,6 +20,8 @@ COUNT = 128
 class Nearness:
     """Root mean squared differences of pixels in [0, 1] to the nearest training image, image by image.
 
+    Where the training shows images mirrored too, the nearer of an image and its mirror counts.
+
     Attributes:
         samples: of samples.
         unseen: of unseen images, as they are.

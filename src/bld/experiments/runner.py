@@ -151,9 +151,10 @@ class Runner:
 
     @cached_property
     def images(self) -> ImageSet:
-        """All images of the data."""
+        """All images of the data; mirrored ones count as near where the runs are shown them (`nearest`)."""
         settings = self._settings
-        return ImageSet.open(self.data, Preprocessing(settings.tokenizer.image_size), progress=True)
+        prep = Preprocessing(settings.tokenizer.image_size, flip=settings.data.flip)
+        return ImageSet.open(self.data, prep, progress=True)
 
     @cached_property
     def _settings(self) -> Any:

@@ -15,7 +15,7 @@ from bld.diffusion import BernoulliDiffusion
 from bld.diffusion.process import Process, spaced_steps
 from bld.evaluation.held_out_conditions import Conditions, held_out_conditions
 from bld.evaluation.load_run import OpenedRun
-from bld.evaluation.neighbours import nearest
+from bld.evaluation.neighbours import Neighbours, nearest
 from bld.io.files import written_aside
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_words
 from bld.report.contents import MOST_CLASSES_SHOWN, Contents, default_steps
@@ -223,11 +223,12 @@ def neighbour_section(opened: OpenedRun, generated: Generated) -> dict[str, Any]
     unseen = opened.held_out.centre(evenly(len(opened.held_out), len(generated.images)))
     usual = nearest(unseen, searched, 1).distances.median()
     compared = range(min(COMPARED, len(generated.images)))
-    rows = [_neighbour_row(generated, searched, i, found.indices[i], found.distances[i]) for i in compared]
+    rows = [_neighbour_row(generated, searched, i, found) for i in compared]
     return {
         "rows": rows,
         "searched": len(searched),
         "all": len(opened.train),
+        "mirrored": searched.preprocessing.flip,
         "samples": len(generated.images),
         "unseen": len(unseen),
         "sample_distance": float(found.distances[:, 0].median()),
@@ -237,12 +238,15 @@ def neighbour_section(opened: OpenedRun, generated: Generated) -> dict[str, Any]
 
 
 def _neighbour_row(
-    generated: Generated, images: ImageSet, sample: int, indices: Tensor, distances: Tensor
+    generated: Generated, images: ImageSet, sample: int, found: Neighbours
 ) -> tuple[Picture, list[Picture]]:
-    names = [images.names[i] for i in indices.tolist()]
     near = [
-        picture(image, f"Training image {name}", f"{distance:.3f}", TILE_PIXELS)
-        for image, name, distance in zip(images.centre(indices), names, distances.tolist(), strict=True)
+        picture(
+            image, f"Training image {images.names[i]}{', mirrored' if mirrored else ''}", f"{distance:.3f}", TILE_PIXELS
+        )
+        for image, i, distance, mirrored in zip(
+            found.images(images, sample), *(part[sample].tolist() for part in found), strict=True
+        )
     ]
     name = generated.class_name(sample)
     return picture(generated.images[sample], generated.describe(sample), name, TILE_PIXELS), near

@@ -151,14 +151,14 @@ def tokenizer_training(s: Settings, images: int) -> tuple[nn.Module, Callable[[]
 def prior_training(s: Settings, codes: int) -> tuple[nn.Module, Callable[[], None]]:
     shape = s.tokenizer.code_shape
     model = KINDS[s.prior.kind].network(s.denoiser(shape, 0))
-    diffusion = s.diffusion.build()
+    process = s.process(shape)
     z0 = torch.randint(0, 2, (codes, shape.positions, shape.c), dtype=torch.uint8)
-    t = torch.randint(1, diffusion.steps + 1, (codes,))
+    t = torch.randint(1, process.steps + 1, (codes,))
 
     def step() -> None:
         model.zero_grad(set_to_none=True)
         generators = [torch.Generator().manual_seed(i) for i in range(codes)]
-        diffusion.training_loss(model, z0, t, generators, 0.1).total.backward()
+        process.training_loss(model, z0, t, generators, 0.1).total.backward()
         model.zero_grad(set_to_none=True)
 
     return model, step
@@ -194,6 +194,21 @@ def test_a_prior_step_computes_and_keeps_what_was_said(preset: str, codes: int, 
     assert said.flops == counted(step)
     # What is simulated frees a recomputed block late: too much is said then, and never too little.
     assert 0.85 <= said.peak_bytes / measured_peak(step) <= (1.5 if recompute else 1.15)
+
+
+@pytest.mark.parametrize("kind", ["absorbing", "autoregressive"])
+@pytest.mark.parametrize("categorical", [True, False])
+def test_a_prior_over_a_codebook_computes_and_keeps_what_was_said(kind: str, categorical: bool):
+    """Its 1,024 outputs a position are a good part of it, and so is their softmax."""
+    s = settings(
+        "digits", *PRIOR_OVERRIDES, "tokenizer.bottleneck=vq", "tokenizer.code_bits=10", f"prior.kind={kind}",
+        f"prior.categorical={str(categorical).lower()}", "prior.depth=2",
+    )  # fmt: skip
+    said = prior_step(s, 64, num_classes=0, bf16=False)
+    model, step = prior_training(s, 64)
+    assert said.parameters == parameters(model)
+    assert said.flops == counted(step)
+    assert said.peak_bytes == pytest.approx(measured_peak(step), rel=0.15)
 
 
 def test_recomputing_costs_at_most_a_third_more_and_keeps_less():
@@ -255,6 +270,10 @@ def test_info_prints_a_plan_and_refuses_what_there_is_not(capsys: pytest.Capture
         assert "--device," in capsys.readouterr().err
     assert main(["info", "churches256", "--device", "h200", "parallel=fsdp"]) == 0
     assert "fsdp" in capsys.readouterr().out
+    for kind in ("bernoulli", "absorbing", "autoregressive"):
+        book = ["tokenizer.bottleneck=vq", "tokenizer.code_bits=6", f"prior.kind={kind}"]
+        assert main(["info", "digits", "--device", "h200", *book]) == 0
+        assert "prior training" in capsys.readouterr().out
     with pytest.raises(SettingError, match="device 'abacus'"):
         device_named("abacus")
     assert all(0 < device.single <= device.half for device in DEVICES.values())

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from bld.nn.activation_checkpointing import recompute_activations
 from bld.nn.attention import always_fused
 from bld.priors import KINDS
+from bld.priors.position import nats
 from bld.priors.transformer import Block
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.tokenizer.discriminator import discriminator_hinge
@@ -180,15 +180,16 @@ def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> 
         num_classes: how many classes the data has.
         bf16: whether it runs under autocast to bfloat16.
     """
-    shape = settings.tokenizer.code_shape
+    shape, kind = settings.tokenizer.code_shape, KINDS[settings.prior.kind]
     config = settings.denoiser(shape, num_classes, condition_width(settings))
 
     def build() -> Built:
-        network = KINDS[settings.prior.kind].network(config)
-        z, t = torch.rand(codes, shape.positions, shape.c), torch.ones(codes, dtype=torch.long)
+        network = kind.network(config)
+        bits = torch.randint(0, 2, (codes, shape.positions, shape.c), dtype=torch.uint8)
+        z, t = bits.float() if kind.is_real else bits, torch.ones(codes, dtype=torch.long)
 
         def step() -> None:
-            F.binary_cross_entropy_with_logits(network(z, t), z).backward()
+            nats(network(z, t), z).mean().backward()  # every kind's loss costs about this
 
         return {"prior": network}, nn.Identity(), step
 

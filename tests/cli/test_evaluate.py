@@ -127,6 +127,55 @@ def test_images_of_another_program_are_judged(tmp_path, features, run_copy, caps
     assert main([*words, "--metrics", "fd", "--resize", "--out", str(tmp_path / "x.json")]) == 0
 
 
+def page_of(run: Path, folder: Path) -> dict[str, tuple[str, str]]:
+    """What the run's page says was measured: name → (value, how)."""
+    assert main(["share", str(run), "me/digits", "--dry-run", str(folder)]) == 0
+    text = (folder / "README.md").read_text(encoding="utf-8").split("## How good it is")[1].split("##")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|", 2)] for line in text.splitlines() if line[:1] == "|"]
+    return {name: (value, how) for name, value, how in rows}
+
+
+def test_images_of_another_program_do_not_pass_for_the_runs_own(
+    run_copy, features, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    own = evaluate(run_copy, features, "--num", "30", "--metrics", "fd")
+    words = ["evaluate", str(run_copy), "--samples", str(image_folder(12)), "--features", str(features)]
+    assert main([*words, "--metrics", "fd"]) == 0
+    assert json.loads((run_copy / "evaluation.json").read_text()) == own
+    theirs = json.loads((run_copy / "evaluation-of-samples.json").read_text())
+    assert not (tmp_path / "evaluation").exists()  # the reference's features are kept in the run
+    assert theirs["counts"] == {"fd": {"samples": 12}} and "model" not in theirs["samples"]
+    value, how = page_of(run_copy, tmp_path / "page")["fd"]
+    assert value == f"{own['figures']['fd']:.5g}" != f"{theirs['figures']['fd']:.5g}" and how.startswith("30 samples, ")
+    assert main([*words, "--metrics", "fd", "--out", str(run_copy / "evaluation.json")]) == 0
+    assert "fd" not in page_of(run_copy, tmp_path / "page")
+
+
+def test_without_a_run_images_of_another_program_are_told_apart_too(features, image_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "--samples", str(image_folder(12)), "--data", "digits", "--features", str(features)]
+    assert main([*words, "--metrics", "fd"]) == 0
+    assert [path.name for path in tmp_path.glob("*.json")] == ["evaluation-of-samples.json"]
+
+
+def test_a_figure_says_of_how_many_images_it_is(run_copy, features, tmp_path):
+    record = evaluate(run_copy, features, "--num", "20", "--metrics", "fd,psnr,rfd,bits,cas", "--cas-network", "small",
+                      "--cas-epochs", "1")  # fmt: skip
+    counts = record["counts"]
+    assert counts.keys() == record["figures"].keys()
+    assert counts["fd"] == {"samples": 20} and counts["cas_top1"] == {"samples": 20, "unseen": 180}
+    for name in ("psnr", "psnr_std", "drawn_psnr", "rfd", "bits_per_code", "noise_bits", "code_draws"):
+        assert counts[name] == {"unseen": 180}, name
+    page = page_of(run_copy, tmp_path / "page")
+    assert page["fd"][1].startswith("20 samples, 1,617 reference images, features: classifier digits, steps 4")
+    assert page["psnr"][1] == page["bits_per_bit"][1] == "180 unseen images, precision float32"
+    assert page["rfd"][1] == "180 unseen images, features: classifier digits, precision float32"
+    assert page["cas_top1"][1].startswith("20 samples, 180 unseen images, steps 4")
+    request = ["--num", "20", "--metrics", "psnr,bits", "--data", str(run_copy / "examples")]
+    assert evaluate(run_copy, features, *request)["counts"]["bits_per_bit"]["unseen"] < 180
+
+
 def test_cas_trains_on_samples_and_tests_on_real_images(run_copy, features):
     more = ["--metrics", "cas", "--num", "40", "--cas-network", "small", "--cas-epochs", "3"]
     record = evaluate(run_copy, features, *more)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -119,10 +120,11 @@ def test_an_unreachable_hub_is_one_sentence_and_a_copy_once_loaded_serves_withou
 
 
 def test_the_page_says_what_is_known_and_shows_what_the_model_makes(hub, run_copy):
-    run = RunFolder(run_copy)
-    record = {"figures": {"fd": 12.345678, "precision": 0.5}, "request": {"num": 1000}, "samples": {"temperature": 0.9}}
+    run, pipe = RunFolder(run_copy), BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
+    record = {"figures": {"fd": 12.345678}, "counts": {"fd": {"samples": 1000}}, "request": {"num": 7}}
+    record["samples"] = {"temperature": 0.9, "model": pipe.fingerprint()}
     (run_copy / "evaluation.json").write_text(json.dumps({**record, "extractor": {"name": "somewhere/judge.pt"}}))
-    BinaryLatentDiffusionPipeline.from_pretrained(run_copy).push_to_hub("me/digits", license="cc-by-4.0")
+    pipe.push_to_hub("me/digits", license="cc-by-4.0")
     files = hub.repositories["me/digits"]["main"]
     text = files["README.md"].decode()
     front = yaml.safe_load(text.split("---\n")[1])
@@ -135,6 +137,40 @@ def test_the_page_says_what_is_known_and_shows_what_the_model_makes(hub, run_cop
     for heading in ("How to use", "How good it is", "Limits and biases", "Licence"):
         assert f"## {heading}" in text
     assert Image.open(io.BytesIO(files["samples.png"])).size == (10 * 96 + 9 * 2, 4 * 96 + 3 * 2)
+
+
+def told(pipe: BinaryLatentDiffusionPipeline, folder: Path) -> bool:
+    """Whether the model's page tells the distance of its folder's evaluation."""
+    pipe.save_card(folder, "me/digits")
+    return "| fd | 12.346 |" in (folder / "README.md").read_text()
+
+
+def test_figures_are_told_of_the_weights_they_were_measured_on_and_of_no_others(run_copy, tmp_path):
+    def load(folder: Path, **options) -> BinaryLatentDiffusionPipeline:
+        return BinaryLatentDiffusionPipeline.from_pretrained(folder, **options)
+
+    def write(folder: Path, **samples) -> None:
+        (folder / "evaluation.json").write_text(json.dumps({"figures": {"fd": 12.345678}, "samples": samples}))
+
+    pipe, page = load(run_copy), tmp_path / "page"
+    write(run_copy, model=pipe.fingerprint())
+    assert told(pipe, page) and told(load(run_copy).enable_tiling(1), page)  # after sampling too
+    pipe.save_pretrained(tmp_path / "copy")
+    shutil.copy(run_copy / "evaluation.json", tmp_path / "copy")
+    assert told(load(tmp_path / "copy"), page)
+    half = load(run_copy, torch_dtype=torch.bfloat16)
+    assert not told(half, page)
+    half.save_pretrained(tmp_path / "half")
+    write(tmp_path / "half", model=half.fingerprint())
+    assert told(load(tmp_path / "half"), page)
+    write(run_copy, images=12)  # those of another program have no model
+    assert not told(load(run_copy), page)
+    write(run_copy, model=pipe.fingerprint())
+    with torch.no_grad():
+        pipe.prior.head.bias += 1
+    assert not told(pipe, page)
+    pipe.save_pretrained(run_copy)  # as a training that goes on does
+    assert not told(load(run_copy), page)
 
 
 def test_a_model_without_a_run_or_a_licence_claims_nothing(hub, pipe, tmp_path):

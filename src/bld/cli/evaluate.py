@@ -63,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cas-epochs", type=int, default=30, help="how often cas's classifier sees each sample")
     parser.add_argument("--image-size", type=int, help="pixels at which images are judged (default: the run's)")
     parser.add_argument("--resize", action="store_true", help="resize images of --samples that have another size")
-    parser.add_argument("--out", type=Path, help="where the metrics go (default RUN/evaluation.json)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="where the metrics go (default RUN/evaluation.json; of --samples RUN/evaluation-of-samples.json)",
+    )
     add_device_arguments(parser)
 
 
@@ -84,7 +88,8 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size, cas_epochs=args.cas_epochs, cas_network=args.cas_network,
         code_draws=_code_draws(args.run_folder),
     )  # fmt: skip
-    out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / "evaluation.json"
+    name = "evaluation-of-samples.json" if args.samples else "evaluation.json"
+    out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / name
     refuse_foreign([out])
     processes = launched()  # which gives each process its device
     device = device_from(args)
@@ -92,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     extractor = load_extractor(args.features, device) if featured else None
     with precision(args, device):
         given = args.samples is not None
-        record = _given(args, request, extractor) if given else _run(args, request, extractor, processes)
+        record = _given(args, request, extractor, out.parent) if given else _run(args, request, extractor, processes)
     if processes.is_main:
         for line in recording.lines(record["figures"], extractor):
             say(line)
@@ -119,12 +124,15 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
         say(warning)
     where = folder / "evaluation" if folder.is_dir() else Path("evaluation") / folder.name
     quiet = say if processes.is_main else (lambda _: None)
-    metrics = evaluate.evaluate_run(pipeline, reference, unseen, request, extractor, where, quiet, processes, asked)
+    counts: dict[str, dict[str, int]] = {}
+    metrics = evaluate.evaluate_run(
+        pipeline, reference, unseen, request, extractor, where, quiet, processes, asked, counts
+    )
     made = {**evaluate.made_by(pipeline, request, asked), "format": "uint8 straight from the model, no file"}
-    return recording.record(metrics, request, extractor, reference, unseen, made)
+    return recording.record(metrics, request, extractor, reference, unseen, made, counts)
 
 
-def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, Any]:
+def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path) -> dict[str, Any]:
     from bld.data import ImageSet
     from bld.evaluation import evaluate
     from bld.evaluation import record as recording
@@ -139,9 +147,9 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any) -> dict[str, 
     warning = evaluate.need_enough(reference, request.metrics, extractor, len(given))
     if warning:
         say(warning)
-    folder = (args.out.parent if args.out else Path()) / "evaluation"
-    metrics = evaluate.evaluate_samples(given, reference, request, extractor, folder)
-    return recording.record(metrics, request, extractor, reference, None, recording.describe_images(given))
+    metrics = evaluate.evaluate_samples(given, reference, request, extractor, folder / "evaluation")
+    counts = {name: {"samples": len(given)} for name in metrics}
+    return recording.record(metrics, request, extractor, reference, None, recording.describe_images(given), counts)
 
 
 def _meet(images: ImageSet, classes: list[str], needed: str) -> None:

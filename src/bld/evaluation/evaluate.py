@@ -122,6 +122,7 @@ def evaluate_run(
     say: Say,
     processes: Processes | None = None,
     asked: Asked | None = None,
+    counts: dict[str, dict[str, int]] | None = None,
 ) -> dict[str, Any]:
     """The metrics of a run, by name.
 
@@ -135,6 +136,7 @@ def evaluate_run(
         say: is handed lines about the progress.
         processes: which share the sampling; by default this one alone.
         asked: the samples' conditions; by default what `request.classes` and the reference say.
+        counts: is told how many images each metric is of: "samples", "unseen" ones, or both.
 
     Returns:
         The metrics; nothing in all processes but the first.
@@ -145,27 +147,37 @@ def evaluate_run(
     processes = processes or Processes()
     asked = asked or asked_for(pipeline, class_names(request.classes, pipeline.classes), reference)
     metrics: dict[str, Any] = {}
+    counts = {} if counts is None else counts
+
+    def add(found: dict[str, Any], **images: int) -> None:
+        metrics.update(found)
+        counts.update(dict.fromkeys(found, images))
+
     if request.of_samples:
         table = sampled_features(pipeline, request, asked, _needed(extractor), folder, processes, say)
         if processes.rank == 0:
-            metrics |= score(table, reference_features(reference, _needed(extractor), folder), request.of_samples)
+            real = reference_features(reference, _needed(extractor), folder)
+            add(score(table, real, request.of_samples), samples=len(table))
     if processes.rank != 0:
         return {}
     if set(RECONSTRUCTION) & set(request.metrics):
-        say(f"Reconstructing {min(request.reconstructed, len(unseen)):,} images.")
-        metrics |= reconstruction_metrics(pipeline, unseen, request, extractor)
+        rebuilt = min(request.reconstructed, len(unseen))
+        say(f"Reconstructing {rebuilt:,} images.")
+        add(reconstruction_metrics(pipeline, unseen, request, extractor), unseen=rebuilt)
     if "bits" in request.metrics:
         say("Counting bits.")
-        metrics |= likelihood_metrics(
+        found = likelihood_metrics(
             pipeline, unseen, request.codes, request.seed, request.batch_size, request.code_draws, asked
         )
+        add(found, unseen=len(_given_to_codes(pipeline, unseen, request.codes, asked)[0]))
     if "cas" in request.metrics:
-        metrics |= classification_accuracy_score(
+        found = classification_accuracy_score(
             pipeline, lambda start, stop: samples(pipeline, request, asked, start, stop), unseen, request.num,
             asked.labels_of(0, request.num), folder,
             steps=steps_of(request.cas_epochs, request.num), network=request.cas_network,
             seed=request.seed, say=say,
         )  # fmt: skip
+        add(found, samples=request.num, unseen=len(unseen))
     return metrics
 
 

@@ -20,8 +20,9 @@ def record(
     reference: ImageSet,
     unseen: ImageSet | None,
     made: dict[str, Any],
+    counts: dict[str, dict[str, int]],
 ) -> dict[str, Any]:
-    """What `evaluation.json` holds: the metrics, and all that changes them."""
+    """What `evaluation.json` holds: the metrics, how many images each is of, and all that changes them."""
     import importlib.metadata
 
     from bld._version import __version__
@@ -34,6 +35,7 @@ def record(
 
     return {
         "figures": metrics,
+        "counts": counts,
         "samples": made,
         "request": asdict(request),
         "reference": describe_images(reference),

@@ -21,6 +21,7 @@ BOUNDS = {  # as the training logs them, the first that is there; older runs hav
     "held_out_drawn_bits_per_bit": "codes drawn of held-out images",
     "held_out_bits_per_bit": "most probable codes of held-out images",
 }
+WORDS = {"samples": "samples", "unseen": "unseen images"}  # of what a metric counts
 TAGS = ["binary-latent-diffusion", "bernoulli-diffusion", "image-generation", "binary-tokenizer"]
 
 
@@ -31,6 +32,7 @@ class CardFacts:
     repo_id: the name it is shared under.  licence: an identifier of the hub, "other" if none was chosen.
     classes: names, or empty.  settings: (what, how) rows.  pictures: (file beside the card, caption).
     run: the folder it was trained in, of which measurements and training settings are read, if there are any.
+    model: its fingerprint; of other weights no evaluation is told.
     takes_prompts: whether it is conditioned on texts.
     """
 
@@ -40,6 +42,7 @@ class CardFacts:
     settings: Sequence[tuple[str, str]]
     pictures: Sequence[tuple[str, str]] = ()
     run: Path | None = None
+    model: str = ""
     takes_prompts: bool = False
 
 
@@ -60,7 +63,7 @@ def model_card(facts: CardFacts) -> str:
         "named": ", ".join(" ".join(name.split()) for name in facts.classes[:MOST_CLASSES_NAMED]),
         "example": _example(facts),
         "unnamed": max(0, len(facts.classes) - MOST_CLASSES_NAMED),
-        "metrics": list(metrics(facts.run)),
+        "metrics": list(metrics(facts.run, facts.model)),
         "training": list(training(facts.run)),
         "version": __version__,
         "has_licence": facts.licence != LICENCE_UNKNOWN,
@@ -79,8 +82,8 @@ def _example(facts: CardFacts) -> str:
     return f"class_labels={json.dumps(facts.classes[0], ensure_ascii=False)}" if facts.classes else ""
 
 
-def metrics(run: Path | None) -> Iterator[tuple[str, str, str]]:
-    """(what, value, how it was measured) of all that a run has recorded."""
+def metrics(run: Path | None, model: str) -> Iterator[tuple[str, str, str]]:
+    """(what, value, how it was measured) of all that a run has recorded of the model with this fingerprint."""
     if run is None:
         return
     last: dict[str, tuple[float, int]] = {}
@@ -105,10 +108,12 @@ def metrics(run: Path | None) -> Iterator[tuple[str, str, str]]:
             yield "code length", f"{value:.4f} bits per bit", f"{codes}, step {step:,} of the prior's training"
             break
     evaluation = _json(run / "evaluation.json")
-    found = evaluation.get("figures")
-    if isinstance(found, dict):
-        how = _how(evaluation)
-        yield from ((name, f"{value:.5g}", how) for name, value in found.items() if isinstance(value, int | float))
+    found, samples = evaluation.get("figures"), evaluation.get("samples")
+    if not (isinstance(found, dict) and isinstance(samples, dict) and model and samples.get("model") == model):
+        return  # there is none, or it is of other weights, as before a training went on, or of another program's images
+    for name, value in found.items():
+        if isinstance(value, int | float):
+            yield name, f"{value:.5g}", _how(evaluation, name)
 
 
 def training(run: Path | None) -> Iterator[tuple[str, str]]:
@@ -142,20 +147,19 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _how(evaluation: dict[str, Any]) -> str:
-    """All that moves the metrics of an evaluation, short, and without folders of anybody's machine."""
-    samples, request = evaluation.get("samples") or {}, evaluation.get("request") or {}
+def _how(evaluation: dict[str, Any], name: str) -> str:
+    """All that moves a metric of an evaluation, short, and without folders of anybody's machine."""
+    samples, counts = evaluation["samples"], (evaluation.get("counts") or {}).get(name) or {}
     extractor = (evaluation.get("extractor") or {}).get("name")
     reference = (evaluation.get("reference") or {}).get("images")
+    if "unseen" in counts:  # which are the reference then
+        reference, extractor = None, extractor if name == "rfd" else None
+    sampling = ("steps", "temperature", "guidance_scale") if "samples" in counts or not counts else ()
     parts = [
-        f"{request['num']:,} samples" if request.get("num") else "",
+        *(f"{count:,} {WORDS[what]}" for what, count in counts.items()),
         f"{reference:,} reference images" if reference else "",
         f"features: {Path(str(extractor)).name}" if extractor else "",
-        *(
-            f"{name.replace('_', ' ')} {samples[name]}"
-            for name in ("steps", "temperature", "guidance_scale", "precision")
-            if name in samples
-        ),
+        *(f"{word.replace('_', ' ')} {samples[word]}" for word in (*sampling, "precision") if word in samples),
     ]
     return ", ".join(part for part in parts if part)
 

@@ -80,6 +80,7 @@ class ShareablePipeline(PipelineBase):
             list(self._card_settings()),
             [(name, caption) for name, caption, _ in pictures],
             self.folder,
+            self.fingerprint(),
             bool(self.index.text_encoder),
         )
         with written_aside(folder / "README.md") as aside:

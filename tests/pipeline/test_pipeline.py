@@ -16,6 +16,9 @@ from bld import BinaryLatentDiffusionPipeline
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.pipeline import fill_from_surroundings
 from bld.seeding import hashed_uniform, keyed_draws
+from bld.tokenizer import BinaryAutoencoder
+from bld.training.config import load_settings
+from bld.training.stages.prior import build_network
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,24 @@ def test_the_fingerprint_changes_with_any_weight(trained_run):
     with torch.no_grad():
         pipe.prior.norm.bias[0] += 1e-3
     assert pipe.fingerprint() != before
+
+
+@pytest.mark.parametrize("bottleneck, kind", [("vq", "absorbing"), ("vq", "autoregressive"), ("gaussian", "gaussian")])
+def test_the_fingerprint_of_any_kind_stays_through_use_and_saving(bottleneck, kind, tiny_overrides, picture, tmp_path):
+    words = [*tiny_overrides, f"tokenizer.bottleneck={bottleneck}", "tokenizer.code_bits=5", f"prior.kind={kind}"]
+    settings = load_settings("digits", overrides=words)
+    shape = settings.tokenizer.code_shape
+    process = settings.process(shape)
+    network = build_network(process, settings.denoiser(shape, 3))
+    pipe = BinaryLatentDiffusionPipeline(BinaryAutoencoder(settings.tokenizer), network, process)
+    before = pipe.fingerprint()
+    pipe.reconstruct(picture)
+    pipe(2, class_labels=[0, 2], generator=0)
+    assert pipe.fingerprint() == before
+    for name in ("copy", "copy of it"):
+        pipe.save_pretrained(tmp_path / name)
+        pipe = BinaryLatentDiffusionPipeline.from_pretrained(tmp_path / name)
+        assert pipe.fingerprint() == before
 
 
 def test_the_callback_sees_every_step_with_codes(pipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,14 @@ def test_the_page_says_what_is_known_and_shows_what_the_model_makes(hub, run_cop
     for heading in ("How to use", "How good it is", "Limits and biases", "Licence"):
         assert f"## {heading}" in text
     assert Image.open(io.BytesIO(files["samples.png"])).size == (10 * 96 + 9 * 2, 4 * 96 + 3 * 2)
+
+
+def test_every_row_of_the_page_has_as_many_cells_as_its_table(pipe, tmp_path):
+    pipe.save_card(tmp_path, "me/digits")
+    tables = re.findall(r"(?:^\|.*\n)+", (tmp_path / "README.md").read_text(), re.MULTILINE)
+    assert len(tables) == 2 and "H(z" in tables[1]
+    for table in tables:
+        assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
 def told(pipe: BinaryLatentDiffusionPipeline, folder: Path) -> bool:

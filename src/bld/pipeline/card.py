@@ -67,12 +67,18 @@ def model_card(facts: CardFacts) -> str:
         "training": list(training(facts.run)),
         "version": __version__,
         "has_licence": facts.licence != LICENCE_UNKNOWN,
+        "cells": _cells,
     }
     text = resources.files("bld.pipeline").joinpath("model_card.md").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=False, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     return environment.from_string(text).render(page)
+
+
+def _cells(row: Sequence[str]) -> str:
+    """A row of a table, in whose cells a stroke is no border."""
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
 
 
 def _example(facts: CardFacts) -> str:

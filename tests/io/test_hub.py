@@ -206,6 +206,15 @@ def test_the_verb_shares_a_run_that_another_process_loads_by_name(hub, trained_r
     assert "no folder" in capsys.readouterr().err
 
 
+def test_judging_a_model_of_the_hub_makes_no_folder_that_stands_in_its_way(hub, pipe, tmp_path, monkeypatch):
+    pipe.push_to_hub("me/digits")
+    monkeypatch.chdir(tmp_path)
+    words = ["evaluate", "me/digits", "--data", "digits", "--metrics", "psnr", "--features", "none"]
+    for _ in range(2):
+        assert main(words) == 0
+    assert not (tmp_path / "me").exists() and (tmp_path / "evaluation" / "digits" / "evaluation.json").is_file()
+
+
 def test_a_run_begins_with_a_tokenizer_of_the_hub(hub, pipe, tmp_path):
     pipe.push_to_hub("me/digits")
     words = ["prior.dim=32", "prior.depth=1", "prior.heads=2", "prior_training.steps=2", "prior_training.batch_size=32"]

@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
         code_draws=_code_draws(args.run_folder),
     )  # fmt: skip
     name = "evaluation-of-samples.json" if args.samples else "evaluation.json"
-    out = args.out or (Path(args.run_folder) if args.run_folder else Path()) / name
+    out = args.out or _folder(args.run_folder) / name
     refuse_foreign([out])
     processes = launched()  # which gives each process its device
     device = device_from(args)
@@ -104,6 +104,11 @@ def run(args: argparse.Namespace) -> None:
         write_json(out, record)
         say(f"Written: {out}")
     processes.wait()
+
+
+def _folder(run: str | None) -> Path:
+    """Where all goes by default: the run; for a model of the hub, which a folder of its name would hide, another."""
+    return Path(run or "") if run is None or Path(run).is_dir() else Path("evaluation") / Path(run).name
 
 
 def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Processes) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     warning = evaluate.need_enough(reference, request.metrics, extractor, request.num)
     if warning and processes.is_main:
         say(warning)
-    where = folder / "evaluation" if folder.is_dir() else Path("evaluation") / folder.name
+    where = folder / "evaluation" if folder.is_dir() else _folder(args.run_folder)
     quiet = say if processes.is_main else (lambda _: None)
     counts: dict[str, dict[str, int]] = {}
     metrics = evaluate.evaluate_run(

@@ -9,6 +9,7 @@ import torch
 
 from bld.cli import build_parser, main
 from bld.cli.common import recipe_from
+from bld.errors import SettingError
 from bld.planning import budget
 from bld.planning.budget import CHANNELS, PRIORS, Pace, measure, plan, training_flops, wanted_steps
 from bld.planning.simulate import prior_step, tokenizer_step
@@ -32,7 +33,7 @@ def test_the_largest_sizes_are_taken_that_still_make_enough_steps(minutes: float
         most = getattr(settings, f"{stage}_training").steps
         other = {key: value for key, value in bought.sizes.items() if not key.startswith(stage)}
         steps = [
-            split(60 * minutes)[stage] * getattr(pace, stage)
+            split(60 * minutes, STAGES, settings.tokenizer_share)[stage] * getattr(pace, stage)
             / training_flops(budget.with_sizes(settings, {**other, **size}), stage)
             for size in sizes[stage]
         ]  # fmt: skip
@@ -66,10 +67,20 @@ def test_sizes_that_someone_has_chosen_are_left_alone():
 
 
 def test_the_time_is_shared_between_stages_and_what_comes_after_them():
-    parts = split(1000)
-    assert parts == {"tokenizer": 400, "prior": 540}  # 60 are kept
-    assert sum(split(100_000).values()) == 100_000 - time_budget.MOST_RESERVED_SECONDS
-    assert split(1000, ["prior"]) == {"prior": 1000}
+    assert split(1000, STAGES, 0.4) == {"tokenizer": 400, "prior": 540}  # 60 are kept
+    assert split(1000, STAGES, 0.25) == {"tokenizer": 250, "prior": 690}
+    assert sum(split(1000, STAGES, 0.99).values()) == 940
+    assert sum(split(100_000, STAGES, 0.4).values()) == 100_000 - time_budget.MOST_RESERVED_SECONDS
+    assert split(1000, ["prior"], 0.4) == {"prior": 1000}
+
+
+def test_the_preset_says_how_the_time_is_shared():
+    shares = [
+        plan(load_settings(preset), 1800, LAPTOP).seconds["tokenizer"] for preset in ("digits", "emoji64", "photos64")
+    ]
+    assert shares == [720, 450, 450]
+    with pytest.raises(SettingError, match="tokenizer_share"):
+        load_settings("digits", overrides=["tokenizer_share=1"])
 
 
 @pytest.mark.parametrize("preset", ["digits", "cifar10", "emoji64"])
@@ -127,7 +138,7 @@ def test_info_foretells_what_a_budget_buys(monkeypatch, capsys):
     bought = plan(settings, 1800, LAPTOP, ["prior.dim"])
     assert shown["tokenizer training reaches"] == "90 GFLOP/s"
     each = settings.prior_training.batch_size
-    assert shown["in 16.2 minutes"] == f"about {bought.steps['prior']:,} steps of {each}"
+    assert shown["in 20.7 minutes"] == f"about {bought.steps['prior']:,} steps of {each}"
     assert shown["with tokenizer.base_channels"] == str(bought.sizes["tokenizer.base_channels"])
     assert "with prior.dim" not in shown
     assert main(["info", "cifar10", "--budget", "soon"]) == 2

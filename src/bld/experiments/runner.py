@@ -47,6 +47,7 @@ from bld.training.stages.prior import build_network
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
+OF_BUDGETS = ("sizes_by_budget", "tokenizer_share")  # settings of no effect where steps are said
 Say = Callable[[str], None]
 
 
@@ -128,6 +129,7 @@ class Runner:
         where it lay, or images that were trained on would count as unseen.
         """
         wanted = load_settings(self.scale.preset, overrides=[*overrides, f"data.location={json.dumps(self.data)}"])
+        besides = (*besides, *OF_BUDGETS)
         theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
         differs = any(their != our and not our[0].startswith(besides) for their, our in zip(theirs, ours, strict=True))
         record = DataRecord.read(run)  # without it the images were divided otherwise

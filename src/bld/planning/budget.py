@@ -82,7 +82,7 @@ def plan(
             as they are.
         stages: those that are trained.
     """
-    seconds = split(budget_seconds, stages)
+    seconds = split(budget_seconds, stages, settings.tokenizer_share)
     sizes: dict[str, int] = {}
     steps: dict[str, int] = {}
     for stage in stages:

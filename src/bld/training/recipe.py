@@ -30,7 +30,7 @@ from bld.training.stages.base import Stage
 from bld.training.stages.encode import encode_images
 from bld.training.stages.prior import HeldOutCodes, PriorStage
 from bld.training.stages.tokenizer import MOST_MEASURED, TokenizerStage
-from bld.training.time_budget import split
+from bld.training.time_budget import STAGES, split
 
 Say = Callable[[str], None]
 
@@ -250,7 +250,7 @@ class Recipe:
                 return
             if budget <= 0:
                 raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
-            parts = split(budget)
+            parts = split(budget, STAGES, self.settings.tokenizer_share)
             if given is None:
                 self.train_tokenizer(parts["tokenizer"])
             self.encode()

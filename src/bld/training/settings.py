@@ -232,6 +232,8 @@ class Settings:
             memory and more communication
         sizes_by_budget: whether a time budget chooses tokenizer.base_channels, prior.dim, prior.depth and prior.heads,
             so that this machine can train them in that time; where overrides set one, that network keeps all of its own
+        tokenizer_share: part of the time budget of a whole run that the tokenizer gets, above 0 and below 1; the prior
+            gets the rest
         compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
         trackers: where metrics and previews go besides metrics.jsonl: tensorboard (where it is installed), wandb
     """
@@ -241,6 +243,7 @@ class Settings:
     mixed_precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     sizes_by_budget: bool = False
+    tokenizer_share: float = 0.4
     compile: bool = False
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ("tensorboard",)
     data: DataSettings = field(default_factory=DataSettings)
@@ -257,6 +260,10 @@ class Settings:
         for key, value in leaves(settings_tree(self)):
             if isinstance(value, float) and not math.isfinite(value):
                 raise SettingError(f"{key} is a finite number, not {value}.")
+        if not 0 < self.tokenizer_share < 1:
+            raise SettingError(
+                f"tokenizer_share is a part of a time budget, above 0 and below 1, not {self.tokenizer_share}."
+            )
         for section in ("tokenizer_training", "prior_training"):
             getattr(self, section).check(section)
         # Refuses a prior that cannot be built, before any work.

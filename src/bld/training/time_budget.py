@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-TOKENIZER_SHARE = 0.4  # of a time budget
 RESERVED_SHARE = 0.06  # kept for samples and report
 MOST_RESERVED_SECONDS = 240.0
 STAGES = ("tokenizer", "prior")
 
 
-def split(budget_seconds: float, stages: Sequence[str] = STAGES) -> dict[str, float]:
+def split(budget_seconds: float, stages: Sequence[str], tokenizer_share: float) -> dict[str, float]:
     """Seconds for each of the stages.
 
     Args:
         budget_seconds: for all of them; of a whole run a part is kept for what comes after the stages.
         stages: those that are trained; one alone gets the whole budget.
+        tokenizer_share: part of the budget of a whole run, above 0 and below 1.
     """
     if tuple(stages) != STAGES:
         return dict.fromkeys(stages, budget_seconds)
-    tokenizer = TOKENIZER_SHARE * budget_seconds
     reserved = min(RESERVED_SHARE * budget_seconds, MOST_RESERVED_SECONDS)
+    tokenizer = min(tokenizer_share * budget_seconds, budget_seconds - reserved)
     return {"tokenizer": tokenizer, "prior": budget_seconds - tokenizer - reserved}

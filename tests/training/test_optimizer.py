@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from bld.errors import SettingError
+from bld.errors import CheckpointError, SettingError
 from bld.priors import Denoiser, DenoiserConfig
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 from bld.training.checkpoints import pack_optimizer, unpack_optimizer
@@ -26,11 +27,12 @@ from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(optimizer="muon", learning_rate=1e-2, beta2=0.99, weight_decay=0.01)
+ADAMW = dataclasses.replace(SETTINGS, optimizer="adamw")
 
 
-def network(seed: int = 0) -> Denoiser:
+def network(seed: int = 0, dim: int = 16) -> Denoiser:
     torch.manual_seed(seed)
-    shape = {"code_height": 2, "code_width": 3, "code_bits": 5, "steps": 8, "dim": 16, "depth": 2, "heads": 4}
+    shape = {"code_height": 2, "code_width": 3, "code_bits": 5, "steps": 8, "dim": dim, "depth": 2, "heads": 4}
     return Denoiser(DenoiserConfig(**shape))
 
 
@@ -181,7 +183,22 @@ def test_it_is_refused_where_it_cannot_work(overrides: list[str]):
         load_settings("digits", overrides=overrides)
 
 
-def test_a_prior_that_has_begun_keeps_its_optimizer(run_copy):
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_a_stage_that_has_begun_keeps_its_optimizer(run_copy, stage: str):
     """The moments that its checkpoints hold are of that optimizer's parameters in that order."""
-    with pytest.raises(SettingError, match=r"prior_training\.optimizer=adamw.*muon"):
-        RunFolder(run_copy).adopt(None, ["prior_training.optimizer=muon"], None)
+    with pytest.raises(SettingError, match=rf"{stage}_training\.optimizer=adamw.*muon"):
+        RunFolder(run_copy).adopt(None, [f"{stage}_training.optimizer=muon"], None)
+
+
+@pytest.mark.parametrize(
+    ("saved", "loaded", "wide"), [(SETTINGS, ADAMW, 16), (ADAMW, SETTINGS, 16), (ADAMW, ADAMW, 64), (ADAMW, ADAMW, 0)]
+)
+def test_the_state_of_another_optimizer_is_refused_in_a_sentence(saved, loaded, wide: int):
+    """Of another kind, of parameters of another shape, or of more of them."""
+    model = network()
+    optimizer = make_optimizer(model, saved)
+    with_gradients(model, 0)
+    optimizer.step()
+    other = network(dim=wide) if wide else nn.Linear(16, 1)
+    with pytest.raises(CheckpointError, match=r"checkpoint's o .*parameter \d+, .*--out"):
+        unpack_optimizer("o", make_optimizer(other, loaded), pack_optimizer("o", optimizer))

@@ -18,6 +18,9 @@ from bld.errors import CheckpointError
 from bld.io.files import file_sha256, read_json, read_tensors, write_json, written_aside
 from bld.runtime.distributed import spread_like, whole
 
+ADAMS, MUONS = ("step", "exp_avg", "exp_avg_sq"), ("step", "momentum")
+"""What AdamW and Muon keep of a parameter; all but the step's number are shaped as it is."""
+
 
 @dataclass(frozen=True)
 class TrainingState:
@@ -107,15 +110,29 @@ def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, T
 
 
 def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `pack_optimizer` took out; the parameter groups keep their present settings."""
+    """Put back what `pack_optimizer` took out; the parameter groups keep their present settings.
+
+    Raises:
+        CheckpointError: if the tensors are of another optimizer or of other parameters.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         if key.startswith(prefix + "."):
             index, entry = key[len(prefix) + 1 :].split(".", 1)
             state.setdefault(int(index), {})[entry] = tensor
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    groups = [
+        (p, MUONS if group.get("is_muon") else ADAMS) for group in optimizer.param_groups for p in group["params"]
+    ]
+    shapes = [{name: () if name == "step" else tuple(p.shape) for name in names} for p, names in groups]
     for number, entries in state.items():
+        found = {name: tuple(value.shape) for name, value in entries.items()}
+        wanted = shapes[number] if number < len(shapes) else {}
+        if found != wanted:
+            raise CheckpointError(
+                f"The checkpoint's {prefix} has {found} for its parameter {number}, not {wanted}: leave the settings "
+                "of the optimizer and of the network as they were, or choose another --out."
+            )
         for name, value in entries.items():
-            if value.ndim:  # all but the step's number are shaped, and spread, as their parameter is
-                entries[name] = spread_like(value, parameters[number])
+            if name != "step":  # which alone is not shaped, and spread, as the parameter is
+                entries[name] = spread_like(value, groups[number][0])
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -26,7 +26,15 @@ from bld.training.settings import Settings, leaves, settings_tree
 
 # What cannot change once a stage has begun: another value makes another model, or measures on what it was trained on.
 FIXED_BY = {
-    "tokenizer": ("tokenizer.", "data.crop", "data.background", "data.resample", "data.held_out", "seed"),
+    "tokenizer": (
+        "tokenizer.",
+        "tokenizer_training.optimizer",
+        "data.crop",
+        "data.background",
+        "data.resample",
+        "data.held_out",
+        "seed",
+    ),
     "prior": ("prior.", "diffusion.", "prior_training.optimizer", "data.captions", "data.condition"),
 }
 FREE_KEYS = ("prior.label_dropout", "prior.vlb_weight")

@@ -384,6 +384,35 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted_by_its_net
     assert not torch.equal(before[0], state("tokenizer")[0])
 
 
+@pytest.mark.parametrize("overflows", [False, True])
+def test_under_a_loss_scale_micro_batches_of_both_networks_count_alike_and_overflow_costs_its_own_step(overflows):
+    """Each of three micro-batches has a weight of its own, so that its share of the gradient is seen."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    networks = {name: torch.nn.Linear(3, 1, bias=False) for name in ("tokenizer", "discriminator")}
+    optimizers = {
+        name: accelerator.prepare_optimizer(torch.optim.AdamW(net.parameters(), lr=0.1, fused=True))
+        for name, net in networks.items()
+    }
+    update = Update(accelerator, networks, optimizers, 0.0, {name: torch.zeros(2).long() for name in networks})
+    moved_by = {}
+    for name, net in networks.items():
+        optimizers[name].optimizer.register_step_pre_hook(
+            lambda *_, name=name, net=net: moved_by.update({name: net.weight.grad.clone()})
+        )
+    before = networks["tokenizer"].weight.clone()
+    for part in range(3):
+        update.is_last = part == 2
+        update("tokenizer", networks["tokenizer"].weight[0, part] * (math.inf if overflows and part == 2 else 1))
+        update("discriminator", networks["discriminator"].weight[0, part])
+    update.finish()
+    assert moved_by["discriminator"].tolist() == [[1, 1, 1]]
+    assert overflows or moved_by["tokenizer"].tolist() == [[1, 1, 1]]
+    assert torch.equal(before, networks["tokenizer"].weight) == overflows
+    assert accelerator.scaler.get_scale() == (2**15 if overflows else 2**16)
+    assert [int(count[0]) for count in update.skipped.values()] == [overflows, 0]
+
+
 def test_a_step_waits_for_nothing_that_the_device_computes():
     """No number of a step is read on the host: on a GPU each such read would wait for all that was asked of it."""
 

@@ -247,6 +247,7 @@ class StageRun:
                 found = self.stage.train_step(next(batches), self.step, progress, self.update)
             for name, value in found.items():
                 values[name] = value * share + values.get(name, 0)
+        self.update.finish()
         return values
 
     def _unread(self, values: dict[str, Tensor], rate: float) -> Unread:

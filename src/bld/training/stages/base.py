@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from bld.runtime.distributed import whole
@@ -126,17 +127,26 @@ class Update:
 
     def __call__(self, name: str, loss: Tensor) -> None:
         """Add the loss's gradient; at the end of the step, one that is not finite is skipped and counted."""
-        optimizer = self.optimizers[name]
+        optimizer, scaler = self.optimizers[name], self.accelerator.scaler
         self.accelerator.backward(loss if self.weight == 1 else loss * self.weight)
         if not self.is_last:
             return
-        norm = whole(self.accelerator.clip_grad_norm_(self.networks[name].parameters(), self.clip_norm or math.inf))
+        fused: Any = getattr(optimizer, "optimizer", optimizer)
+        if scaler is not None:  # this network's gradient alone: another's may not be complete yet
+            scaler.unscale_(fused)
+        norm = whole(clip_grad_norm_(self.networks[name].parameters(), self.clip_norm or math.inf))
         bad = ~norm.isfinite()
-        if self.accelerator.scaler is None:  # else fp16's scaler says so, and lowers its scale
-            fused: Any = getattr(optimizer, "optimizer", optimizer)
+        if scaler is None:
             fused.found_inf, fused.grad_scale = bad.float(), None
-        optimizer.step()
+            optimizer.step()
+        else:  # fp16's scaler looks by itself
+            scaler.step(fused)
         optimizer.zero_grad(set_to_none=True)
         self.skipped[name] += bad
         self.skipped[name][1] *= bad
         self.norms[name] = norm
+
+    def finish(self) -> None:
+        """End a step: fp16's loss scale may move, once for all networks, none of which has half a gradient now."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()

@@ -300,6 +300,32 @@ def test_means_over_processes_are_the_value_itself_alone():
     assert mean_over_processes(x) is x
 
 
+def test_a_codebook_stands_still_everywhere_where_one_process_has_features_that_are_not_finite(tmp_path: Path):
+    """Else one process would wait for means that the other does not send, and the two would part."""
+    pytest.importorskip("vector_quantize_pytorch")
+    script = tmp_path / "codebook.py"
+    script.write_text(
+        "import datetime, torch, torch.distributed as dist\n"
+        "from bld.tokenizer.bottlenecks.vq import VectorQuantised\n"
+        "dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))\n"
+        "torch.manual_seed(0)\n"
+        "codebook = VectorQuantised(3, 2).train()\n"
+        "seen = [codebook.quantiser.codebook.clone()]\n"
+        "for step in range(3):\n"
+        "    features = torch.randn(4, 2, 2, 2, generator=torch.Generator().manual_seed(10 * dist.get_rank() + step))\n"
+        "    if dist.get_rank() == step == 1:\n"
+        "        features[0, 0, 0, 0] = torch.nan\n"
+        "    codebook(features)\n"
+        "    both = [torch.empty_like(seen[0]) for _ in range(2)]\n"
+        "    dist.all_gather(both, codebook.quantiser.codebook.contiguous())\n"
+        "    assert torch.equal(*both)\n"
+        "    seen.append(both[0])\n"
+        "assert [torch.equal(a, b) for a, b in zip(seen, seen[1:])] == [False, True, False]\n"
+    )
+    ended = subprocess.run(torchrun(script=script), capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 0, ended.stderr
+
+
 @pytest.mark.parametrize("joined", ["processes.launched()", "make_accelerator('float32')"])
 def test_who_waits_for_another_is_patient(tmp_path, joined):
     """The group's limit is ours (a day) however the processes meet; here it is two seconds, so that it can be seen."""

@@ -63,9 +63,20 @@ def leave() -> None:
 
 def mean_over_processes(x: Tensor) -> Tensor:
     """The mean of x over all processes, with its gradient; every process must call it, with equal shapes."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return x
-    return _Mean.apply(x)
+    return _Mean.apply(x) if _are_several() else x
+
+
+def any_over_processes(flag: Tensor) -> bool:
+    """Whether a scalar bool is set on any process; every process must call it."""
+    if not _are_several():
+        return bool(flag)
+    most = flag.to(torch.int32)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return bool(most)
+
+
+def _are_several() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class _Mean(torch.autograd.Function):

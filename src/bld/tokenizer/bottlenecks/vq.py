@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from bld.codes import bits_to_index, index_to_bits
 from bld.errors import MissingPackageError, SettingError
+from bld.runtime.distributed import any_over_processes
 from bld.seeding import derive_seed
 from bld.tokenizer.bottlenecks.base import Bottleneck, Bottlenecked, Generators, Options
 
@@ -96,8 +97,9 @@ class VectorQuantised(Bottleneck):
             if self.training:
                 torch.manual_seed(derive_seed(int(self.passes), "codebook"))
                 self.passes += 1
-            # A pass that is not finite is skipped by the optimizer, and must not reach the average either.
-            frozen = self.training and not bool(features.isfinite().all())
+            # A pass that is not finite is skipped by the optimizer, and must not reach the average either; on any
+            # process, as all learn one codebook together.
+            frozen = self.training and any_over_processes(~features.isfinite().all())
             latent, index, _ = self.quantiser(features.float().flatten(1, 2), freeze_codebook=frozen)
         return latent.unflatten(1, (h, w)), index.unflatten(1, (h, w))
 

@@ -140,6 +140,56 @@ def test_an_interrupted_cache_goes_on_and_ends_up_the_same_to_the_bit(tmp_path: 
     assert files(folder) == files(tmp_path / "whole")
 
 
+def test_a_cut_line_names_no_other_block_when_the_list_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of eleven blocks the first is written, the second's line is cut; it is written again, and the last never was."""
+    monkeypatch.setattr("bld.io.resumable_rows.BLOCK", 1)
+    key = dataclasses.replace(KEY, images=12)
+    asked: list[list[range]] = []
+
+    def rows(wanted: list[range], most: int = 12) -> Iterator[np.ndarray]:
+        asked.append(wanted)
+        for i, images in enumerate(wanted):
+            if i == most:
+                raise KeyboardInterrupt
+            yield np.full((4, key.row_bytes), 1 + images.start, np.uint8)
+
+    def write_some(most: int) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path, key, lambda wanted: rows(wanted, most))
+
+    write_some(1)
+    with (tmp_path / "done-0").open("a") as done:
+        done.write("1")
+    write_some(1)
+    write(tmp_path, key, rows)
+    assert [ranges[0].start for ranges in asked] == [0, 1, 2]
+    assert np.fromfile(tmp_path / "codes.bin", np.uint8).reshape(12, -1)[:, 0].tolist() == list(range(1, 13))
+
+
+@pytest.mark.parametrize("failing", ["numpy.save", "bld.training.code_cache.write_json", "pathlib.Path.replace"])
+def test_no_code_is_made_again_where_labels_or_header_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+):
+    write(tmp_path / "whole")
+    folder = tmp_path / "full"
+    write(folder, encode=lambda wanted: (rows ^ 255 for rows in encode(wanted)))  # stale codes of the same size
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        real = Path.replace
+        moves = lambda path, to: full() if path.name == "codes.bin.part" else real(path, to)  # noqa: E731
+        patched.setattr(failing, moves if failing.endswith("replace") else full)
+        with pytest.raises((OSError, CheckpointError), match="No space"):
+            write(folder)
+    assert open_cache(folder, KEY, lambda _: None) is None
+    asked: list[list[range]] = []
+    write(folder, encode=lambda wanted: asked.append(wanted) or encode(wanted))
+    assert asked == [[]]
+    assert files(folder) == files(tmp_path / "whole")
+
+
 def test_several_processes_write_one_cache_and_others_may_go_on(tmp_path: Path):
     """Threads stand for processes: three begin, one of them dies, two go on."""
     write(tmp_path / "whole")

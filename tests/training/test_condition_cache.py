@@ -15,6 +15,7 @@ import bld
 from bld.cli import main
 from bld.data import open_images
 from bld.errors import CheckpointError, DataError, SettingError
+from bld.io.resumable_rows import write_blocks
 from bld.nn.text_encoder import TextEncoder, text_width
 from bld.runtime.distributed import Processes
 from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
@@ -370,6 +371,32 @@ def test_an_interrupted_cache_goes_on_with_the_blocks_that_are_left(
         cached(tmp_path / "c", file, images)
     assert (tmp_path / "c" / "done-0").read_text() == "0\n1\n"
     assert not (tmp_path / "c" / "header.json").exists()
+
+
+def test_no_vector_is_made_again_where_the_header_could_not_be_written(
+    vectors: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    images, file = vectors
+
+    def full(*_: object) -> None:
+        raise CheckpointError("No space is left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("bld.training.condition_cache.write_json", full)
+        with pytest.raises(CheckpointError, match="No space"):
+            cached(tmp_path / "c", file, images)
+    monkeypatch.setattr("bld.training.condition_cache.write_blocks", finished_only)
+    assert np.allclose(cached(tmp_path / "c", file, images).read(np.arange(60))[:, 1:], np.load(file))
+
+
+def finished_only(folder, name, note, images, row_bytes, make, finish, *rest) -> None:
+    """`write_blocks` that has no block left to make."""
+
+    def none(wanted: list[range]) -> list[np.ndarray]:
+        assert wanted == []
+        return []
+
+    write_blocks(folder, name, note, images, row_bytes, none, finish, *rest)
 
 
 @pytest.mark.parametrize(

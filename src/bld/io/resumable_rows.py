@@ -45,7 +45,8 @@ def write_blocks(
         images: how many it holds.
         row_bytes: bytes of each of them.
         make: given ranges of images, yields the rows of each range in turn, `row_bytes` an image.
-        finish: called by one process with the path of the full file, to put it where it belongs.
+        finish: called by one process with the path of the full file, to put it where it belongs: last, so that nothing
+            is lost if it fails.
         at_a_time: the most images in one of the ranges.
         processes: those that share the work.
 
@@ -57,12 +58,14 @@ def write_blocks(
         if processes.is_main:
             _begin(folder, part, note, images * row_bytes)
     blocks = [range(start, min(start + BLOCK, images)) for start in range(0, images, BLOCK)]
-    left = sorted(set(range(len(blocks))) - _blocks_done(folder))
+    left = sorted(set(range(len(blocks))) - _blocks_done(folder, len(blocks)))
     processes.wait()  # all have read the same lists before anyone writes on
     mine = left[processes.rank :: processes.count]
     batches = [list(_batches(blocks[index], at_a_time)) for index in mine]
     made = iter(make([batch for block in batches for batch in block]))
-    with part.open("r+b") as file, (folder / f"done-{processes.rank}").open("a", encoding="ascii") as done:
+    listed = folder / f"done-{processes.rank}"
+    _drop_cut_line(listed)
+    with part.open("r+b") as file, listed.open("a", encoding="ascii") as done:
         for index, block in zip(mine, batches, strict=True):
             file.seek(block[0].start * row_bytes)
             for batch in block:
@@ -103,10 +106,17 @@ def _begin(folder: Path, part: Path, note: dict[str, Any], size: int) -> None:
         file.truncate(size)
 
 
-def _blocks_done(folder: Path) -> set[int]:
-    """The blocks on the disk, by all lists; a last line cut short by a crash does not count."""
-    lines = [line for path in folder.glob("done-*") for line in path.read_text("ascii").split("\n")[:-1]]
-    return {int(line) for line in lines if line.isdigit()}
+def _blocks_done(folder: Path, count: int) -> set[int]:
+    """Which of so many blocks are on the disk, by all lists; a last line cut short by a crash does not count."""
+    texts = [path.read_text("ascii", errors="replace") for path in folder.glob("done-*")]
+    lines = {line for text in texts for line in text.split("\n")[:-1]}
+    return {index for index in range(count) if str(index) in lines}
+
+
+def _drop_cut_line(path: Path) -> None:
+    """Leave whole lines only: what is appended to a cut one would name another block."""
+    if path.is_file():
+        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
 
 def _batches(block: range, at_a_time: int) -> Iterator[range]:

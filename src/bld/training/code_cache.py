@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bld.codes import CodeShape, pack, unpack
 from bld.errors import CheckpointError
-from bld.io.files import read_json, write_json
+from bld.io.files import read_json, write_json, written_aside
 from bld.io.resumable_rows import ALONE, write_blocks
 from bld.runtime.distributed import Processes
 from bld.seeding import Generators, keyed_draws, uniform
@@ -252,12 +252,14 @@ def write_cache(
 
 
 def _finish(folder: Path, part: Path, key: CacheKey, labels: Tensor | None, classes: list[str]) -> None:
-    """Make the full file a cache."""
-    part.replace(folder / CODES)
-    (folder / LABELS).unlink(missing_ok=True)
+    """Make the full file a cache; the codes come last, as only while they wait can this be done again."""
+    for stale in (CODES, LABELS):
+        (folder / stale).unlink(missing_ok=True)
     if labels is not None:
-        np.save(folder / LABELS, labels.numpy().astype(np.int64), allow_pickle=False)
+        with written_aside(folder / LABELS) as aside, aside.open("wb") as file:
+            np.save(file, labels.numpy().astype(np.int64), allow_pickle=False)
     write_json(folder / HEADER, {"key": asdict(key), "classes": classes})
+    part.replace(folder / CODES)
 
 
 def _read_labels(path: Path, images: int) -> Tensor | None:

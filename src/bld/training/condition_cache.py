@@ -280,8 +280,9 @@ def _cached(
         return kept
 
     def finish(part: Path) -> None:
-        part.replace(folder / VECTORS)
+        (folder / VECTORS).unlink(missing_ok=True)  # stale ones are none of the new header's
         write_json(folder / HEADER, {"key": asdict(key)})
+        part.replace(folder / VECTORS)  # last, as only while they wait can this be done again
 
     if processes.is_main:
         (folder / HEADER).unlink(missing_ok=True)

@@ -306,6 +306,18 @@ def test_a_truncated_or_lost_file_falls_back_to_the_checkpoint_before(
     assert store.latest(said.append) is None
 
 
+@pytest.mark.parametrize("whole, then", [(1, "step 1 is used"), (0, "begins anew")])
+def test_what_happens_in_place_of_damaged_checkpoints_is_said(tmp_path: Path, said: list[str], whole: int, then: str):
+    store = CheckpointStore(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        store.save(state(step))
+    for folder in store.list()[whole:]:
+        (folder / "state.json").write_text("{}")
+    found = store.latest(said.append)
+    assert (found.step if found else 0) == whole
+    assert len(said) == 3 - whole and all(then in text for text in said)
+
+
 def test_a_crash_while_saving_leaves_nothing_that_is_taken_for_a_checkpoint(tmp_path: Path, said: list[str]):
     store = CheckpointStore(tmp_path)
     store.save(state(1))

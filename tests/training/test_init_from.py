@@ -176,6 +176,18 @@ def test_a_checkpoint_wins_over_the_weights_a_run_began_with(fine_tuned, trained
     assert [step for step, _ in metrics(tmp_path / "run", "held_out_loss")] == [0, 4, 5]
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_begins_with_the_other_s_weights_again(
+    fine_tuned, trained_run, tmp_path, capsys
+):
+    shutil.copytree(fine_tuned, tmp_path / "run")
+    for checkpoint in RunFolder(tmp_path / "run").checkpoints("prior").list():
+        (checkpoint / "state.json").write_text("{")
+    assert main(["train-prior", "--out", str(tmp_path / "run"), "prior_training.steps=5"]) == 0
+    out = capsys.readouterr().out
+    assert "begins anew" in out and f"begins with the weights of {trained_run}" in out
+    assert metrics(tmp_path / "run", "held_out_loss")[0] == metrics(fine_tuned, "held_out_loss")[0]
+
+
 def test_train_begins_both_networks_with_the_other_s(trained_run, tmp_path, capsys):
     words = ["train", "--data", "digits", "--preset", "digits", "--out", str(tmp_path / "run")]
     assert main([*words, "--init-from", str(trained_run), *PRIOR_ONLY, *TOKENIZER_ONLY]) == 0

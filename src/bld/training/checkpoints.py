@@ -69,12 +69,19 @@ class CheckpointStore:
 
     def latest(self, say: Callable[[str], None]) -> TrainingState | None:
         """The newest checkpoint that is whole, or None; each damaged one is named through `say`."""
+        state, damaged = None, []
         for folder in reversed(self.list()):
             try:
-                return self._load(folder)
+                state = self._load(folder)
+                break
             except CheckpointError as error:
-                say(f"{error} The one before it is used.")
-        return None
+                damaged.append(error)
+        then = (
+            "No other is whole: the training begins anew." if state is None else f"That of step {state.step:,} is used."
+        )
+        for reason in damaged:
+            say(f"{reason} {then}")
+        return state
 
     def _load(self, folder: Path) -> TrainingState:
         state = read_json(folder / "state.json")

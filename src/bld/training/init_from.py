@@ -349,9 +349,10 @@ def _other_meaning(process: Process, theirs: Process | None) -> list[str]:
 
 
 def init_source(run: RunFolder, stage: str) -> Origin | None:
-    """Where the weights of a stage that has no checkpoint yet come from; None if they are random."""
+    """Where the weights of a stage that has no whole checkpoint yet come from; None if they are random."""
     name = run.progress().get(stage, {}).get("init_from")
-    return None if name is None or run.checkpoints(stage).list() else Origin.find(name)
+    goes_on = name is None or run.checkpoints(stage).latest(lambda _: None) is not None
+    return None if goes_on else Origin.find(name)
 
 
 def given_tokenizer(run: RunFolder) -> str | None:

@@ -23,7 +23,7 @@ from bld.errors import CheckpointError, DataError, SettingError
 from bld.evaluation.load_run import open_run
 from bld.priors import Denoiser, DenoiserConfig
 from bld.training import loop
-from bld.training.checkpoints import CheckpointStore
+from bld.training.checkpoints import CheckpointStore, TrainingState
 from bld.training.code_cache import CodeCache
 from bld.training.config import load_settings
 from bld.training.ema import WeightAverage
@@ -120,6 +120,22 @@ def test_each_step_that_is_logged_is_logged_once_in_order_whenever_a_run_stops(
     run = train(tmp_path / "run", overrides, stages=("tokenizer",))
     logged = [line["step"] for line in run.read_metrics() if "learning_rate" in line]
     assert logged == list(range(every, 7, every))
+
+
+def test_the_rate_is_that_of_all_sessions_as_steps_and_seconds_are(tmp_path, tiny_overrides, monkeypatch):
+    """Four steps of 32 in 100 seconds, two of 16 in another 100; then from a checkpoint of older versions."""
+    monkeypatch.setattr(StageClock, "elapsed", lambda clock: clock.seconds + 100)
+    run = train(tmp_path / "run", [*tiny_overrides, "tokenizer_training.steps=4"], stages=["tokenizer"])
+    assert run.progress()["tokenizer"]["images_per_second"] == 1.3  # 128 in 100 seconds
+    store, more = run.checkpoints("tokenizer"), ["tokenizer_training.steps=6", "tokenizer_training.batch_size=16"]
+    older = store.latest(pytest.fail)
+    train(run.path, more, stages=["tokenizer"])
+    done = run.progress()["tokenizer"]
+    assert (done["steps"], done["seconds"], done["images_per_second"]) == (6, 200, 0.8)  # 160 in 200 seconds
+    store.clear()
+    store.save(TrainingState(4, older.tensors, {"seconds": 100.0}))
+    train(run.path, ["tokenizer_training.steps=7"], stages=["tokenizer"])
+    assert run.progress()["tokenizer"]["images_per_second"] == 0.6  # 112 in 200 seconds, as far as it can know
 
 
 def test_two_runs_of_one_command_are_identical_and_another_seed_is_not(tmp_path, tiny_overrides):

@@ -112,11 +112,12 @@ class StageRun:
         self.average.follow(self.networks[stage.name])
         skipped = {name: torch.zeros(2, dtype=torch.int64, device=accelerator.device) for name in self.networks}
         self.update = Update(accelerator, self.networks, self.optimizers, settings.clip_norm, skipped)
-        self.step, spent, self.looked = 0, 0.0, -1
+        self.step, self.images, spent, self.looked = 0, 0, 0.0, -1
         if state is not None:
             for name, optimizer in self.optimizers.items():
                 unpack_optimizer(f"optimizer/{name}", optimizer, state.tensors)
             self.step, spent = state.step, float(state.numbers["seconds"])
+            self.images = int(state.numbers.get("images", self.step * settings.batch_size))
             self.looked = int(state.numbers.get("looked", -1))
             self.update.skipped[stage.name][0] = int(state.numbers.get("skipped", 0))
             self.say(f"The {stage.name} goes on from step {self.step:,}.")
@@ -157,7 +158,8 @@ class StageRun:
         }
         for name, optimizer in self.optimizers.items():
             tensors |= pack_optimizer(f"optimizer/{name}", optimizer)
-        numbers = {"seconds": self.clock.elapsed(), "looked": self.looked, "skipped": self.update.skips()[0]}
+        numbers: dict[str, Any] = {"seconds": self.clock.elapsed(), "images": self.images, "looked": self.looked}
+        numbers["skipped"] = self.update.skips()[0]
         if self.early is not None:
             tensors |= {f"early/{key}": tensor for key, tensor in self.early.state_dict().items()}
             numbers["early_step"] = self.early_step
@@ -177,9 +179,9 @@ class StageRun:
         """
         log = MetricsLog(self.run, self.stage.name, self.stage.settings, self.say, self.step, self.processes.is_main)
         try:
-            first_step, started = self.step, time.monotonic()
+            first_step = self.step
             self._loop(log)
-            self._finish(log, self.step - first_step, time.monotonic() - started)
+            self._finish(log, self.step > first_step, self.images / max(self.clock.elapsed(), 1e-9))
         finally:
             log.close()
 
@@ -221,6 +223,7 @@ class StageRun:
                         group["lr"] = rate
                 values = self._train_step(batches, progress)
                 self.step += 1
+                self.images += settings.batch_size
                 self.average.update(self.step)
                 # ------------------
 
@@ -292,7 +295,7 @@ class StageRun:
         log.picture(self.step, picture)
         self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
-    def _finish(self, log: MetricsLog, steps: int, seconds: float) -> None:
+    def _finish(self, log: MetricsLog, trained: bool, rate: float) -> None:
         if self.looked != self.step:
             self._evaluate(log)
         self.checkpoint(log)
@@ -300,14 +303,13 @@ class StageRun:
         if not self.processes.is_main:
             return
         self.stage.save(averaged, self.early)
-        rate = steps * self.stage.training.batch_size / max(seconds, 1e-9)
         earlier = self.run.progress().get(self.stage.name, {})
         self.run.record(
             self.stage.name,
             steps=self.step,
             seconds=round(self.clock.elapsed(), 1),
-            images_per_second=round(rate, 1) if steps else earlier.get("images_per_second"),
-            precision=precision_of(self.accelerator) if steps else earlier.get("precision"),
+            images_per_second=round(rate, 1) if trained else earlier.get("images_per_second"),
+            precision=precision_of(self.accelerator) if trained else earlier.get("precision"),
             skipped_steps=self.update.skips()[0],
             parameters=sum(p.numel() for p in self.average.model.parameters()),
             early_step=None if self.early is None else self.early_step,

@@ -314,6 +314,18 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
         assert rates[-1] < 0.05 * max(rates)
 
 
+def test_every_process_previews_by_the_main_processs_clock_from_the_first_step_on(
+    tmp_path, tiny_overrides, monkeypatch
+):
+    """This one's own clock is ahead, as after another share of the time was spent on loading."""
+    looked = []
+    monkeypatch.setattr(StageClock, "progress", lambda clock, step: 0.9)
+    monkeypatch.setattr(loop.StageRun, "_agree", lambda run, progress, *asked: (run.step / 6, *asked))
+    monkeypatch.setattr(loop.StageRun, "_evaluate", lambda run, log: looked.append(run.step))
+    train(tmp_path / "run", [*tiny_overrides, "tokenizer_training.previews=3"], stages=["tokenizer"])
+    assert looked[:2] == [2, 4]
+
+
 def test_of_a_small_set_at_most_a_fifth_is_held_out_whatever_number_a_preset_names(
     tmp_path, image_folder, tiny_overrides
 ):

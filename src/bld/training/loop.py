@@ -189,7 +189,8 @@ class StageRun:
         settings = self.stage.training
         batches = ahead(self.stage.batches(self.step), self.accelerator.device)
         saved = time.monotonic()
-        previews = int(self.clock.progress(self.step) * settings.previews)
+        # By the main process's clock too: others that expect another preview would wait for ever.
+        previews = int(self._agree(self.clock.progress(self.step), False, False)[0] * settings.previews)
         unread: Unread | None = None
         if self.is_known and self.step == 0:
             self._evaluate(log)

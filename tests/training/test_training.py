@@ -441,6 +441,34 @@ def test_under_a_loss_scale_micro_batches_of_both_networks_count_alike_and_overf
     assert [int(count[0]) for count in update.skipped.values()] == [overflows, 0]
 
 
+def test_a_loss_scale_goes_on_where_it_was_and_each_stage_begins_with_its_own(tmp_path, tiny_overrides, monkeypatch):
+    """A scale halves at an overflow, and doubles after 2,000 steps without one, which its tracker counts."""
+
+    def scaled(*_: object) -> Accelerator:
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu")
+        return accelerator
+
+    def scale_after(*overrides: str, stages=("tokenizer",)) -> tuple[float, int]:
+        train(run.path, [*overrides], stages=stages)
+        saved = run.checkpoints(stages[-1]).latest(pytest.fail).numbers["loss_scale"]
+        return saved["scale"], saved["_growth_tracker"]
+
+    monkeypatch.setattr("bld.training.recipe.make_accelerator", scaled)
+    run = RunFolder(tmp_path / "run")
+    assert scale_after(*tiny_overrides, "tokenizer_training.steps=3") == (2**16, 3)
+    store = run.checkpoints("tokenizer")
+    saved = store.latest(pytest.fail)
+    saved.numbers["loss_scale"]["scale"] = 1024.0
+    store.save(saved)
+    assert scale_after("tokenizer_training.steps=5") == (1024, 5)
+    assert scale_after("tokenizer_training.steps=6", stages=("tokenizer", "prior")) == (2**16, 6)
+    del saved.numbers["loss_scale"]  # as in older versions
+    store.clear()
+    store.save(saved)
+    assert scale_after("tokenizer_training.steps=7") == (2**16, 4)
+
+
 def test_a_step_waits_for_nothing_that_the_device_computes():
     """No number of a step is read on the host: on a GPU each such read would wait for all that was asked of it."""
 

@@ -121,6 +121,10 @@ class StageRun:
             self.looked = int(state.numbers.get("looked", -1))
             self.update.skipped[stage.name][0] = int(state.numbers.get("skipped", 0))
             self.say(f"The {stage.name} goes on from step {self.step:,}.")
+        if accelerator.scaler is not None:  # which the stage before may have used
+            fresh = torch.amp.GradScaler("cpu").state_dict()
+            saved = None if state is None else state.numbers.get("loss_scale")
+            accelerator.scaler.load_state_dict(saved or fresh)
         if self.processes.is_main:
             run.forget_metrics_after(stage.name, self.step if state is not None else -1)
         self.clock = StageClock(settings.steps, budget_seconds, spent)
@@ -160,6 +164,8 @@ class StageRun:
             tensors |= pack_optimizer(f"optimizer/{name}", optimizer)
         numbers: dict[str, Any] = {"seconds": self.clock.elapsed(), "images": self.images, "looked": self.looked}
         numbers["skipped"] = self.update.skips()[0]
+        if self.accelerator.scaler is not None:
+            numbers["loss_scale"] = self.accelerator.scaler.state_dict()
         if self.early is not None:
             tensors |= {f"early/{key}": tensor for key, tensor in self.early.state_dict().items()}
             numbers["early_step"] = self.early_step

@@ -18,7 +18,7 @@ from bld.errors import CheckpointError, DataError, SettingError
 from bld.io.resumable_rows import write_blocks
 from bld.nn.text_encoder import TextEncoder, text_width
 from bld.runtime.distributed import Processes
-from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
+from bld.training.condition_cache import ImageVectors, VectorCache, VectorKey, condition_vectors
 from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder, with_absolute_paths
@@ -357,6 +357,38 @@ def test_stale_or_damaged_vectors_are_made_again(vectors: tuple[Path, Path], tmp
     (tmp_path / "c" / "vectors.bin").write_bytes(b"half")
     assert np.allclose(cached(tmp_path / "c", file, images, said).read(np.arange(60))[:, 1:], np.load(file))
     assert "(data changed)" in said[0] and "damaged" in said[1] and len(said) == 2
+
+
+@pytest.mark.parametrize("ending", ["npz", "npy"])
+def test_each_image_keeps_its_own_vector_when_one_goes_and_another_comes(tmp_path: Path, ending: str):
+    """The file and the number of images are the same before and after."""
+    squares(tmp_path / "data", 6)
+    (tmp_path / "data" / "000.png").rename(tmp_path / "aside.png")
+    file, names = tmp_path / f"v.{ending}", [f"{i:03d}.png" for i in range(6)]
+    if ending == "npz":
+        np.savez(file, vectors=np.arange(6.0)[:, None], names=names)
+    else:
+        np.save(file, np.arange(1.0, 6)[:, None])
+    first = cached(tmp_path / "c", file, tmp_path / "data")
+    assert first.read(np.arange(5))[:, 1].tolist() == [1, 2, 3, 4, 5]
+    (tmp_path / "data" / "005.png").unlink()
+    (tmp_path / "aside.png").rename(tmp_path / "data" / "000.png")
+    second = cached(tmp_path / "c", file, tmp_path / "data")
+    assert second.read(np.arange(5))[:, 1].tolist() == ([0, 1, 2, 3, 4] if ending == "npz" else [1, 2, 3, 4, 5])
+    assert first.key.digest() != second.key.digest()
+
+
+def test_vectors_of_before_names_were_kept_are_made_anew_and_the_prior_goes_on(vector_run: Path, tmp_path: Path):
+    shutil.copytree(vector_run, tmp_path / "run")
+    run, said = RunFolder(tmp_path / "run"), []
+    header = json.loads((run.conditions / "header.json").read_text())
+    assert header["key"].pop("names")
+    (run.conditions / "header.json").write_text(json.dumps(header))
+    run.record("prior", condition=VectorKey(**header["key"]).digest())
+    Recipe(run.adopt(None, ["prior_training.steps=401"], None), run, said.append).train_prior()
+    assert any("(names changed)" in line for line in said)
+    assert not any("anew" in line and "prior" in line for line in said)
+    assert run.progress()["prior"]["condition"] == VectorCache(run.conditions).key.digest()
 
 
 def test_an_interrupted_cache_goes_on_with_the_blocks_that_are_left(

@@ -11,7 +11,7 @@ from torch import Tensor
 from bld.data import read_captions
 from bld.errors import UserError
 from bld.evaluation.load_run import OpenedRun
-from bld.training.condition_cache import VectorCache, captions_fingerprint
+from bld.training.condition_cache import VectorCache, texts_fingerprint
 from bld.training.order import evenly
 
 
@@ -85,7 +85,8 @@ def _cache(opened: OpenedRun) -> tuple[VectorCache, list[str] | None] | None:
     if cache.key.images != len(held_out.source) or cache.width != pipeline.prior.config.condition_dim:
         return None
     if not cache.key.encoder:
-        return None if opened.changed else (cache, None)
-    if captions is None or captions_fingerprint(captions) != cache.key.data:
+        is_of_these = cache.key.names in ("", texts_fingerprint(held_out.source.names)) and not opened.changed
+        return (cache, None) if is_of_these else None
+    if captions is None or texts_fingerprint(captions) != cache.key.data:
         return None
     return cache, list(captions)

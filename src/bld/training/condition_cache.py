@@ -46,6 +46,8 @@ class VectorKey:
         images: how many the source has.
         width: V.
         values: "float16" or "float32".
+        names: fingerprint of the images' names in their order, by which vectors given by users are dealt out; "" for
+            captions, which `data` has in that order, and in caches from before it was kept.
     """
 
     encoder: str
@@ -53,6 +55,7 @@ class VectorKey:
     images: int
     width: int
     values: str
+    names: str = ""
 
     @property
     def row_bytes(self) -> int:
@@ -60,8 +63,9 @@ class VectorKey:
         return (1 + self.width) * np.dtype(self.values).itemsize
 
     def digest(self) -> str:
-        """16 hexadecimal digits that change with any of these."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """16 hexadecimal digits that change with any of these; without names, those of before they were kept."""
+        fields = {name: value for name, value in asdict(self).items() if name != "names" or value}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class VectorCache:
@@ -177,7 +181,7 @@ def _of_captions(
     if without:
         say(f"{without:,} of {len(source):,} images have no caption: they are trained on without one.")
     encoder = TextEncoder.load(settings.prior.text_encoder).to(device)
-    key = VectorKey(encoder.fingerprint(), captions_fingerprint(captions), len(captions), encoder.width, "float16")
+    key = VectorKey(encoder.fingerprint(), texts_fingerprint(captions), len(captions), encoder.width, "float16")
 
     def vectors(wanted: list[range]) -> Iterator[np.ndarray]:
         for rows in shown(wanted, "conditions", processes):
@@ -191,10 +195,10 @@ def _of_captions(
     return _cached(folder, key, vectors, processes, say)
 
 
-def captions_fingerprint(captions: Sequence[str]) -> str:
-    """32 hexadecimal digits that change with any caption and with their order."""
+def texts_fingerprint(texts: Sequence[str]) -> str:
+    """32 hexadecimal digits that change with any of the texts and with their order."""
     digest = hashlib.sha256()
-    for text in captions:
+    for text in texts:
         digest.update(text.encode(errors="surrogateescape") + b"\0")
     return digest.hexdigest()[:32]
 
@@ -206,7 +210,8 @@ def _of_file(path: Path, source: ImageSource, folder: Path, processes: Processes
     given, names = _open_vectors(path)
     order = _order(path, given, names, source)
     values = "float16" if given.dtype == np.float16 else "float32"
-    key = VectorKey("", file_sha256(path)[:32], len(source), given.shape[1], values)
+    dealt_to = texts_fingerprint(source.names)
+    key = VectorKey("", file_sha256(path)[:32], len(source), given.shape[1], values, dealt_to)
 
     def vectors(wanted: list[range]) -> Iterator[np.ndarray]:
         for rows in shown(wanted, "conditions", processes):

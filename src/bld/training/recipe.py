@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -225,12 +225,13 @@ class Recipe:
         """
         with self.locked():
             tokenizer = self._trained_tokenizer()
-            self._forget_prior_unless("tokenizer", tokenizer_hash(tokenizer), "The tokenizer has")
+            self._forget_prior_unless("tokenizer", (tokenizer_hash(tokenizer),), "The tokenizer has")
             if self._finished("prior"):
                 return
             vectors = self.condition_vectors()
-            digest = "" if vectors is None else vectors.key.digest()
-            self._forget_prior_unless("condition", digest, "The captions or vectors have")
+            key = None if vectors is None else vectors.key
+            digests = ("", "") if key is None else (key.digest(), replace(key, names="").digest())  # of older runs too
+            self._forget_prior_unless("condition", digests, "The captions or vectors have")
             cache, train = self.encode(), self.images()[0]
             held_out = self._held_out_codes(tokenizer, vectors)
             mine = None if vectors is None else ImageVectors(vectors, train.rows)
@@ -289,16 +290,22 @@ class Recipe:
             self.say(f"The {name} is trained already ({done['steps']:,} steps).")
         return finished
 
-    def _forget_prior_unless(self, what: str, mine: str, changed: str) -> None:
-        """A prior that was begun with another tokenizer, captions or vectors than these starts anew."""
+    def _forget_prior_unless(self, what: str, mine: Sequence[str], changed: str) -> None:
+        """A prior that was begun with another tokenizer, captions or vectors than these starts anew.
+
+        Args:
+            what: the entry of the run's progress that tells with which.
+            mine: what it says of these, which is written, and what else older versions may have said of them.
+            changed: the beginning of the sentence that says so.
+        """
         with self.processes.main_first():
             if not self.processes.is_main:
                 return
-            if self.run.progress().get("prior", {}).get(what, mine) != mine:
+            if self.run.progress().get("prior", {}).get(what, mine[0]) not in mine:
                 self.say(f"{changed} changed since the prior was begun: the prior is trained anew.")
                 self.run.checkpoints("prior").clear()
                 self.run.record("prior", goal=None)
-            self.run.record("prior", **{what: mine})
+            self.run.record("prior", **{what: mine[0]})
 
     def _trained_tokenizer(self) -> BinaryAutoencoder:
         if not self.run.tokenizer.is_dir():

@@ -153,6 +153,20 @@ def test_the_same_command_again_trains_nothing(run_copy):
     assert any("trained already" in line for line in heard)
 
 
+def test_a_finished_run_samples_as_it_is_told_afterwards(run_copy):
+    """By what its pipeline does when not told otherwise; nothing is trained, and nothing else in the index changes."""
+    run, heard = RunFolder(run_copy), []
+    before, stamp = json.loads(run.index.read_text()), (run.prior / "model.safetensors").stat().st_mtime_ns
+    train(run_copy, ["sampling.steps=3", "sampling.guidance_scale=2.5", "sampling.temperature=0.7"], None, heard=heard)
+    after = json.loads(run.index.read_text())
+    assert after.pop("sampling") == {"num_inference_steps": 3, "temperature": 0.7, "guidance_scale": 2.5}
+    assert after == {name: value for name, value in before.items() if name != "sampling"}
+    assert (run.prior / "model.safetensors").stat().st_mtime_ns == stamp
+    assert sum("guidance_scale=2.5" in line for line in heard) == 1
+    train(run_copy, [], None, heard=(again := []))
+    assert not any("guidance_scale" in line for line in again)
+
+
 def test_sigterm_saves_a_checkpoint_and_the_same_command_goes_on(tmp_path, tiny_overrides):
     whole = train(tmp_path / "whole", [*tiny_overrides, "tokenizer_training.steps=120"], stages=["tokenizer"])
     out = tmp_path / "killed"

@@ -45,9 +45,19 @@ def load_tokenizer(folder: Path) -> BinaryAutoencoder:
 
 def load_prior(folder: Path) -> Transformer:
     """Read a prior of any kind saved by `save_model`, in eval mode on the CPU."""
-    network = _class_in(folder, {kind.network.__name__: kind.network for kind in KINDS.values()}, "a prior")
-    config = _config(folder, network.__name__, DenoiserConfig)
+    network, config = _prior_network(folder), load_prior_config(folder)
     return _with_weights(folder, lambda: network(config)).eval()
+
+
+def load_prior_config(folder: Path) -> DenoiserConfig:
+    """The config of a prior of any kind saved by `save_model`."""
+    return _config(folder, _prior_network(folder).__name__, DenoiserConfig)
+
+
+def _prior_network(folder: Path) -> type[Transformer]:
+    known = {kind.network.__name__: kind.network for kind in KINDS.values()}
+    network: type[Transformer] = _class_in(folder, known, "a prior")
+    return network
 
 
 def save_process(folder: Path, process: Process) -> None:

@@ -6,13 +6,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
 from bld.data import ImageSet, read_captions
 from bld.errors import DataError, SettingError
-from bld.serialization.models import load_tokenizer, tokenizer_hash
+from bld.io.files import read_json, write_json
+from bld.serialization.models import load_index, load_prior_config, load_process, load_tokenizer, tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.accelerator import make_accelerator, precision_of, processes_of
 from bld.training.code_cache import CodeCache
@@ -28,7 +29,7 @@ from bld.training.run_images import images_of_run, keep_examples
 from bld.training.settings import Settings, TrainingSettings
 from bld.training.stages.base import Stage
 from bld.training.stages.encode import encode_images
-from bld.training.stages.prior import HeldOutCodes, PriorStage
+from bld.training.stages.prior import HeldOutCodes, PriorStage, sampling_defaults
 from bld.training.stages.tokenizer import MOST_MEASURED, TokenizerStage
 from bld.training.time_budget import STAGES, split
 
@@ -227,6 +228,7 @@ class Recipe:
             tokenizer = self._trained_tokenizer()
             self._forget_prior_unless("tokenizer", (tokenizer_hash(tokenizer),), "The tokenizer has")
             if self._finished("prior"):
+                self._renew_defaults()
                 return
             vectors = self.condition_vectors()
             key = None if vectors is None else vectors.key
@@ -306,6 +308,19 @@ class Recipe:
                 self.run.checkpoints("prior").clear()
                 self.run.record("prior", goal=None)
             self.run.record("prior", **{what: mine[0]})
+
+    def _renew_defaults(self) -> None:
+        """Let the finished pipeline sample as the settings say now."""
+        if not self.processes.is_main:
+            return
+        index, config = load_index(self.run.path), load_prior_config(self.run.prior)
+        defaults = sampling_defaults(
+            self.settings, load_process(self.run.diffusion), config.is_conditional or index.guide
+        )
+        if defaults != index.sampling:
+            write_json(self.run.index, {**read_json(self.run.index), "sampling": asdict(defaults)})
+            told = ", ".join(f"{name}={value}" for name, value in asdict(defaults).items())
+            self.say(f"{self.run.index} samples as the settings say now: {told}.")
 
     def _trained_tokenizer(self) -> BinaryAutoencoder:
         if not self.run.tokenizer.is_dir():

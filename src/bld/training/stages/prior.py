@@ -243,7 +243,7 @@ class PriorStage(Stage):
                 lambda z, t: network(z, t, condition),
                 shape,
                 steps=min(PREVIEW_STEPS, self.process.steps) if self.process.may_skip else None,
-                temperature=self._temperature(),
+                temperature=sampling_defaults(self.settings, self.process, guided=False).temperature,
                 generators=keyed_draws(self.settings.seed, "preview", range(PREVIEWED)),
                 known=None,
                 mask=None,
@@ -281,10 +281,8 @@ class PriorStage(Stage):
         if isinstance(early, Transformer):
             save_model(self.run.guide, early)
         save_process(self.run.diffusion, self.process)
-        sampling, data = self.settings.sampling, self.settings.data
-        steps = min(sampling.steps, self.process.steps) if self.process.may_skip else 0
-        guidance = sampling.guidance_scale if averaged.config.is_conditional or early is not None else 1.0
-        defaults = SamplingDefaults(steps or None, self._temperature(), guidance)
+        data, guided = self.settings.data, averaged.config.is_conditional or early is not None
+        defaults = sampling_defaults(self.settings, self.process, guided)
         classes = self.cache.classes if averaged.config.num_classes else []
         encoder = self.settings.prior.text_encoder
         index = PipelineIndex(
@@ -298,9 +296,19 @@ class PriorStage(Stage):
         )
         save_index(self.run.path, index, type(averaged).__name__, type(self.process).__name__)
 
-    def _temperature(self) -> float:
-        """τ of the run's own samples; real numbers start from unscaled noise."""
-        return 1.0 if KINDS[self.process.kind].is_real else self.settings.sampling.temperature
+
+def sampling_defaults(settings: Settings, process: Process, guided: bool) -> SamplingDefaults:
+    """How the pipeline of a run samples when not told otherwise; real numbers start from unscaled noise.
+
+    Args:
+        settings: of the run.
+        process: how its prior noises and generates.
+        guided: whether there is something to guide by.
+    """
+    sampling = settings.sampling
+    steps = min(sampling.steps, process.steps) if process.may_skip else 0
+    temperature = 1.0 if KINDS[process.kind].is_real else sampling.temperature
+    return SamplingDefaults(steps or None, temperature, sampling.guidance_scale if guided else 1.0)
 
 
 def build_network(process: Process, config: DenoiserConfig) -> Transformer:

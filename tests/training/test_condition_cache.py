@@ -473,6 +473,54 @@ def test_paths_in_settings_hold_from_elsewhere(tmp_path: Path, monkeypatch: pyte
     assert hub.prior.text_encoder == "openai/clip-vit-large-patch14"
 
 
+# -- what has moved ---------------------------------------------------------------------------------------
+
+
+def test_a_moved_file_of_vectors_goes_on_and_another_is_refused(vector_run: Path, tmp_path: Path):
+    shutil.copytree(vector_run, tmp_path / "run")
+    run, said = RunFolder(tmp_path / "run"), []
+    moved = Path(shutil.copy(run.settings().data.condition, tmp_path / "moved.npy"))
+    kept = run.config.read_bytes()
+    np.save(tmp_path / "other.npy", np.load(moved) + 1)
+    for wrong in (tmp_path / "other.npy", tmp_path / "nowhere.npy"):
+        with pytest.raises(SettingError, match=rf"data\.condition=.*{wrong.name}"):
+            run.adopt(None, [f"data.condition={wrong}"], None)
+    assert run.config.read_bytes() == kept
+    Recipe(run.adopt(None, [f"data.condition={moved}"], None), run, said.append).train()
+    assert run.settings().data.condition == str(moved) and any("trained already (400 steps)" in line for line in said)
+    Recipe(run.adopt(None, ["prior_training.steps=401"], None), run, said.append).train_prior()
+    assert not any("anew" in line for line in said) and run.progress()["prior"]["steps"] == 401
+
+
+def test_a_moved_table_of_captions_goes_on_and_another_is_refused(texts: Path, tmp_path: Path):
+    shutil.copytree(texts, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    table = (Path(run.settings().data.location) / "metadata.jsonl").read_text()
+    run.config.write_text(run.config.read_text().replace("captions: auto", f"captions: {tmp_path / 'old.jsonl'}"))
+    assert run.settings().data.captions == str(tmp_path / "old.jsonl")  # which is not there any more
+    (tmp_path / "new.jsonl").write_text(table)
+    assert run.adopt(None, [f"data.captions={tmp_path / 'new.jsonl'}"], None).data.captions.endswith("new.jsonl")
+    (tmp_path / "other.jsonl").write_text(table.replace("a red square", "a square"))
+    with pytest.raises(SettingError, match=r"data\.captions=.*other\.jsonl"):
+        run.adopt(None, [f"data.captions={tmp_path / 'other.jsonl'}"], None)
+    shutil.rmtree(run.conditions)  # by which they would be compared
+    with pytest.raises(SettingError, match=r"data\.captions=.*again\.jsonl"):
+        run.adopt(None, [f"data.captions={shutil.copy(tmp_path / 'new.jsonl', tmp_path / 'again.jsonl')}"], None)
+
+
+def test_a_moved_text_encoder_goes_on_and_is_what_the_pipeline_loads(texts: Path, clip: Path, tmp_path: Path):
+    shutil.copytree(texts, tmp_path / "run")
+    shutil.copytree(clip, tmp_path / "moved")
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(SettingError, match=r"prior\.text_encoder=.*other"):
+        run.adopt(None, [f"prior.text_encoder={tiny_clip(tmp_path / 'other', seed=1)}"], None)
+    Recipe(run.adopt(None, [f"prior.text_encoder={tmp_path / 'moved'}"], None), run, lambda _: None).train()
+    assert json.loads(run.index.read_text())["text_encoder"] == str(tmp_path / "moved")
+    run.config.write_text(run.config.read_text().replace(str(tmp_path / "moved"), str(tmp_path / "gone")))
+    Recipe(run.settings(), run, lambda _: None).train_prior()
+    assert json.loads(run.index.read_text())["text_encoder"] == str(tmp_path / "moved")  # as named by hand, say
+
+
 # -- refusals ---------------------------------------------------------------------------------------------
 
 

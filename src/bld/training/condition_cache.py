@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bld.data import ImageSource, read_captions
-from bld.errors import CheckpointError, DataError
+from bld.data import ImageSource, open_images, read_captions
+from bld.errors import CheckpointError, DataError, UserError
 from bld.io.files import file_sha256, read_json, write_json
 from bld.io.resumable_rows import shown, write_blocks
 from bld.nn.text_encoder import TextEncoder, text_width
 from bld.runtime.distributed import Processes
 from bld.training.order import evenly
-from bld.training.settings import Settings
+from bld.training.settings import Settings, leaves, settings_tree
 
 HEADER, VECTORS = "header.json", "vectors.bin"
 AT_A_TIME = 256
+MOVABLE = ("data.captions", "data.condition", "prior.text_encoder")  # settings that tell what vectors are made of
 MEASURED = 4096  # vectors that mean and scale are taken of
 
 Say = Callable[[str], None]
@@ -162,6 +163,30 @@ def condition_vectors(
     if settings.data.condition:
         return _of_file(Path(settings.data.condition), source, folder, processes, say)
     return None
+
+
+def is_moved(key: str, before: Settings, after: Settings, folder: Path) -> bool:
+    """Whether a setting names another path of the captions, vectors or text encoder that the cached vectors are of.
+
+    Args:
+        key: of the setting.
+        before: the settings of the run, with absolute paths as `after`.
+        after: the settings asked for.
+        folder: of the cache; where there is none, nothing tells that they are the same.
+    """
+    paths = [Path(dict(leaves(settings_tree(settings))).get(key, "")) for settings in (before, after)]
+    if key not in MOVABLE or not all(path.is_absolute() for path in paths):
+        return False
+    try:
+        made = VectorCache(folder).key
+        if key == "prior.text_encoder":
+            return TextEncoder.load(after.prior.text_encoder).fingerprint() == made.encoder
+        if key == "data.condition":
+            return not made.encoder and file_sha256(paths[1])[:32] == made.data
+        captions = read_captions(open_images(after.data.location, labels="none"), after.data.captions)
+        return captions is not None and texts_fingerprint(captions) == made.data
+    except (UserError, OSError):
+        return False
 
 
 # -- captions ---------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -29,7 +30,7 @@ from bld.training.run_images import images_of_run, keep_examples
 from bld.training.settings import Settings, TrainingSettings
 from bld.training.stages.base import Stage
 from bld.training.stages.encode import encode_images
-from bld.training.stages.prior import HeldOutCodes, PriorStage, sampling_defaults
+from bld.training.stages.prior import HeldOutCodes, PriorStage, named_encoder, sampling_defaults
 from bld.training.stages.tokenizer import MOST_MEASURED, TokenizerStage
 from bld.training.time_budget import STAGES, split
 
@@ -310,15 +311,19 @@ class Recipe:
             self.run.record("prior", **{what: mine[0]})
 
     def _renew_defaults(self) -> None:
-        """Let the finished pipeline sample as the settings say now."""
+        """Let the finished pipeline sample as the settings say now, with the text encoder where it lies now."""
         if not self.processes.is_main:
             return
         index, config = load_index(self.run.path), load_prior_config(self.run.prior)
         defaults = sampling_defaults(
             self.settings, load_process(self.run.diffusion), config.is_conditional or index.guide
         )
-        if defaults != index.sampling:
-            write_json(self.run.index, {**read_json(self.run.index), "sampling": asdict(defaults)})
+        encoder = named_encoder(self.settings)
+        if not Path(encoder).is_dir():  # the index may name by hand where it lies now
+            encoder = index.text_encoder
+        if (defaults, encoder) != (index.sampling, index.text_encoder):
+            renewed = {"sampling": asdict(defaults), "text_encoder": encoder}
+            write_json(self.run.index, {**read_json(self.run.index), **renewed})
             told = ", ".join(f"{name}={value}" for name, value in asdict(defaults).items())
             self.say(f"{self.run.index} samples as the settings say now: {told}.")
 

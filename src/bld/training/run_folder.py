@@ -21,6 +21,7 @@ from bld.errors import CheckpointError, SettingError, UserError
 from bld.io.files import read_json, write_json, written_aside
 from bld.serialization.models import GUIDE
 from bld.training.checkpoints import CheckpointStore
+from bld.training.condition_cache import is_moved
 from bld.training.config import load_settings
 from bld.training.settings import Settings, leaves, settings_tree
 
@@ -222,6 +223,8 @@ class RunFolder:
         fixed = tuple(key for stage, keys in FIXED_BY.items() if self.has_begun(stage) for key in keys)
         for key, value in leaves(settings_tree(after)):
             if key.startswith(fixed) and key not in FREE_KEYS and value != old[key]:
+                if is_moved(key, before, after, self.conditions):
+                    continue
                 raise SettingError(
                     f"{self.path} holds a run with {key}={old[key]}, and this command says {value}: "
                     f"choose another --out, or leave {key} as it was."

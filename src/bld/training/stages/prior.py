@@ -284,13 +284,12 @@ class PriorStage(Stage):
         data, guided = self.settings.data, averaged.config.is_conditional or early is not None
         defaults = sampling_defaults(self.settings, self.process, guided)
         classes = self.cache.classes if averaged.config.num_classes else []
-        encoder = self.settings.prior.text_encoder
         index = PipelineIndex(
             classes,
             data.background,
             defaults,
             data.resample,
-            str(Path(encoder).resolve()) if encoder and Path(encoder).is_dir() else encoder,
+            named_encoder(self.settings),
             self.vectors.cache.key.encoder if self.vectors is not None else "",
             guide=early is not None,
         )
@@ -309,6 +308,12 @@ def sampling_defaults(settings: Settings, process: Process, guided: bool) -> Sam
     steps = min(sampling.steps, process.steps) if process.may_skip else 0
     temperature = 1.0 if KINDS[process.kind].is_real else sampling.temperature
     return SamplingDefaults(steps or None, temperature, sampling.guidance_scale if guided else 1.0)
+
+
+def named_encoder(settings: Settings) -> str:
+    """The text encoder as a pipeline names it: a folder by its absolute path, else as the settings do."""
+    encoder = settings.prior.text_encoder
+    return str(Path(encoder).resolve()) if encoder and Path(encoder).is_dir() else encoder
 
 
 def build_network(process: Process, config: DenoiserConfig) -> Transformer:

@@ -19,6 +19,7 @@ from PIL import Image
 from bld.data import ImageSet, ImageSource, Preprocessing, open_images, to_unit
 from bld.data.sources import folder as folder_module
 from bld.data.sources.base import Names
+from bld.data.sources.members import EXTENSIONS
 from bld.errors import DataError
 
 # -- names ------------------------------------------------------------------------------------------------
@@ -173,6 +174,60 @@ def test_images_are_verified_once_and_what_was_unreadable_stays_known(pack, png,
     assert len(unverified) == 20
     with pytest.raises(DataError, match=r"07\.png"):
         unverified.centre([7])
+
+
+def test_what_was_unreadable_is_looked_at_again_where_a_run_opens(pack, png, tmp_path: Path, monkeypatch):
+    """The second look finds the fault passed; one that only reads, as another process does, takes what is written."""
+    images, kept = pack("folder", {f"{i:02d}.png": png(i) for i in range(20)}), tmp_path / "run"
+    read, broken = folder_module.FolderSource._read, {3, 7}
+
+    def failing(self, index: int) -> Image.Image:
+        if index in broken:
+            raise OSError("stale file handle")
+        looks.append(index)
+        return read(self, index)
+
+    def opened(**options) -> list[str]:
+        looks.clear()
+        options = {"memory_limit_bytes": 0, "index_to": kept, **options}
+        return [name for name, _ in ImageSet.open(images, Preprocessing(8), **options).skipped]
+
+    looks: list[int] = []
+    monkeypatch.setattr(folder_module.FolderSource, "_read", failing)
+    assert opened(report_to=kept) == ["03.png", "07.png"] and len(looks) == 18
+    broken.discard(7)
+    assert opened() == ["03.png", "07.png"] and looks == []
+    assert opened(report_to=kept) == ["03.png"] and looks == [7]
+    assert opened() == ["03.png"] and looks == []
+    assert (kept / "skipped_images.txt").read_text().startswith("03.png\t")
+
+
+def test_another_limit_of_pixels_or_other_decoders_are_another_look(pack, png, tmp_path: Path, monkeypatch):
+    files = {f"{i:02d}.png": png(i) for i in range(20)} | {"19.png": png(19, 20, 20)}
+    images, kept = pack("folder", files), tmp_path / "run"
+
+    def skipped(max_pixels: int, **options) -> list[str]:
+        found = ImageSet.open(
+            images, Preprocessing(8), memory_limit_bytes=0, index_to=kept, max_pixels=max_pixels, **options
+        )
+        return [name for name, _ in found.skipped]
+
+    assert skipped(1000) == [] and skipped(399) == ["19.png"] and skipped(400) == []
+    monkeypatch.delitem(Image.OPEN, "PNG")
+    with pytest.raises(DataError, match="20 of 20 images"):
+        skipped(400)
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_a_list_of_images_is_made_again_where_other_files_are_images(pack, png, tmp_path: Path, monkeypatch, kind: str):
+    """As after the decoder of another format has been installed."""
+    files = {"1.png": png(1), "2.png": png(2), "3.heic": png(3)}
+    images, kept = (pack("folder", files) if kind == "folder" else pack("s/a.tar", files).parent), tmp_path / "run"
+    monkeypatch.setattr(folder_module, "INDEX_FROM", 1)
+    for endings, count in ((EXTENSIONS - {"heic"}, 2), (EXTENSIONS | {"heic"}, 3)):
+        for module in ("members", kind):
+            monkeypatch.setattr(f"bld.data.sources.{module}.EXTENSIONS", endings)
+        assert len(open_images(images, index_to=kept)) == count
 
 
 # -- decoding ahead ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from bld.data.preprocessing import Preprocessing, center_view, flips, training_v
 from bld.data.sources.base import ImageSource, fingerprint_of, name_fractions
 from bld.data.sources.opening import open_images
 from bld.data.values import to_unit
-from bld.data.verifying import decode_all, read_verified, refuse_too_many, report_skipped, write_verified
+from bld.data.verifying import decode_all, read_verified, refuse_too_many, report_skipped, verified_by, write_verified
 from bld.errors import DataError, SettingError
 from bld.seeding import keyed_permutation
 
@@ -77,7 +77,7 @@ class ImageSet:
             location: as for `open_images`.
             preprocessing: how the images become squares.
             report_to: folder that receives skipped_images.txt when images are left out; an older one is removed when
-                none are.
+                none are. Images that an earlier look listed as unreadable are looked at again then.
             memory_limit_bytes: the centre views are kept in memory up to this size, unless crops are random.
             max_bad_fraction: 0 … 1; more unreadable images than that are a DataError.
             progress: show a bar.
@@ -96,12 +96,16 @@ class ImageSet:
         fits = len(source) * 3 * size * size <= memory_limit_bytes
         keep = fits and preprocessing.crop == "center"
         pixels = torch.empty((len(source), 3, size, size), dtype=torch.uint8) if keep else None
-        known = index_to is not None and pixels is None
-        failures = read_verified(index_to, source.fingerprint) if index_to is not None and known else None
-        if failures is None and (verify or pixels is not None):
+        verdict_in = index_to if pixels is None else None
+        key = verified_by(source)
+        kept = read_verified(verdict_in, key) if verdict_in is not None else None
+        failures = kept
+        if kept is None and (verify or pixels is not None):
             failures = decode_all(source, preprocessing, pixels, threads=threads, progress=progress)
-            if index_to is not None and known:
-                write_verified(index_to, source.fingerprint, failures)
+        elif kept and report_to is not None:  # their fault may have passed; who does not report takes what is written
+            failures = decode_all(source, preprocessing, None, threads=threads, progress=progress, only=[*kept])
+        if verdict_in is not None and failures is not None and failures != kept:
+            write_verified(verdict_in, key, failures)
         failures = failures or {}
         skipped = [(source.names[index], reason) for index, reason in failures.items()]
         if report_to is not None:

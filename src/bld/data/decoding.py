@@ -60,6 +60,13 @@ def opened(data: bytes) -> Image.Image:
     raise DataError("not an image of a known format")
 
 
+def decoders() -> list[str]:
+    """The formats that can be decoded here."""
+    _register_heif()
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def decode_file(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in a file, decoded as training images are.
 

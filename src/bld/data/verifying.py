@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
+from bld.data.decoding import decoders
 from bld.data.preprocessing import Preprocessing, center_view
 from bld.data.rgb import to_rgb
 from bld.data.sources.base import ImageSource
@@ -30,6 +32,7 @@ def decode_all(
     *,
     threads: int,
     progress: bool,
+    only: Sequence[int] | None = None,
 ) -> Failures:
     """Decode every image once.
 
@@ -39,12 +42,15 @@ def decode_all(
         pixels: uint8 (n, 3, S, S), whose row i receives the centre view of image i; None keeps nothing.
         threads: decoders at work at once.
         progress: show a bar.
+        only: the images that are decoded; None for all.
 
     Returns:
         Why an image cannot be used, by the index of each that cannot.
     """
 
-    def decode_chunk(chunk: range) -> Failures:
+    rows = range(len(source)) if only is None else only
+
+    def decode_chunk(chunk: Sequence[int]) -> Failures:
         failures = {}
         for index in chunk:
             try:
@@ -60,8 +66,8 @@ def decode_all(
     failures: Failures = {}
     executor = ThreadPoolExecutor(threads)
     try:
-        with tqdm(total=len(source), desc="Reading images", unit="image", disable=None if progress else True) as bar:
-            chunks = list(_chunks(len(source)))
+        with tqdm(total=len(rows), desc="Reading images", unit="image", disable=None if progress else True) as bar:
+            chunks = [rows[start : start + CHUNK_IMAGES] for start in range(0, len(rows), CHUNK_IMAGES)]
             for chunk, found in zip(chunks, executor.map(decode_chunk, chunks), strict=True):
                 failures |= found
                 bar.update(len(chunk))
@@ -70,21 +76,24 @@ def decode_all(
     return failures
 
 
-def read_verified(folder: Path, fingerprint: str) -> Failures | None:
-    """What an earlier look at the same images found; None if there was none."""
+def verified_by(source: ImageSource) -> dict[str, Any]:
+    """All that decides which images of a source are unreadable, ready for JSON."""
+    return {"fingerprint": source.fingerprint, "max_pixels": source.max_pixels, "decoders": decoders()}
+
+
+def read_verified(folder: Path, key: dict[str, Any]) -> Failures | None:
+    """What an earlier look at the same images found, with the same limit and decoders; None if there was none."""
     try:
         kept = json.loads((folder / VERIFIED_NAME).read_text(encoding="utf-8"))
-        if kept["fingerprint"] != fingerprint:
-            return None
-        return {int(index): str(reason) for index, reason in kept["unreadable"].items()}
+        unreadable = kept.pop("unreadable")
+        return {int(index): str(reason) for index, reason in unreadable.items()} if kept == key else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def write_verified(folder: Path, fingerprint: str, failures: Failures) -> None:
+def write_verified(folder: Path, key: dict[str, Any], failures: Failures) -> None:
     """Keep what a look at all images found."""
-    kept = {"fingerprint": fingerprint, "unreadable": failures}
-    write_whole(folder / VERIFIED_NAME, json.dumps(kept).encode())
+    write_whole(folder / VERIFIED_NAME, json.dumps({**key, "unreadable": failures}).encode())
 
 
 def report_skipped(skipped: list[tuple[str, str]], folder: Path) -> None:
@@ -117,8 +126,3 @@ def refuse_too_many(source: ImageSource, skipped: list[tuple[str, str]], limit: 
         f"{bad} of {total} images in {source.location} cannot be read (at most {limit:.0%} may fail), "
         f"the first is {skipped[0][0]}; {where}fix or remove them."
     )
-
-
-def _chunks(count: int) -> Iterator[range]:
-    for start in range(0, count, CHUNK_IMAGES):
-        yield range(start, min(start + CHUNK_IMAGES, count))

@@ -16,6 +16,7 @@ from bld.data.decoding import FILE_LIMIT_BYTES, check_file_size, decode
 from bld.data.sources.base import ImageSource, fingerprint_of, opens, passed_over_note
 from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
 from bld.data.sources.members import (
+    EXTENSIONS,
     SHEET_NAMES,
     counted_by_ending,
     is_hidden,
@@ -51,8 +52,8 @@ class FolderSource(ImageSource):
             found = _search(self._root, location)
             listing, notes = found.listing, found.notes(location)
             if len(listing.names) >= INDEX_FROM:
-                key = {"folder": str(self._root), "folders": found.folders, "notes": notes}
-                write_index(index_to, key, listing)
+                key = {"folder": str(self._root), "endings": sorted(EXTENSIONS), "folders": found.folders}
+                write_index(index_to, {**key, "notes": notes}, listing)
         else:
             listing, notes = kept
         self._describe(location, listing.names)
@@ -77,9 +78,9 @@ def _content(path: str, most: int) -> bytes:
 
 
 def _kept(root: Path, index_to: Path | None) -> tuple[Listing, list[str]] | None:
-    """What was found in an earlier search, if every folder is as it was then."""
+    """What was found in an earlier search, if every folder is as it was then and the same files are images."""
     kept = read_index(index_to)
-    if kept is None or kept[0].get("folder") != str(root):
+    if kept is None or (kept[0].get("folder"), kept[0].get("endings")) != (str(root), sorted(EXTENSIONS)):
         return None
     try:
         changed = any(os.stat(path).st_mtime_ns != mtime for path, mtime in kept[0]["folders"].items())

@@ -19,7 +19,15 @@ from bld.data.decoding import check_file_size, decode
 from bld.data.sources.archives import plain_members
 from bld.data.sources.base import ImageSource, fingerprint_of, opens
 from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
-from bld.data.sources.members import CAPTION_KEYS, LABEL_KEYS, is_image_path, member_path, natural_key, numbered
+from bld.data.sources.members import (
+    CAPTION_KEYS,
+    EXTENSIONS,
+    LABEL_KEYS,
+    is_image_path,
+    member_path,
+    natural_key,
+    numbered,
+)
 from bld.errors import DataError
 
 LABEL_LIMIT_BYTES = 1 << 20
@@ -85,7 +93,8 @@ class ShardsSource(ImageSource):
         self._paths = [path.absolute() for path in paths]
         stats = [path.stat() for path in self._paths]
         records = [(path.name, s.st_size, s.st_mtime_ns) for path, s in zip(self._paths, stats, strict=True)]
-        key = {"shards": [[str(path), *record[1:]] for path, record in zip(self._paths, records, strict=True)]}
+        shards = [[str(path), *record[1:]] for path, record in zip(self._paths, records, strict=True)]
+        key = {"shards": shards, "endings": sorted(EXTENSIONS)}
         kept = read_index(index_to)
         if kept is not None and kept[0] == key:
             listing = kept[1]

@@ -174,8 +174,10 @@ def is_moved(key: str, before: Settings, after: Settings, folder: Path) -> bool:
         after: the settings asked for.
         folder: of the cache; where there is none, nothing tells that they are the same.
     """
-    paths = [Path(dict(leaves(settings_tree(settings))).get(key, "")) for settings in (before, after)]
-    if key not in MOVABLE or not all(path.is_absolute() for path in paths):
+    if key not in MOVABLE:
+        return False
+    paths = [Path(dict(leaves(settings_tree(settings)))[key]) for settings in (before, after)]
+    if not all(path.is_absolute() for path in paths):
         return False
     try:
         made = VectorCache(folder).key

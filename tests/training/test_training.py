@@ -253,6 +253,38 @@ def test_a_run_folder_of_another_shape_is_refused_and_left_alone(run_copy, word)
     assert (run_copy / "config.yaml").read_text() == config
 
 
+def test_an_edited_file_of_settings_counts_when_the_run_goes_on_and_what_it_says_as_before_does_not(tmp_path):
+    """Sizes of --budget and weights of --init-from lie over the file, and the same command does not repeat them."""
+    run, file = RunFolder(tmp_path / "run"), tmp_path / "mine.yaml"
+    file.write_text("base: digits\nprior: {dim: 32, depth: 2}\nsampling: {steps: 4}\n")
+    first = run.adopt(str(file), ["sampling.temperature=0.5"], "digits", over={"prior": {"dim": 64}})
+    assert run.adopt(str(file), [], None) == first and first.prior.dim == 64
+    file.write_text("base: digits\nprior: {dim: 32, depth: 3}\nsampling: {steps: 5}\ntrackers: []\n")
+    second = run.adopt(str(file), [], None)
+    assert (second.prior.dim, second.prior.depth, second.sampling.steps, second.trackers) == (64, 3, 5, ())
+    assert second.sampling.temperature == 0.5 and second.data.location == "digits"
+    assert run.adopt(str(file), ["sampling.steps=6"], None).sampling.steps == 6
+    assert run.adopt(str(file), [], None).sampling.steps == 6  # nothing was edited since
+    file.write_text("base: cifar10\nsampling: {steps: 5}\n")
+    assert run.adopt(str(file), [], None).tokenizer.image_size == 32
+    run.prior.mkdir()
+    file.write_text("base: cifar10\nprior: {depth: 1}\n")
+    with pytest.raises(SettingError, match=r"prior\.depth=\d+, .* 1: .*--out"):
+        run.adopt(str(file), [], None)
+
+
+def test_what_a_base_of_a_base_says_counts_when_it_is_edited(tmp_path):
+    run, below, above = RunFolder(tmp_path / "run"), tmp_path / "below.yaml", tmp_path / "above.yaml"
+    below.write_text("base: digits\nseed: 1\n")
+    above.write_text(f"base: {below}\nsampling: {{steps: 4}}\n")
+    assert run.adopt(str(above), [], "digits").seed == 1
+    below.write_text("base: digits\nseed: 2\n")
+    assert run.adopt(str(above), [], None).seed == 2
+    run.preset.unlink()  # as in a run of before
+    below.write_text("base: digits\nseed: 3\n")
+    assert run.adopt(str(above), [], None).seed == 2
+
+
 def test_a_run_that_goes_on_keeps_its_words_and_its_preset_says_nothing_new(tmp_path, tiny_overrides):
     run = RunFolder(tmp_path / "run")
     first = run.adopt("digits", [*tiny_overrides, "seed=3"], "digits")

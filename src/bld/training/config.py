@@ -83,11 +83,29 @@ def known_keys() -> list[str]:
     return [key for key, _ in leaves(settings_tree(Settings()))]
 
 
-def _read_preset(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The leaves of a preset over those of its `base`, another preset; `above` are those that it is the base of."""
+def is_file(preset: str) -> bool:
+    """Whether a preset is a YAML file of the user's."""
+    return preset.endswith((".yaml", ".yml"))
+
+
+def said_by_files(preset: str | None) -> dict[str, Any]:
+    """The leaves of a preset by dotted key, as far as files of the user's say them; `base` is the shipped one below."""
+    if preset is None or not is_file(preset):
+        return {}
+    return dict(leaves(_read_preset(preset, shipped=False)))
+
+
+def _read_preset(name: str, above: tuple[str, ...] = (), shipped: bool = True) -> dict[str, Any]:
+    """The leaves of a preset over those of its `base`, another preset.
+
+    Args:
+        name: of the preset, or its file.
+        above: the presets that it is the base of.
+        shipped: whether to read a base that is shipped too; if not, its name stays as `base`.
+    """
     if name in above:
         raise SettingError(f"The presets {', '.join(above)} name each other as base, in a circle.")
-    if name.endswith((".yaml", ".yml")):
+    if is_file(name):
         path: Any = Path(name)
         if not path.is_file():
             raise SettingError(f"There is no settings file {name}.")
@@ -101,8 +119,11 @@ def _read_preset(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise SettingError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(tree, dict):
         raise SettingError(f"{name} must hold settings as key: value lines, not a {type(tree).__name__}.")
-    base = tree.pop("base", None)
-    return tree if base is None else overlaid(_read_preset(str(base), (*above, name)), tree)
+    base = tree.get("base")
+    if base is None or not (shipped or is_file(str(base))):
+        return tree
+    del tree["base"]
+    return overlaid(_read_preset(str(base), (*above, name), shipped), tree)
 
 
 def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

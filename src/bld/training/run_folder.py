@@ -22,8 +22,8 @@ from bld.io.files import read_json, write_json, written_aside
 from bld.serialization.models import GUIDE
 from bld.training.checkpoints import CheckpointStore
 from bld.training.condition_cache import is_moved
-from bld.training.config import load_settings
-from bld.training.settings import Settings, leaves, settings_tree
+from bld.training.config import is_file, load_settings, overlaid, said_by_files
+from bld.training.settings import Settings, leaves, settings_tree, tree_of
 
 # What cannot change once a stage has begun: another value makes another model, or measures on what it was trained on.
 FIXED_BY = {
@@ -74,6 +74,7 @@ class RunFolder:
 
     Attributes:
         config: config.yaml, the settings.
+        preset: preset.json, what the preset said that it was made with, where that is a file of the user's.
         tokenizer: the trained tokenizer.
         prior: the trained prior.
         guide: the prior early in its training, where it is kept to guide the trained one.
@@ -92,6 +93,7 @@ class RunFolder:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.preset = self.path / "preset.json"
         self.tokenizer = self.path / "tokenizer"
         self.prior = self.path / "prior"
         self.guide = self.path / GUIDE
@@ -184,8 +186,8 @@ class RunFolder:
     ) -> Settings:
         """Determine the settings of a new or resumed run and write them to config.yaml.
 
-        A resumed run keeps its settings, except those that another preset or an override changes. Settings that define
-        a model cannot change once its training has started.
+        A resumed run keeps its settings, except those that another preset, an edit of its own preset's file, or an
+        override changes. Settings that define a model cannot change once its training has started.
 
         Args:
             preset: name of a preset, or a YAML file; None for none.
@@ -205,8 +207,11 @@ class RunFolder:
                 raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
         else:
             before = self.settings()
-            kept = [] if data else [f"data.location={json.dumps(before.data.location)}"]
-            other = preset if preset != before.preset else None  # its own preset says nothing new
+            edited = self._edited(preset) if preset == before.preset else {}
+            kept = [] if "data.location" in edited else [f"data.location={json.dumps(before.data.location)}"]
+            # Its own preset says nothing new but what was edited, on another base all of it.
+            other = preset if preset != before.preset or "base" in edited else None
+            over = overlaid({} if "base" in edited else tree_of(edited), over or {})
             settings = load_settings(other, settings_tree(before), [*kept, *overrides], over)
             self._refuse_other_shape(before, settings)
         settings = with_absolute_paths(settings)
@@ -216,7 +221,16 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with written_aside(self.config) as aside:
             aside.write_text(yaml.safe_dump(settings_tree(settings), sort_keys=False), encoding="utf-8")
+        if preset is not None and is_file(preset):
+            write_json(self.preset, said_by_files(preset))
         return settings
+
+    def _edited(self, preset: str | None) -> dict[str, Any]:
+        """What the run's own preset says by dotted key, where that is a file that says otherwise than it did."""
+        if not self.preset.is_file():  # a run from before that was kept
+            return {}
+        said = read_json(self.preset)
+        return {key: value for key, value in said_by_files(preset).items() if key not in said or said[key] != value}
 
     def _refuse_other_shape(self, before: Settings, after: Settings) -> None:
         old = dict(leaves(settings_tree(before)))

@@ -105,6 +105,28 @@ def test_a_run_without_a_record_keeps_its_division_by_number_and_says_when_it_no
     assert any("by number" in remark for remark in images_of_run(run, settings, everything)[2])
 
 
+def test_examples_are_held_out_images_of_the_division_that_the_training_begins_with(tmp_path, tiny_overrides):
+    """Until its first checkpoint a run may get another seed, share or data; after it the examples stay."""
+    data, run = coloured(tmp_path / "data", ["apple", "bread"]), RunFolder(tmp_path / "run")
+
+    def held_out(*overrides: str) -> set[bytes]:
+        recipe = Recipe(run.adopt("digits", [*tiny_overrides, *OVERRIDES, *overrides], str(data)), run, lambda _: None)
+        return {image.numpy().tobytes() for image in recipe.images()[1].uint8_centre(range(len(recipe.images()[1])))}
+
+    def examples() -> list[bytes]:
+        pictures = [np.asarray(Image.open(path)) for path in run.example_images()]
+        return [np.ascontiguousarray(picture.transpose(2, 0, 1)).tobytes() for picture in pictures]
+
+    for overrides in (["data.held_out=9"], ["data.held_out=4", "seed=3"]):
+        inside = held_out(*overrides)
+        assert set(examples()) <= inside and len(examples()) == min(8, len(inside))
+    kept = examples()
+    Recipe(run.settings(), run, lambda _: None).train_tokenizer()
+    stamps = [path.stat().st_mtime_ns for path in run.example_images()]
+    held_out("seed=3", "data.held_out=4", "prior_training.steps=7")
+    assert examples() == kept and [path.stat().st_mtime_ns for path in run.example_images()] == stamps
+
+
 # -- other images -----------------------------------------------------------------------------------------
 
 

@@ -234,8 +234,14 @@ def _listed(names: list[str]) -> str:
 
 
 def keep_examples(run: RunFolder, held_out: ImageSet, seed: int) -> None:
-    """Write some held-out images into RUN/examples, once, for users who try the model without a picture of theirs."""
-    if run.example_images():
+    """Write some held-out images into RUN/examples, for users who try the model without a picture of theirs.
+
+    Once the run has begun, those that are there stay; until then other images may yet be held out.
+    """
+    older = run.example_images()
+    if older and has_seen_images(run):
         return
+    for path in older:
+        path.unlink()
     for number, row in enumerate(spread(len(held_out), EXAMPLES, seed)):
         save_png(held_out.centre(torch.tensor([row]))[0], run.examples / f"held-out-{number}.png")

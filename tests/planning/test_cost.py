@@ -124,7 +124,10 @@ def test_a_device_is_priced_in_the_precision_that_it_trains_in():
         (["sampling.guidance_scale=2"], 0, 64),
         (["sampling.guidance_scale=2", "sampling.steps=8"], 10, 16),
         (["prior.kind=absorbing"], 10, 256),
+        (["prior.kind=absorbing", "sampling.steps=16"], 10, 16),
+        (["prior.kind=absorbing", "diffusion.steps=512", "sampling.steps=300"], 10, 256),
         (["prior.kind=autoregressive"], 10, 1),
+        (["prior.kind=autoregressive", "sampling.steps=8"], 10, 1),
     ],
 )
 def test_a_sample_costs_its_passes(overrides: list[str], classes: int, passes: int):

@@ -207,8 +207,11 @@ def forwards(settings: Settings, num_classes: int) -> int:
     step.
     """
     kind = KINDS[settings.prior.kind]
-    asked = 0 if kind.has_own_steps else settings.sampling.steps
-    steps = 1 if kind.one_pass else asked or kind.steps(settings.diffusion, settings.tokenizer.code_shape)
+    shape = settings.tokenizer.code_shape
+    most = kind.steps(settings.diffusion, shape)
+    process = settings.process(shape) if kind.check is None else kind.process  # which may import much
+    asked = settings.sampling.steps if process.may_skip else 0
+    steps = 1 if kind.one_pass else min(asked or most, most)
     has_vectors = bool(settings.prior.text_encoder or settings.data.condition)
     conditional = has_vectors or (settings.prior.class_conditional and num_classes > 0)
     guided = settings.sampling.guidance_scale != 1 and (conditional or settings.prior.guide > 0)

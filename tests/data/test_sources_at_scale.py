@@ -106,6 +106,19 @@ def test_shards_with_members_outside_are_refused(pack, png, tmp_path: Path, name
         open_images(tmp_path / "s")
 
 
+def test_of_several_images_of_a_sample_the_plainest_is_taken_and_the_others_are_noted(pack, png, tmp_path: Path):
+    """Also where the search was kept; a sample is what shares its name up to the first dot."""
+    files = {"1.seg.png": png(1), "1.png": png(2), "1.cls": b"a", "2.b.png": png(3), "2.a.png": png(4), "2.cls": b"b"}
+    pack("s/x.tar", {**files, "d.e/3.jpg.png": png(5), "d.e/3.cls": b"b"})
+    pack("s/y.tar", {"1.seg.png": png(6), "1.cls": b"a"})
+    for _ in range(2):
+        source = open_images(tmp_path / "s", index_to=tmp_path / "run")
+        assert source.names == ["x/1.png", "x/2.a.png", "x/d.e/3.jpg.png", "y/1.seg.png"]
+        assert [pixels(source, i) for i in range(4)] == [_decoded(png(seed)) for seed in (2, 4, 5, 6)]
+        assert source.labels is not None and source.labels.tolist() == [0, 1, 1, 0]
+        assert [("2 .png" in note, "x/1.seg.png" in note) for note in source.notes] == [(True, True)]
+
+
 def test_a_broken_shard_is_named(shards: Path):
     data = (shards / "a-001.tar").read_bytes()
     (shards / "a-001.tar").write_bytes(data[: len(data) // 3])

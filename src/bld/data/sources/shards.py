@@ -2,6 +2,8 @@
 
 Members that share their path up to the first dot of the file name are one sample: `0001.jpg` is its image, `0001.cls`
 (a number or name) or `0001.json` (`{"label": …}`) its class, `0001.txt` or `0001.json` (`{"caption": …}`) its caption.
+Of several images of a sample, as `0001.jpg` and `0001.seg.png`, the one whose extension has fewest dots is taken, and
+of those the first by name; the others are noted.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from bld.data.sources.members import (
     CAPTION_KEYS,
     EXTENSIONS,
     LABEL_KEYS,
+    counted_by_ending,
     is_image_path,
     member_path,
     natural_key,
@@ -96,15 +99,16 @@ class ShardsSource(ImageSource):
         shards = [[str(path), *record[1:]] for path, record in zip(self._paths, records, strict=True)]
         key = {"shards": shards, "endings": sorted(EXTENSIONS)}
         kept = read_index(index_to)
-        if kept is not None and kept[0] == key:
-            listing = kept[1]
+        if kept is not None and kept[0] == {**key, "notes": kept[0].get("notes")}:
+            listing, notes = kept[1], kept[0]["notes"]
         else:
-            listing = _search(self._paths, location)
+            listing, notes = _search(self._paths, location)
             listing.fingerprint = fingerprint_of(records)
-            write_index(index_to, key, listing)
+            write_index(index_to, {**key, "notes": notes}, listing)
         self._shard, self._offset, self._size = (listing.columns[name] for name in ("shard", "offset", "size"))
         keys = [name.split("/", 1)[1] for name in listing.names]
         self._describe(location, listing.names, keys)
+        self.notes += notes
         self.fingerprint = listing.fingerprint
         said = list(listing.texts["label"])
         if all(said):
@@ -132,8 +136,10 @@ class ShardsSource(ImageSource):
             return decode(file.read(int(self._size[index])), self.max_pixels)
 
 
-def _search(paths: list[Path], location: str) -> Listing:
+def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
+    """One image of each sample of the shards, and notes on the others."""
     names: list[str] = []
+    others: list[str] = []
     labels: list[str] = []
     shards, offsets, sizes = integers(), integers(), integers()
     shard_names = [path.stem for path in paths]
@@ -141,16 +147,13 @@ def _search(paths: list[Path], location: str) -> Listing:
         raise DataError(f"Two shards of {location} have the same file name; rename one of them.")
     for number, path in enumerate(paths):
         said: dict[str, str] = {}
-        begun = len(names)
+        found: list[tuple[str, int, int]] = []
         try:
             with path.open("rb") as file:
                 for info in plain_members(path):
                     name = member_path(info.name, str(path))
                     if is_image_path(name):
-                        names.append(name)
-                        shards.append(number)
-                        offsets.append(info.offset_data)
-                        sizes.append(info.size)
+                        found.append((name, info.offset_data, info.size))
                     elif name.endswith((".cls", ".json")) and info.size <= LABEL_LIMIT_BYTES:
                         file.seek(info.offset_data)
                         label = _label(name, file.read(info.size))
@@ -160,15 +163,32 @@ def _search(paths: list[Path], location: str) -> Listing:
             raise
         except (OSError, tarfile.TarError, ValueError) as error:
             raise DataError(f"The shard {path} is broken or no tar archive ({error}); pack it again.") from error
-        labels += [said.get(_key(name), "") for name in names[begun:]]
-        names[begun:] = [f"{shard_names[number]}/{name}" for name in names[begun:]]
-    return sorted_listing(names, {"shard": shards, "offset": offsets, "size": sizes}, {"label": labels})
+        of_sample: dict[str, str] = {}
+        for name in sorted({name for name, _, _ in found}, key=lambda name: (_extension(name).count("."), name)):
+            of_sample.setdefault(_key(name), name)
+        for name, offset, size in found:
+            if of_sample[_key(name)] != name:
+                others.append(f"{shard_names[number]}/{name}")
+                continue
+            names.append(f"{shard_names[number]}/{name}")
+            labels.append(said.get(_key(name), ""))
+            shards.append(number)
+            offsets.append(offset)
+            sizes.append(size)
+    told = counted_by_ending(others)
+    notes = [f"Passed over in {location}, as their samples have another image: {told}."] if told else []
+    return sorted_listing(names, {"shard": shards, "offset": offsets, "size": sizes}, {"label": labels}), notes
 
 
 def _key(name: str) -> str:
     """The path up to the first dot of the file name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.split(".", 1)[0]
+
+
+def _extension(name: str) -> str:
+    """What follows the first dot of the file name."""
+    return name.rpartition("/")[2].partition(".")[2]
 
 
 def _label(name: str, data: bytes) -> str:

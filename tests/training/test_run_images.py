@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from bld.data import ImageSet, Preprocessing, open_images
 from bld.errors import DataError
 from bld.evaluation.load_run import open_run
 from bld.training.config import load_settings
+from bld.training.init_from import InitRequest
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import LOOKED_AT, images_of_run, split_images
@@ -125,6 +127,34 @@ def test_examples_are_held_out_images_of_the_division_that_the_training_begins_w
     stamps = [path.stat().st_mtime_ns for path in run.example_images()]
     held_out("seed=3", "data.held_out=4", "prior_training.steps=7")
     assert examples() == kept and [path.stat().st_mtime_ns for path in run.example_images()] == stamps
+
+
+def test_held_out_images_that_a_given_tokenizer_was_trained_on_are_counted_with_the_cure(begun, tmp_path):
+    """Also where the tokenizer's own folder is named; not for other images."""
+    theirs = begun(prior=False)
+    trained_on, _ = parts(theirs)
+
+    def told(number: int, *words: str) -> tuple[list[str], RunFolder]:
+        run = RunFolder(tmp_path / f"run{number}")
+        request = InitRequest.from_options(run, ["prior"], *words)
+        run.adopt("digits", [*OVERRIDES, *asked], str(tmp_path / "data"), over=request.settings())
+        request.record(run)
+        said: list[str] = []
+        Recipe(run.settings(), run, said.append).images()
+        return [line for line in said if "data.held_out_seed=" in line], run
+
+    asked = ["seed=3", "data.held_out=9"]
+    for number, words in enumerate([(str(theirs.path), None), (str(theirs.tokenizer), None)]):
+        lines, run = told(number, *words)
+        seen = len(parts(run)[1] & trained_on)
+        assert len(lines) == 1 and lines[0].startswith(f"{seen} of the 9 ") and seen > 0
+    cure = re.findall(r"data\.held_out\w*=\S+?(?=,? )", lines[0])
+    assert len(cure) == 2
+    asked = ["seed=3", *cure]
+    assert told(3, str(theirs.path), None)[0] == []
+    asked = ["seed=3", "data.held_out=9"]
+    coloured(tmp_path / "data", ["apple", "bread", "corn"], seed=7)
+    assert told(4, str(theirs.path), None)[0] == []
 
 
 # -- other images -----------------------------------------------------------------------------------------

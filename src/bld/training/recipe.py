@@ -26,7 +26,7 @@ from bld.training.loop import StageRun
 from bld.training.metrics_log import refuse_missing_trackers
 from bld.training.order import spread
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import images_of_run, keep_examples
+from bld.training.run_images import images_of_run, keep_examples, seen_before
 from bld.training.settings import Settings, TrainingSettings
 from bld.training.stages.base import Stage
 from bld.training.stages.encode import encode_images
@@ -98,7 +98,7 @@ class Recipe:
                 self._refuse_guidance_without_condition(everything.classes)
                 notes = everything.source.notes
                 train, rest, remarks = images_of_run(self.run, self.settings, everything, self.processes.is_main)
-            for note in [*notes, *remarks]:
+            for note in [*notes, *remarks, *seen_before(self.run, rest)]:
                 self.say(note)
             if everything.skipped:
                 self.say(

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from bld.data import ImageSet, ImageSource, meet_by_name, name_fractions, open_images, save_png
-from bld.errors import DataError
+from bld.errors import DataError, UserError
 from bld.io.files import read_json, write_json
 from bld.training.order import spread
 from bld.training.run_folder import RunFolder
@@ -165,6 +166,31 @@ def held_out_seed(settings: Settings) -> int:
 def held_out_below(images: ImageSet, settings: Settings) -> float:
     """The bound on `name_fractions` below which as many of the images lie as the settings hold out."""
     return images.line_for(settings.data.held_out_of(len(images)), held_out_seed(settings))
+
+
+def seen_before(run: RunFolder, held_out: ImageSet) -> list[str]:
+    """In sentences, how many of the held-out images the runs were trained on whose models this one began with."""
+    begun_with = {entries.get(what) for entries in run.progress().values() for what in ("given", "init_from")} - {None}
+    remarks = []
+    for origin in sorted(begun_with):
+        other = next((o for o in map(RunFolder, (origin, Path(origin).parent)) if o.data.is_file()), None)
+        try:
+            record = None if other is None else DataRecord.read(other)
+            if other is None or record is None or record.held_out_below is None:
+                continue
+            refuse_others(other, record, held_out.source)
+            settings = other.settings()
+        except UserError:  # it knows other images, or cannot be read
+            continue
+        seed = held_out_seed(settings)
+        seen = int((name_fractions(held_out.names, seed) >= record.held_out_below).sum())
+        if seen:
+            remarks.append(
+                f"{seen:,} of the {len(held_out):,} held-out images were trained on in {origin}, with whose model this "
+                f"run begins, so that what is measured of them is not of unseen images: begin with "
+                f"data.held_out_seed={seed} data.held_out={settings.data.held_out}, as it did, and another --out."
+            )
+    return remarks
 
 
 def _older_classes(run: RunFolder) -> list[str]:

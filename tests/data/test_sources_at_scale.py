@@ -113,10 +113,10 @@ def test_of_several_images_of_a_sample_the_plainest_is_taken_and_the_others_are_
     pack("s/y.tar", {"1.seg.png": png(6), "1.cls": b"a"})
     for _ in range(2):
         source = open_images(tmp_path / "s", index_to=tmp_path / "run")
-        assert source.names == ["x/1.png", "x/2.a.png", "x/d.e/3.jpg.png", "y/1.seg.png"]
-        assert [pixels(source, i) for i in range(4)] == [_decoded(png(seed)) for seed in (2, 4, 5, 6)]
-        assert source.labels is not None and source.labels.tolist() == [0, 1, 1, 0]
-        assert [("2 .png" in note, "x/1.seg.png" in note) for note in source.notes] == [(True, True)]
+        assert source.names == ["x/1.png", "x/2.a.png", "x/2.b.png", "x/d.e/3.jpg.png", "y/1.seg.png"]
+        assert [pixels(source, i) for i in range(5)] == [_decoded(png(seed)) for seed in (2, 4, 3, 5, 6)]
+        assert source.labels is not None and source.labels.tolist() == [0, 1, 1, 1, 0]
+        assert [("1 .png" in note, "x/1.seg.png" in note) for note in source.notes] == [(True, True)]
 
 
 def test_a_broken_shard_is_named(shards: Path):

@@ -2,8 +2,8 @@
 
 Members that share their path up to the first dot of the file name are one sample: `0001.jpg` is its image, `0001.cls`
 (a number or name) or `0001.json` (`{"label": …}`) its class, `0001.txt` or `0001.json` (`{"caption": …}`) its caption.
-Of several images of a sample, as `0001.jpg` and `0001.seg.png`, the one whose extension has fewest dots is taken, and
-of those the first by name; the others are noted.
+Of several images of a sample, as `0001.jpg` and `0001.seg.png`, the first by name of those without a further dot is taken,
+and the others are noted; where all have one, as in dates (`2023.01.05.png`), each is an image of its own.
 """
 
 from __future__ import annotations
@@ -164,10 +164,10 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
         except (OSError, tarfile.TarError, ValueError) as error:
             raise DataError(f"The shard {path} is broken or no tar archive ({error}); pack it again.") from error
         of_sample: dict[str, str] = {}
-        for name in sorted({name for name, _, _ in found}, key=lambda name: (_extension(name).count("."), name)):
+        for name in sorted(name for name, _, _ in found if "." not in _extension(name)):
             of_sample.setdefault(_key(name), name)
         for name, offset, size in found:
-            if of_sample[_key(name)] != name:
+            if of_sample.get(_key(name), name) != name:
                 others.append(f"{shard_names[number]}/{name}")
                 continue
             names.append(f"{shard_names[number]}/{name}")

@@ -2,8 +2,8 @@
 
 Members that share their path up to the first dot of the file name are one sample: `0001.jpg` is its image, `0001.cls`
 (a number or name) or `0001.json` (`{"label": …}`) its class, `0001.txt` or `0001.json` (`{"caption": …}`) its caption.
-Of several images of a sample, as `0001.jpg` and `0001.seg.png`, the first by name of those without a further dot is taken,
-and the others are noted; where all have one, as in dates (`2023.01.05.png`), each is an image of its own.
+Of several images of a sample, as `0001.jpg` and `0001.seg.png`, the first by name of those without a further dot is
+taken, and the others are noted; where all have one, as in dates (`2023.01.05.png`), each is an image of its own.
 """
 
 from __future__ import annotations

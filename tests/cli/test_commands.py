@@ -94,6 +94,35 @@ def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, 
     assert "180 images" in held_out and (run / "report.html").is_file()
 
 
+def test_the_demo_leaves_a_run_of_other_images_and_one_in_use_as_they_are(
+    run_copy, image_folder, tmp_path, tiny_overrides, fails
+):
+    from bld.training.run_folder import RunFolder
+
+    config = run_copy / "config.yaml"
+    with RunFolder(run_copy).locked():
+        before = config.read_bytes()
+        command = [
+            sys.executable,
+            "-m",
+            "bld",
+            "demo",
+            "--out",
+            str(run_copy),
+            "--budget",
+            "1s",
+            "prior.vlb_weight=0.5",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 2 and "in use" in done.stderr and config.read_bytes() == before
+    photos, run = image_folder(60, 28), tmp_path / "photos_run"
+    words = ["train-tokenizer", "--data", str(photos), "--out", str(run), "--preset", "digits", *tiny_overrides]
+    assert main(words) == 0
+    before = (run / "config.yaml").read_bytes()
+    assert_names(fails("demo", "--out", run, "--budget", "1s"), "digits", "--out")
+    assert (run / "config.yaml").read_bytes() == before
+
+
 def test_the_stages_one_at_a_time_make_the_same_models(tmp_path, tiny_overrides, trained_run):
     out = str(tmp_path / "run")
     assert main(["train-tokenizer", "--data", "digits", "--out", out, "--preset", "digits", *tiny_overrides]) == 0

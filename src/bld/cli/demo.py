@@ -28,14 +28,17 @@ def run(args: argparse.Namespace) -> None:
     from bld.report.page import write_report
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
+    from bld.training.run_images import refuse_other_data
 
     started, seconds = time.monotonic(), TRAINING_SHARE * duration(args.budget)
     folder = RunFolder(args.out)
-    preset = None if folder.has_settings() else "digits"
-    recipe = Recipe(folder.adopt(preset, args.settings, "digits"), folder, say, seconds)
-    recipe.train()
-    _judge(recipe)
-    path = write_report(folder, seed=recipe.settings.seed, say=say)
+    with folder.locked():
+        preset = None if folder.has_settings() else "digits"
+        settings = folder.adopt(preset, args.settings, "digits", check=lambda asked: refuse_other_data(folder, asked))
+        recipe = Recipe(settings, folder, say, seconds)
+        recipe.train()
+        _judge(recipe)
+        path = write_report(folder, seed=settings.seed, say=say)
     say(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. Open {path} to see the result.")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bld._version import __version__
 from bld.experiments.verdict import Comparison, Gate, judge
-from bld.io.files import write_whole, written_aside
+from bld.io.files import as_utf8, write_whole, written_aside
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,10 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
         lines += [f"Every number of every seed: [{name}.json]({name}.json).", ""]
     if findings.notes:
         lines += ["## What differs, and what to think of it", ""] + [f"- {note}" for note in findings.notes] + [""]
-    write_whole(folder / f"{name}.json", json.dumps(_raw(findings, command), indent=1, ensure_ascii=False).encode())
+    write_whole(folder / f"{name}.json", as_utf8(json.dumps(_raw(findings, command), indent=1, ensure_ascii=False)))
     path = folder / f"{name}.md"
     with written_aside(path) as aside:
-        aside.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+        aside.write_bytes(as_utf8("\n".join(lines).rstrip() + "\n"))
     return path
 
 

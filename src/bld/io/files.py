@@ -63,10 +63,19 @@ def _disk_is_full(error: Exception) -> bool:
     return code in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
+def as_utf8(text: str) -> bytes:
+    """UTF-8 of a text in which names of files may stand.
+
+    Bytes of a name that are no UTF-8 reach Python as lone surrogates. They are written as a backslash, u and four
+    digits, which JSON takes for the same, so that names come back as they were.
+    """
+    return text.encode(errors="backslashreplace")
+
+
 def write_json(path: Path, value: object) -> None:
-    """Write JSON, atomically."""
+    """Write JSON, atomically; what of a name is no UTF-8 is escaped, and is read back as it was."""
     with written_aside(path) as aside:
-        aside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        aside.write_bytes(as_utf8(json.dumps(value, indent=2, ensure_ascii=False) + "\n"))
 
 
 def read_json(path: Path) -> Any:

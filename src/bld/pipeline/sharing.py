@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bld.data import make_grid, save_png
 from bld.diffusion import BernoulliDiffusion
-from bld.io.files import written_aside
+from bld.io.files import as_utf8, written_aside
 from bld.io.hub import upload
 from bld.pipeline.base import PipelineBase
 from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card
@@ -84,7 +84,7 @@ class ShareablePipeline(PipelineBase):
             bool(self.index.text_encoder),
         )
         with written_aside(folder / "README.md") as aside:
-            aside.write_text(model_card(facts), encoding="utf-8")
+            aside.write_bytes(as_utf8(model_card(facts)))
 
     @torch.no_grad()
     def _card_pictures(self) -> list[tuple[str, str, Image.Image]]:

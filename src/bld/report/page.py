@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from bld._version import __version__
 from bld.evaluation.load_run import OpenedRun, open_run
-from bld.io.files import written_aside
+from bld.io.files import as_utf8, written_aside
 from bld.report.bits import bits_section, curve_section
 from bld.report.contents import Contents, plan_contents
 from bld.report.inpainting import inpainting_section, reconstruction_section
@@ -65,7 +65,7 @@ def write_report(run: RunFolder, *, seed: int = 0, say: Say = print, device: tor
         "seconds": time.monotonic() - started,
     }
     with written_aside(run.report) as aside:
-        aside.write_text(_template().render(page), encoding="utf-8")
+        aside.write_bytes(as_utf8(_template().render(page)))
     return run.report
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from bld._version import __version__
+from bld.io.files import as_utf8
 from bld.pipeline import class_words
 
 if TYPE_CHECKING:
@@ -81,14 +82,14 @@ def png(image: Image.Image, settings: Mapping[str, Any] | None = None) -> bytes:
     buffer = io.BytesIO()
     info = PngInfo()
     if settings is not None:
-        info.add_itxt(TEXT_KEY, json.dumps(settings, ensure_ascii=False))
+        info.add_itxt(TEXT_KEY, as_utf8(json.dumps(settings, ensure_ascii=False)).decode())
     image.save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
 
 
 def pretty(settings: Mapping[str, Any]) -> bytes:
     """Settings as a JSON file."""
-    return (json.dumps(settings, indent=2, ensure_ascii=False) + "\n").encode()
+    return as_utf8(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
 
 
 def archive(made: Made) -> bytes:

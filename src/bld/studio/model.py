@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from bld.diffusion import BernoulliDiffusion
+from bld.io.files import as_utf8
 from bld.pipeline import BinaryLatentDiffusionPipeline
 
 MOST_IMAGES = 64
@@ -37,6 +38,9 @@ class Model:
     examples: tuple[Image.Image, ...] = ()
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self.name = as_utf8(self.name).decode()  # no page can hold what is no UTF-8
+
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """The model for one piece of work at a time, computing in its precision."""
@@ -51,7 +55,7 @@ class Model:
     @property
     def classes(self) -> list[str]:
         """Class names in label order; empty when the prior is unconditional."""
-        return self.pipe.classes if self.pipe.prior.config.num_classes else []
+        return [as_utf8(name).decode() for name in self.pipe.classes] if self.pipe.prior.config.num_classes else []
 
     @property
     def can_be_guided(self) -> bool:

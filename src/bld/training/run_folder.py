@@ -215,6 +215,7 @@ class RunFolder:
             settings = load_settings(other, settings_tree(before), [*kept, *overrides], over)
             self._refuse_other_shape(before, settings)
         settings = with_absolute_paths(settings)
+        self._refuse_name()
         check(settings)
         if not writes:
             return settings
@@ -231,6 +232,12 @@ class RunFolder:
             return {}
         said = read_json(self.preset)
         return {key: value for key, value in said_by_files(preset).items() if key not in said or said[key] != value}
+
+    def _refuse_name(self) -> None:
+        try:
+            str(self.path).encode()
+        except UnicodeEncodeError as error:
+            raise SettingError(f"{self.path} is not written in UTF-8: choose another --out.") from error
 
     def _refuse_other_shape(self, before: Settings, after: Settings) -> None:
         old = dict(leaves(settings_tree(before)))

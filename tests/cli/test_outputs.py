@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,60 @@ def test_no_command_overwrites_or_uses_what_is_not_its_own(command, file, traine
     assert file in error and len(error.strip().splitlines()) == 1
     assert (out / file).read_bytes() == before
     assert [path.name for path in out.iterdir()] == [file]
+
+
+def share(run: Path, folder: Path) -> int:
+    return main(["share", str(run), "me/model", "--dry-run", str(folder)])
+
+
+@pytest.mark.parametrize("name", ["steps.png", "text_encoder/config.json", "model_index.json", "guide/a.json"])
+def test_sharing_dry_leaves_every_file_of_others(name, trained_run, tmp_path):
+    before = mine(tmp_path / "out" / name)
+    assert share(trained_run, tmp_path / "out") == 2
+    assert (tmp_path / "out" / name).read_bytes() == before and len([*(tmp_path / "out").iterdir()]) == 1
+
+
+def test_a_model_of_another_program_is_not_ours(trained_run, tmp_path):
+    index, weights = tmp_path / "model_index.json", tmp_path / "prior" / "model.safetensors"
+    index.write_text('{"_class_name": "DDPMPipeline", "_diffusers_version": "0.30"}')
+    weights.parent.mkdir()
+    weights.write_bytes(b"mine")
+    assert not is_ours(index) and share(trained_run, tmp_path) == 2 and weights.read_bytes() == b"mine"
+
+
+def test_sharing_dry_replaces_no_other_model_and_no_run(trained_run, run_copy, tmp_path, capsys):
+    assert share(trained_run, tmp_path / "a") == 0
+    assert main(["train-prior", "--out", str(run_copy), "prior_training.steps=7"]) == 0
+    for folder in (tmp_path / "a", trained_run, run_copy):
+        before = (folder / "prior" / "model.safetensors").read_bytes()
+        assert share(run_copy, folder) == 2 and str(folder) in capsys.readouterr().err
+        assert (folder / "prior" / "model.safetensors").read_bytes() == before
+        assert (folder / "README.md").exists() == (folder == tmp_path / "a")
+
+
+def test_a_classifier_takes_the_place_of_no_other_model(trained_run, tmp_path, capsys):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(trained_run / "tokenizer", folder)
+    before = (folder / "model.safetensors").read_bytes()
+    assert main(["train-features", "--data", "digits", "--steps", "1", "--out", str(folder)]) == 2
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["data.json", "report.html", "metrics.jsonl", "tokenizer/config.json", "samples/a.png"]
+)
+def test_a_run_begins_over_no_file_of_others(name, tmp_path, tiny_overrides, capsys):
+    out = tmp_path / "project"
+    before = mine(out / name)
+    words = ["train", "--data", "digits", "--preset", "digits", "--out", str(out), *tiny_overrides]
+    assert main(words) == 2 and name.split("/")[0] in capsys.readouterr().err
+    assert (out / name).read_bytes() == before and not (out / "config.yaml").exists()
+
+
+def test_a_run_begins_beside_unrelated_files(tmp_path, tiny_overrides):
+    before = mine(tmp_path / "notes.json")
+    words = ["train-tokenizer", "--data", "digits", "--preset", "digits", "--out", str(tmp_path), *tiny_overrides]
+    assert main(words) == 0 and main(words) == 0 and (tmp_path / "notes.json").read_bytes() == before
 
 
 def test_other_files_in_the_folder_are_left_alone(trained_run, tmp_path):

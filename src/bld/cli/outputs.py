@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from bld.errors import SettingError
 
-MODEL_KEYS = ("_bld_version", "_class_name")
+PIPELINE, CLASSIFIER = "BinaryLatentDiffusionPipeline", "FeatureClassifier"
 NOTE_KEYS = {"model", "seed", "steps", "temperature"}  # of the note beside samples
 
 
@@ -28,22 +28,30 @@ def refuse_foreign(paths: Iterable[Path]) -> None:
             raise SettingError(f"{path} is there already, and bld did not write it: choose another --out.")
 
 
-def refuse_foreign_folder(folder: Path, written: Iterable[str]) -> None:
-    """Refuse to write a model into a folder where it would replace files that bld has not written.
+def refuse_foreign_folder(folder: Path, written: Iterable[str], kinds: Collection[str] = (PIPELINE,)) -> None:
+    """Refuse to write a model into a folder where it would replace a run, or files that bld has not written.
 
     Args:
         folder: where a model is to be written.
         written: the names that are to be written there.
+        kinds: class names of the models of ours whose place it may take.
 
     Raises:
-        SettingError: if one of these is in the folder, and no model of ours is.
+        SettingError: if the folder is a run, or one of the names is in it and no such model is, or a picture or JSON of
+            another program has the name.
     """
-    if not any(is_ours(folder / name) for name in ("config.json", "model_index.json")):
-        for name in written:
-            if (folder / name).exists():
-                raise SettingError(
-                    f"{folder / name} is there already, and bld did not write it: choose another folder."
-                )
+    written = [*written]
+    if "tokenizer" in written and ((folder / "config.yaml").exists() or (folder / "checkpoints").exists()):
+        raise SettingError(f"{folder} is the folder of a run, whose model would be replaced: choose another folder.")
+    ours = any(_class_of(folder / name) in kinds for name in ("config.json", "model_index.json"))
+    for path in (folder / name for name in written):
+        if path.exists() and not (ours and (path.suffix not in (".png", ".json") or is_ours(path))):
+            raise SettingError(f"{path} is there already, and bld did not write it: choose another folder.")
+
+
+def _class_of(path: Path) -> str | None:
+    """The class of the model that a JSON of ours describes."""
+    return json.loads(path.read_text(encoding="utf-8")).get("_class_name") if is_ours(path) else None
 
 
 def is_ours(path: Path) -> bool:
@@ -68,5 +76,5 @@ def _is_our_json(content: object) -> bool:
     if not isinstance(content, dict):
         return False
     versions = content.get("versions")
-    said = any(key in content for key in (*MODEL_KEYS, "bld")) or (isinstance(versions, dict) and "bld" in versions)
-    return said or content.keys() >= NOTE_KEYS
+    said = any(key in content for key in ("_bld_version", "bld")) or (isinstance(versions, dict) and "bld" in versions)
+    return said or content.get("_class_name") == CLASSIFIER or content.keys() >= NOTE_KEYS

@@ -7,8 +7,13 @@ from pathlib import Path
 
 from bld.cli.common import add_device_arguments, load_pipeline, precision, say
 from bld.cli.outputs import refuse_foreign_folder
+from bld.errors import SettingError
 
 HELP = "put a trained run on the Hugging Face hub"
+WRITTEN = [
+    "README.md", "model_index.json", "tokenizer", "prior", "guide", "diffusion", "text_encoder", "samples.png",
+    "steps.png",
+]  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,9 +35,8 @@ def run(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args)
     with precision(args, pipe.device):
         if args.dry_run is not None:
-            refuse_foreign_folder(
-                args.dry_run, ["README.md", "tokenizer", "prior", "guide", "diffusion", "samples.png"]
-            )
+            refuse_foreign_folder(args.dry_run, WRITTEN)
+            _refuse_other_model(args.dry_run, pipe.fingerprint())
             pipe.save_pretrained(args.dry_run)
             pipe.save_card(args.dry_run, args.repo_id, args.license)
             say(f"Written: {args.dry_run}; look at README.md, and leave out --dry-run to share it.")
@@ -47,3 +51,12 @@ def run(args: argparse.Namespace) -> None:
             license=args.license,
         )
     say(f'Shared: {address}; load it with BinaryLatentDiffusionPipeline.from_pretrained("{args.repo_id}").')
+
+
+def _refuse_other_model(folder: Path, fingerprint: str) -> None:
+    """Refuse a folder that holds a model of other weights."""
+    from bld.pipeline import BinaryLatentDiffusionPipeline
+
+    is_model = (folder / "model_index.json").exists()
+    if is_model and BinaryLatentDiffusionPipeline.from_pretrained(folder).fingerprint() != fingerprint:
+        raise SettingError(f"{folder} holds another model, which would be replaced: choose another folder.")

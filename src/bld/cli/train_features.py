@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from bld.cli.common import say, size_of_images
-from bld.cli.outputs import refuse_foreign_folder
+from bld.cli.outputs import CLASSIFIER, refuse_foreign_folder
 
 HELP = "a classifier of the data's own labels, whose features judge samples offline"
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.data import ImageSet, Preprocessing
     from bld.evaluation.classifier_training import train_classifier
 
-    refuse_foreign_folder(args.out, ["config.json", "model.safetensors"])
+    refuse_foreign_folder(args.out, ["config.json", "model.safetensors"], (CLASSIFIER,))
     size = args.image_size or size_of_images(args.data)
     everything = ImageSet.open(args.data, Preprocessing(size, flip=args.flip), progress=True)
     train, held_out = everything.split(0.1, args.seed)

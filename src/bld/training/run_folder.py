@@ -42,6 +42,13 @@ FREE_KEYS = ("prior.label_dropout", "prior.vlb_weight")
 PATH_KEYS = ("data.location", "data.labels", "data.captions", "data.condition", "prior.text_encoder")
 """Settings that may name a file or folder."""
 
+WRITTEN = (
+    "data.json", "preset.json", "metrics.jsonl", "progress.json", "report.html", "model_index.json", "index.npz", "verified.json",
+    "skipped_images.txt", "tokenizer", "prior", GUIDE, "diffusion", "codes", "conditions", "samples", "examples",
+    "checkpoints", "tensorboard",
+)  # fmt: skip
+"""What a run writes beside its settings."""
+
 
 class RunInUseError(UserError):
     """Another command is at work in the same run folder."""
@@ -198,10 +205,12 @@ class RunFolder:
             check: called with the settings before they are written; it may raise to refuse them.
 
         Raises:
-            SettingError: if a setting is unknown or impossible, no images are named, or a fixed setting would change.
+            SettingError: if a setting is unknown or impossible, no images are named, a fixed setting would change, or a
+                new run would write over files of others.
         """
         overrides = [*overrides] if data is None else [*overrides, f"data.location={json.dumps(data)}"]
         if not self.has_settings():
+            self._refuse_foreign()
             settings = load_settings(preset=preset, overrides=overrides, over=over)
             if not settings.data.location:
                 raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
@@ -232,6 +241,12 @@ class RunFolder:
             return {}
         said = read_json(self.preset)
         return {key: value for key, value in said_by_files(preset).items() if key not in said or said[key] != value}
+
+    def _refuse_foreign(self) -> None:
+        """Refuse to begin a run where it would write over what it has not written."""
+        there = next((self.path / name for name in WRITTEN if (self.path / name).exists()), None)
+        if there is not None:
+            raise SettingError(f"{there} is there already, and no run of {self.path} wrote it: choose another --out.")
 
     def _refuse_name(self) -> None:
         try:

@@ -259,3 +259,15 @@ def test_images_of_several_sizes_are_taken_at_the_smallest_and_that_is_said(imag
     assert main(["train-features", "--data", str(large), "--steps", "1", "--out", str(tmp_path / "features")]) == 0
     assert re.search(r"\b9 to 24\b.* 9 .*--image-size", capsys.readouterr().out)
     assert json.loads((tmp_path / "features" / "config.json").read_text())["image_size"] == 9
+
+
+@pytest.mark.parametrize("words", [[], ["--data", "digits"], ["--samples", "digits"]])
+def test_a_run_is_judged_at_its_own_size_only(words, trained_run, tmp_path, capsys):
+    size = json.loads((trained_run / "tokenizer" / "config.json").read_text())["image_size"]
+    out = ["--out", str(tmp_path / "a.json"), "--metrics", "diversity" if "--samples" in words else "psnr"]
+    features = tmp_path / "f"
+    assert main(["train-features", "--data", "digits", "--out", str(features), "--steps", "1"]) == 0
+    command = ["evaluate", str(trained_run), *words, *out, "--num", "8", "--features", str(features)]
+    assert main([*command, "--image-size", str(2 * size)]) == 2
+    assert f"--image-size {2 * size}" in capsys.readouterr().err and not (tmp_path / "a.json").exists()
+    assert main([*command, "--image-size", str(size), "--resize"]) == 0

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="images at a time; changes no metric")
     parser.add_argument("--cas-network", default="resnet50", help="resnet50 (default) or small")
     parser.add_argument("--cas-epochs", type=int, default=30, help="how often cas's classifier sees each sample")
-    parser.add_argument("--image-size", type=int, help="pixels at which images are judged (default: the run's)")
+    parser.add_argument("--image-size", type=int, help="pixels at which --samples are judged (default: the run's)")
     parser.add_argument("--resize", action="store_true", help="resize images of --samples that have another size")
     parser.add_argument(
         "--out",
@@ -119,6 +119,7 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
 
     folder = Path(args.run_folder)
     pipeline = load_pipeline(args)
+    _refuse_other_size(args.image_size, pipeline.image_size)
     reference, unseen, opened = _images(args, folder)
     labelled = {"bits", "cas"} & set(request.metrics)
     for images in (reference, unseen):
@@ -195,7 +196,17 @@ def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, Im
         raise SettingError(
             f"The run's images cannot be opened ({opened.missing.rstrip('.')}): name others with --data."
         )
+    _refuse_other_size(args.image_size, opened.train.preprocessing.image_size)
     return opened.train, opened.held_out, opened
+
+
+def _refuse_other_size(asked: int | None, size: int) -> None:
+    """A model's own images are judged as it makes and sees them: at another size they would lie far from the others."""
+    if asked not in (None, size):
+        raise SettingError(
+            f"--image-size {asked} is another size than the model's, {size}: leave it out, or judge at it with "
+            "--samples and --data."
+        )
 
 
 def _code_draws(run_folder: str | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import sys
@@ -62,3 +63,37 @@ def test_settings_that_others_left_in_the_environment_do_not_open_the_server(
 )
 def test_which_hosts_this_machine_alone_can_reach(host: str, alone: bool):
     assert is_loopback(host) == alone
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_the_page_opens_under_any_loopback_host_behind_a_proxy(
+    host: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("gradio")
+    try:
+        port = free_port(host, 0)
+    except SettingError:
+        pytest.skip(f"{host} is not here")
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9", "no_proxy": "example.org"}
+    monkeypatch.setattr(os, "environ", environment)
+    page = launch(model, tmp_path, host, port, 4)
+    try:
+        connection = http.client.HTTPConnection(host, port, timeout=60)
+        connection.request("GET", "/")
+        assert connection.getresponse().status == 200
+        connection.close()
+    finally:
+        page.close(verbose=False)
+    assert environment["no_proxy"] == "example.org" and "NO_PROXY" not in environment
+
+
+def test_what_keeps_the_page_from_opening_is_said_in_a_sentence(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    pytest.importorskip("gradio")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingError, match=f"{port} .*--port"):
+            launch(model, tmp_path, "127.0.0.1", port, 4)

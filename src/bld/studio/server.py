@@ -45,6 +45,7 @@ def serve(
     """
     if queue < 1:
         raise SettingError(f"At least 1 request may wait, not --queue {queue}.")
+    host = host.strip("[]")  # as addresses of IPv6 are written in a browser
     port = free_port(host, port)
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s")
     with (
@@ -53,7 +54,7 @@ def serve(
     ):
         page = launch(model, Path(folder), host, port, queue)
         try:
-            address = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+            address = f"http://{'127.0.0.1' if host == '0.0.0.0' else _in_address(host)}:{port}"
             say(f"The studio of {model.name} is open at {address} (Ctrl+C closes it).")
             if not is_loopback(host):
                 say(f"Anyone who can reach {host} can use it: there is no password.")
@@ -67,7 +68,7 @@ def serve(
 
 
 def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
-    """The running page, behind its gate; uploads lie in the folder."""
+    """The running page, behind its gate; uploads lie in the folder; `SettingError` where it cannot be opened."""
     gradio_settings(folder)
     try:
         import gradio  # noqa: F401
@@ -81,33 +82,63 @@ def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
     from bld.studio.security import LOOPBACK, Gate, Line
     from bld.studio.uploads import MOST_BYTES, Uploads
 
-    hosts = LOOPBACK if is_loopback(host) else None
+    hosts = LOOPBACK | {host} if is_loopback(host) else None
     blocks = app.build(model)
     blocks.queue(max_size=queue + STOPS_WAITING, api_open=False, default_concurrency_limit=1)
     line = Line(queue, lambda: len(blocks._queue), app.urgent(blocks))
     gate = Middleware(Gate, uploads=Uploads(folder), line=line, hosts=hosts)
-    blocks.launch(
-        server_name=host,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=True,
-        share=False,
-        inline=False,
-        show_error=False,
-        max_file_size=MOST_BYTES,
-        allowed_paths=[],
-        ssr_mode=False,
-        pwa=False,
-        mcp_server=False,
-        enable_monitoring=False,
-        run_history=False,
-        footer_links=[],
-        app_kwargs={"middleware": [gate]},
-        theme=app.theme(),
-        css=app.style(),
-        head=app.script(),
-    )
+    try:
+        with _without_proxy(host):
+            blocks.launch(
+                server_name=_in_address(host),
+                server_port=port,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                inline=False,
+                show_error=False,
+                max_file_size=MOST_BYTES,
+                allowed_paths=[],
+                ssr_mode=False,
+                pwa=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                run_history=False,
+                footer_links=[],
+                app_kwargs={"middleware": [gate]},
+                theme=app.theme(),
+                css=app.style(),
+                head=app.script(),
+            )
+    except Exception as error:  # Gradio, its server and its client raise nearly anything
+        blocks.close(verbose=False)
+        reason = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+        raise SettingError(
+            f"The studio cannot be opened at {host}, port {port} ({reason}): try another --host or --port."
+        ) from error
     return blocks
+
+
+def _in_address(host: str) -> str:
+    """The host as it stands in an address: that of IPv6 in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
+@contextmanager
+def _without_proxy(host: str) -> Iterator[None]:
+    """A context in which this host is asked for directly: Gradio looks whether its own page answers."""
+    names = ("no_proxy", "NO_PROXY")
+    before = {name: os.environ.get(name) for name in names}
+    left_out = [value for value in [next(filter(None, before.values()), None), host, "localhost"] if value]
+    os.environ.update(dict.fromkeys(names, ",".join(left_out)))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def gradio_settings(folder: Path) -> None:

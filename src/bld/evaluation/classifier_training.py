@@ -20,6 +20,7 @@ from bld.training.order import KeyedOrder
 
 AT_A_TIME = 256
 MOST_JUDGED = 2000
+NOT_ALWAYS_NOTED = {"flip": False, "crop": "center"}  # settings, with what holds for classifiers that do not tell them
 
 
 @in_float32()
@@ -70,10 +71,13 @@ def train_classifier(
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "seed": seed,
+        "flip": train.preprocessing.flip,
+        "crop": train.preprocessing.crop,
     }
     if (out / "config.json").is_file():
-        before = read_json(out / "config.json")
+        before = {**NOT_ALWAYS_NOTED, **read_json(out / "config.json")}
         if {name: before.get(name) for name in settings} == settings:
+            say(f"The classifier in {out} was trained so already: it is used as it is.")
             return ClassifierFeatures.load(out, device)
     torch.manual_seed(derive_seed(seed, "classifier"))
     network = SmallResNet(train.preprocessing.image_size, len(train.classes), width).to(device)

@@ -124,6 +124,17 @@ def test_every_form_of_a_mask_means_the_same(tmp_path):
         assert np.array_equal(found, HOLE), name
 
 
+@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor])
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_a_stack_of_as_many_masks_as_pictures_is_one_for_each(form, count):
+    masks = np.stack([np.roll(HOLE, i, axis=1) for i in range(count)])
+    for stack in (masks, masks[:, None], masks.astype(np.uint8) * 255, masks[:, None].astype(np.float32)):
+        assert np.array_equal(np.stack(opened_masks(form(stack), count)), masks)
+    rgb = np.repeat(HOLE[..., None].astype(np.uint8) * 255, 3, axis=-1)
+    of_one = torch.as_tensor(rgb).permute(2, 0, 1) if form is torch.as_tensor else rgb
+    assert np.array_equal(opened_masks(of_one, 1)[0], HOLE)
+
+
 def test_one_mask_serves_all_and_several_are_counted():
     assert len(opened_masks(HOLE, 3)) == 3
     first, second = opened_masks([HOLE, ~HOLE], 2)

@@ -126,9 +126,9 @@ def opened_masks(given: Any, count: int) -> list[np.ndarray]:
     """One mask for each picture, bool (H, W), True where pixels are to be made.
 
     Args:
-        given: one mask for all pictures, or one for each. A mask is white (above half) where pixels are to be made: an
-            image of any mode (what is transparent was not painted), a file, or an array or tensor of 0 and 1, bytes,
-            16-bit numbers or floats.
+        given: one mask for all pictures, or one for each, in a list or an array or tensor (n, H, W) or (n, 1, H, W). A
+            mask is white (above half) where pixels are to be made: an image of any mode (what is transparent was not
+            painted), a file, or an array or tensor of 0 and 1, bytes, 16-bit numbers or floats.
         count: how many pictures there are.
 
     Raises:
@@ -136,6 +136,7 @@ def opened_masks(given: Any, count: int) -> list[np.ndarray]:
         DataError: for a file that cannot be read, or values that are not finite numbers.
     """
     many = isinstance(given, list | tuple) and len(given) > 0 and not np.isscalar(given[0]) and not _is_rows(given)
+    many = many or _is_stack(given, count)
     masks = [_hole(one) for one in given] if many else [_hole(given)]
     if len(masks) == 1:
         return masks * count
@@ -147,6 +148,13 @@ def opened_masks(given: Any, count: int) -> list[np.ndarray]:
 def _is_rows(given: Sequence[Any]) -> bool:
     """Whether nested lists are the rows of a single mask."""
     return isinstance(given[0], list | tuple) and np.ndim(given) == 2
+
+
+def _is_stack(given: Any, count: int) -> bool:
+    """Whether an array or tensor holds a mask for each of several pictures: (n, H, W), or one with a channel of 1."""
+    if not isinstance(given, Tensor | np.ndarray) or count < 2 or given.ndim not in (3, 4) or len(given) != count:
+        return False
+    return given.ndim == 4 or isinstance(given, Tensor) or given.shape[-1] > 4  # else it has channels
 
 
 def mask_view(hole: np.ndarray, size: int) -> Tensor:

@@ -8,6 +8,7 @@ import json
 import shlex
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,6 +149,34 @@ def test_an_interpolation_goes_from_one_picture_to_the_other(model: Model, photo
     codes = [model.pipe(**first.call(model, 1)).codes[0], model.pipe.encode(photo)[0]]
     bare = model.pipe.decode(path_between(*codes, 5, 0))
     assert np.array_equal(arrays(bare), arrays(made.pictures)) == (strength == 0)
+
+
+def test_between_two_uploads_steps_and_temperature_are_those_asked_for(model: Model, photo: Image.Image):
+    ends = [photo, photo.rotate(90)]
+    usual = interpolate(model, ends, 3, 1.0, quiet)
+    asked = interpolate(model, ends, 3, 1.0, quiet, Sampling(steps=2, temperature=2.0))
+    assert asked.settings["between"] == {"num_inference_steps": 2, "temperature": 2.0}
+    assert usual.settings["between"]["num_inference_steps"] == model.default_steps
+    assert not np.array_equal(arrays(usual.pictures), arrays(asked.pictures))
+    again = interpolate(model, ends, 3, 1.0, quiet, Sampling(steps=2, temperature=2.0))
+    assert again.settings == asked.settings and np.array_equal(arrays(again.pictures), arrays(asked.pictures))
+
+
+def test_the_tab_hands_its_steps_and_temperature_on(
+    model: Model, photo: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import gradio as gr
+
+    from bld.studio.tabs import interpolate as tab
+
+    photo.save(tmp_path / "photo.png")
+    works: list[Any] = []
+    monkeypatch.setattr(tab, "run_on_click", lambda model, run, stop, inputs, output, work, name: works.append(work))
+    with gr.Blocks():
+        tab.build(model)
+    upload = [0, str(tmp_path / "photo.png"), ANY]
+    made = works[0](3, 1.0, *upload, *upload, 2, 1.5)(quiet)
+    assert made.settings["between"] == {"num_inference_steps": 2, "temperature": 1.5}
 
 
 def test_a_flip_changes_one_bit_and_finds_the_strongest(model: Model, photo: Image.Image):

@@ -25,7 +25,14 @@ MOST_FRAMES = 16
 SEED = 0  # of the order of the bits, and of the noise
 
 
-def interpolate(model: Model, ends: Sequence[Origin], frames: int, strength: float, report: Report) -> Made:
+def interpolate(
+    model: Model,
+    ends: Sequence[Origin],
+    frames: int,
+    strength: float,
+    report: Report,
+    between: Sampling | None = None,
+) -> Made:
     """A strip of pictures from one to the other.
 
     Between codes of bits there is no line: one after another, in an order that is always the same, the bits that differ
@@ -33,11 +40,12 @@ def interpolate(model: Model, ends: Sequence[Origin], frames: int, strength: flo
     ends, and denoises it with the same noise for all, so that what lies between is a picture of the model's own kind.
 
     Args:
-        ends: both ends, an upload each, or how its picture is drawn. Mixtures are denoised with the steps, temperature
-            and posterior of the first that is drawn (those of the run, where neither is), and with any class.
+        ends: both ends, an upload each, or how its picture is drawn.
         frames: pictures of the strip, both ends included, 3 to 16.
         strength: 0 to 1, of the noise in the middle; 0 shows the bare mixtures.
         report: called after each step.
+        between: with whose steps, temperature and posterior mixtures are denoised, of any class; None takes the first
+            end that is drawn, or the run's where neither is.
 
     Raises:
         SettingError: for numbers out of range, for a model whose codes are no bits, and for a strength above 0 where
@@ -55,7 +63,7 @@ def interpolate(model: Model, ends: Sequence[Origin], frames: int, strength: flo
         codes.append(code_of(model, end, report, done, total))
         done += steps_of(model, end.call(model, 1)) if isinstance(end, Sampling) else 0
     mixtures = path_between(codes[0], codes[1], frames, SEED)
-    between = next((end for end in ends if isinstance(end, Sampling)), Sampling())
+    between = between or next((end for end in ends if isinstance(end, Sampling)), Sampling())
     call, pipe = between.call(model, 1), between.pipe(model)
     shares = [i / (frames - 1) for i in range(frames)]
     for i, share in enumerate(shares):
@@ -80,7 +88,8 @@ def interpolate(model: Model, ends: Sequence[Origin], frames: int, strength: flo
     record = described(model, "interpolate", how, {}, posterior=between.posterior)
     said = [end.call(model, 1) if isinstance(end, Sampling) else f"end{i}.png" for i, end in enumerate(ends)]
     files = {f"end{i}.png": png(square(model, end)) for i, end in enumerate(ends) if isinstance(end, Image.Image)}
-    settings = {**record, "ends": said, "frames": frames, "strength": strength, "seed": SEED}
+    denoised = {name: call[name] for name in ("num_inference_steps", "temperature")}
+    settings = {**record, "ends": said, "frames": frames, "strength": strength, "seed": SEED, "between": denoised}
     return Made([("", pictures)], settings, facts, files=files, in_a_row=True)
 
 
@@ -122,7 +131,7 @@ def build(model: Model) -> None:
         size = len(first.inputs)
         rest = values[2 * size :]
         ends = [end.origin(own, rest, controls) for end, own in ((first, values[:size]), (second, values[size:]))]
-        return lambda report: interpolate(model, ends, int(frames), strength, report)
+        return lambda report: interpolate(model, ends, int(frames), strength, report, controls.sampling(rest))
 
     inputs = [frames, strength, *first.inputs, *second.inputs, *controls.inputs]
     run_on_click(model, run, stop, inputs, output, work, "interpolated")

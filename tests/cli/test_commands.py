@@ -169,6 +169,31 @@ def test_images_of_another_model_are_not_taken_for_this_one(run_copy, trained_ru
     assert_names(fails("sample", run_copy, *words), tmp_path / "a", "--out")
 
 
+def test_images_of_another_sampler_are_not_taken_for_this_one(run_copy, trained_run, tmp_path, fails):
+    words = ("--num", "2", "--steps", "2", "--out", str(tmp_path / "a"))
+    diffusion, note = run_copy / "diffusion" / "config.json", tmp_path / "a" / "settings.json"
+    diffusion.write_text(diffusion.read_text().replace('"exact"', '"plugin"'))
+    assert main(["sample", str(trained_run), *words]) == 0
+    assert json.loads(note.read_text())["process"]["posterior"] == "exact"
+    assert_names(fails("sample", run_copy, *words), tmp_path / "a", "--out")
+
+
+def test_a_note_of_samples_says_what_auto_became_and_older_notes_hold(trained_run, tmp_path, fails):
+    from bld.training.accelerator import autocast_dtype
+
+    words = ["sample", str(trained_run), "--num", "2", "--steps", "2", "--device", "cpu", "--out", str(tmp_path / "a")]
+    assert main(words) == 0
+    note = tmp_path / "a" / "settings.json"
+    made = json.loads(note.read_text())
+    became = "bf16" if autocast_dtype("auto", torch.device("cpu")) == "bf16" else "float32"
+    assert made["precision"] == became and main([*words, "--precision", became]) == 0
+    older = {name: value for name, value in made.items() if name != "process"} | {"precision": "auto"}
+    note.write_text(json.dumps(older))
+    assert main(words) == 0
+    other = {"bf16": "float32", "float32": "bf16"}[became]
+    assert_names(fails(*words, "--precision", other), tmp_path / "a", "--out")
+
+
 def test_inpaint_writes_fillings_beside_the_original(trained_run, tmp_path):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "image.png")

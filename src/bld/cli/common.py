@@ -270,12 +270,18 @@ def precision(args: argparse.Namespace, device: torch.device) -> Iterator[None]:
     import torch
 
     from bld.runtime.precision import allow_tf32
+
+    is_bf16 = precision_of(args.precision, device) == "bf16"
+    allow_tf32(device, is_bf16)
+    with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+        yield
+
+
+def precision_of(choice: str, device: torch.device) -> str:
+    """What --precision comes to on the device: float32 or bf16."""
     from bld.training.accelerator import autocast_dtype
 
-    choice = {"auto": autocast_dtype("auto", device), "float32": "no", "bf16": "bf16"}[args.precision]
-    allow_tf32(device, choice == "bf16")
-    with torch.autocast(device.type, torch.bfloat16, enabled=choice == "bf16"):
-        yield
+    return "bf16" if autocast_dtype(choice, device) == "bf16" else "float32"
 
 
 def size_of_images(data: str) -> int:
@@ -389,13 +395,3 @@ def _vectors(path: Path) -> Any:
     if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or not vectors.size:
         raise DataError(f"{path} does not hold one array of vectors, (V,) or (n, V).")
     return np.atleast_2d(vectors)
-
-
-def refuse_other_settings(note: Path, settings: dict[str, Any]) -> None:
-    """Make sure that the images already beside this note were made with the same settings."""
-    from bld.io.files import read_json
-
-    if note.is_file() and read_json(note) != settings:
-        raise SettingError(
-            f"{note.parent} holds images made with other settings or another model ({note}): choose another --out."
-        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from bld.cli.common import (
     add_sampling_arguments,
     load_pipeline,
     precision,
-    refuse_other_settings,
+    precision_of,
     say,
 )
 from bld.cli.outputs import refuse_foreign
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
     asked = Asked(args, pipe, args.num, each=True)
     note, settings = out / "settings.json", sampling_settings(args, pipe) | asked.settings()
     paths = [out / f"{i:06d}.png" for i in range(args.num)]
-    _refuse_foreign(note, settings, paths)
+    _refuse_foreign(note, settings, paths, precision_of("auto", pipe.device))
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     processes.wait()  # all have seen the same before anyone writes
     with precision(args, pipe.device):
@@ -61,15 +62,32 @@ def run(args: argparse.Namespace) -> None:
     say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
 
 
-def _refuse_foreign(note: Path, settings: dict[str, Any], paths: list[Path]) -> None:
+def _refuse_foreign(note: Path, settings: dict[str, Any], paths: list[Path], auto: str) -> None:
     """Images are taken as made already only beside a note that says how; nothing else in the folder is touched."""
     refuse_foreign([note, note.parent / "grid.png"])
-    refuse_other_settings(note, settings)
+    _refuse_other_settings(note, settings, auto)
     if not note.is_file():
         there = next((path for path in paths if path.exists()), None)
         if there is not None:
             raise SettingError(
                 f"{there} is there already, and nothing beside it says how it was made: choose another --out."
+            )
+
+
+def _refuse_other_settings(note: Path, settings: dict[str, Any], auto: str) -> None:
+    """Make sure that the images already beside this note were made with the same settings.
+
+    Older notes do not tell the process, which was the run's own, nor what the precision "auto" came to.
+    """
+    from bld.io.files import read_json
+
+    if note.is_file():
+        before = {"process": settings["process"], **read_json(note)}
+        if before.get("precision") == "auto":
+            before["precision"] = auto
+        if before != json.loads(json.dumps(settings)):
+            raise SettingError(
+                f"{note.parent} holds images made with other settings or another model ({note}): choose another --out."
             )
 
 
@@ -84,12 +102,13 @@ def sampling_settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
     defaults = pipe.index.sampling
     return {
         "model": pipe.fingerprint(),
+        "process": {"kind": type(pipe.diffusion).__name__, **pipe.diffusion.settings()},
         "seed": args.seed,
         "steps": args.steps or defaults.num_inference_steps or pipe.diffusion.steps,
         "temperature": defaults.temperature if args.temperature is None else args.temperature,
         "guidance_scale": defaults.guidance(args.guidance_scale),
         "classes": _classes(args, pipe),
-        "precision": args.precision,
+        "precision": precision_of(args.precision, pipe.device),
         **({} if args.final == "threshold" else {"final": args.final}),
     }
 

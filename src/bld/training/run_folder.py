@@ -43,9 +43,9 @@ PATH_KEYS = ("data.location", "data.labels", "data.captions", "data.condition", 
 """Settings that may name a file or folder."""
 
 WRITTEN = (
-    "data.json", "preset.json", "metrics.jsonl", "progress.json", "report.html", "model_index.json", "index.npz", "verified.json",
-    "skipped_images.txt", "tokenizer", "prior", GUIDE, "diffusion", "codes", "conditions", "samples", "examples",
-    "checkpoints", "tensorboard",
+    "data.json", "preset.json", "metrics.jsonl", "progress.json", "report.html", "model_index.json", "index.npz",
+    "verified.json", "skipped_images.txt", "tokenizer", "prior", GUIDE, "diffusion", "codes", "conditions", "samples",
+    "examples", "checkpoints", "tensorboard",
 )  # fmt: skip
 """What a run writes beside its settings."""
 

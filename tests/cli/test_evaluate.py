@@ -176,6 +176,32 @@ def test_a_figure_says_of_how_many_images_it_is(run_copy, features, tmp_path):
     assert evaluate(run_copy, features, *request)["counts"]["bits_per_bit"]["unseen"] < 180
 
 
+def test_a_second_evaluation_keeps_the_figures_of_the_first_that_were_measured_alike(run_copy, features, capsys):
+    first = evaluate(run_copy, features, "--num", "20", "--metrics", "fd")
+    both = evaluate(run_copy, features, "--num", "20", "--metrics", "psnr", "--batch-size", "32")
+    assert both["figures"]["fd"] == first["figures"]["fd"] and both["counts"]["fd"] == {"samples": 20}
+    assert both["figures"].keys() > {"fd", "psnr"} and both["counts"].keys() == both["figures"].keys()
+    assert both["extractor"] == first["extractor"] and both["request"]["metrics"] == ["fd", "psnr"]
+    assert "no longer" not in capsys.readouterr().out
+    other = evaluate(run_copy, features, "--num", "20", "--metrics", "psnr", "--seed", "1")
+    assert "fd" not in other["figures"] and other["extractor"] is None
+    told = [line for line in capsys.readouterr().out.splitlines() if "no longer" in line]
+    assert len(told) == 1 and re.search(r"\bfd\b", told[0]) and "psnr" not in told[0]
+
+
+def test_figures_of_other_features_are_not_put_beside_these():
+    from bld.evaluation.record import joined
+
+    def record(name: str, features: str | None) -> dict:
+        return {"figures": {name: 1.0}, "counts": {name: {"samples": 9}}, "samples": {"seed": 0}, "reference": {},
+                "unseen": {}, "versions": {}, "request": {"metrics": (name,), "num": 9},
+                "extractor": features and {"sha256": features}}  # fmt: skip
+
+    assert joined(record("kid", "b"), record("fd", "a")) == (record("kid", "b"), ["fd"])
+    assert joined(record("kid", "b"), record("psnr", None))[0]["extractor"] == {"sha256": "b"}
+    assert joined(record("kid", "b"), {"psnr_mean": 3.0}) == (record("kid", "b"), [])
+
+
 def test_cas_trains_on_samples_and_tests_on_real_images(run_copy, features):
     more = ["--metrics", "cas", "--num", "40", "--cas-network", "small", "--cas-epochs", "3"]
     record = evaluate(run_copy, features, *more)

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.evaluation import record as recording
     from bld.evaluation.features import load_extractor
     from bld.evaluation.metrics import SAMPLE_METRICS
-    from bld.io.files import write_json
+    from bld.io.files import read_json, write_json
     from bld.runtime.distributed import launched
 
     if not args.run_folder and not args.samples:
@@ -101,6 +101,9 @@ def run(args: argparse.Namespace) -> None:
     if processes.is_main:
         for line in recording.lines(record["figures"], extractor):
             say(line)
+        record, lost = recording.joined(record, read_json(out) if out.is_file() else None)
+        if lost:
+            say(f"{out} no longer holds {', '.join(lost)}, which were measured of or with something else.")
         write_json(out, record)
         say(f"Written: {out}")
     processes.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,40 @@ def record(
             **{name: version(name) for name in ("torch", "torch-fidelity", "torchmetrics")},
         },
     }
+
+
+def joined(new: dict[str, Any], earlier: object) -> tuple[dict[str, Any], list[str]]:
+    """The new record with the figures of an earlier one that were measured alike.
+
+    Args:
+        new: as `record` gives it.
+        earlier: what the file of it holds so far.
+
+    Returns:
+        The record, and the names of the earlier figures that it cannot hold, since something that moves them differs.
+    """
+    if not isinstance(earlier, dict) or not isinstance(earlier.get("figures"), dict):
+        return new, []
+    lost = [name for name in earlier["figures"] if name not in new["figures"]]
+    if _alike(new) != _alike(earlier):
+        return new, lost
+    extractors = [record["extractor"] for record in (earlier, new) if record.get("extractor")]
+    if extractors[1:] and extractors[0] != extractors[1]:
+        return new, lost
+    metrics = dict.fromkeys([*earlier["request"]["metrics"], *new["request"]["metrics"]])
+    return {
+        **new,
+        "figures": {**earlier["figures"], **new["figures"]},
+        "counts": {**earlier.get("counts", {}), **new["counts"]},
+        "request": {**new["request"], "metrics": list(metrics)},
+        "extractor": extractors[0] if extractors else None,
+    }, []
+
+
+def _alike(record: dict[str, Any]) -> Any:
+    """All that moves a figure, but for the extractor, as the file holds it."""
+    request = {name: value for name, value in record["request"].items() if name not in ("metrics", "batch_size")}
+    return json.loads(json.dumps([request, *(record.get(k) for k in ("samples", "reference", "unseen", "versions"))]))
 
 
 def describe_images(images: ImageSet) -> dict[str, Any]:

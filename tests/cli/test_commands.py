@@ -215,6 +215,54 @@ def test_inpaint_writes_fillings_beside_the_original(trained_run, tmp_path):
     ]
 
 
+@pytest.fixture
+def filling(trained_run, tmp_path):
+    """`bld inpaint` into tmp_path/filled of an image of this colour, as words."""
+    Image.fromarray(np.kron(np.eye(2), np.ones((4, 4))).astype(np.uint8) * 255).save(tmp_path / "mask.png")
+
+    def words(colour, *more):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{colour}.png")
+        mask, out = str(tmp_path / "mask.png"), str(tmp_path / "filled")
+        image = str(tmp_path / f"{colour}.png")
+        return ["inpaint", str(trained_run), "--image", image, "--mask", mask, "--out", out, "--steps", "2",
+                "--precision", "float32", *more]  # fmt: skip
+
+    return words
+
+
+def test_fillings_of_another_image_mask_or_setting_are_not_mixed(filling, tmp_path, fails):
+    out = tmp_path / "filled"
+    assert main(filling("red", "--num", "4")) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert_names(fails(*filling("blue", "--num", "2")), out, "image", "--out")
+    assert_names(fails(*filling("red", "--image", str(out / "003.png"))), out, "image", "--out")
+    assert_names(fails(*filling("red", "--seed", "1")), out, "seed", "--out")
+    assert_names(fails(*filling("red", "--resample", "2")), out, "resample", "--out")
+    whole = ["--mask", str(tmp_path / "whole.png")]
+    Image.new("L", (8, 8), 255).save(whole[1])
+    assert_names(fails(*filling("red"), *whole), out, "mask", "--out")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_fillings_that_are_there_are_not_made_again(filling, tmp_path, capsys):
+    out = tmp_path / "filled"
+    assert main(filling("red", "--num", "4", "--batch-size", "3")) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    (out / "001.png").unlink()
+    capsys.readouterr()
+    assert main(filling("red", "--num", "4")) == 0
+    assert re.search(r"\b4\b.*\b1\b.* new", capsys.readouterr().out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert main(filling("red", "--num", "4")) == 0
+    assert "(0 of them new)" in capsys.readouterr().out
+
+
+def test_fillings_without_a_note_are_not_replaced(filling, tmp_path, fails):
+    assert main(filling("red", "--num", "2")) == 0
+    (tmp_path / "filled" / "settings.json").unlink()
+    assert_names(fails(*filling("red", "--num", "2")), "000.png", "--out")
+
+
 def test_reconstruct_prints_the_psnr_it_writes(trained_run, tmp_path, capsys):
     assert main(["reconstruct", str(trained_run), "--data", "digits", "--num", "40", "--out", str(tmp_path)]) == 0
     printed = float(re.search(r"PSNR ([\d.]+)", capsys.readouterr().out)[1])

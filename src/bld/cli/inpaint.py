@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
+from typing import Any
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
 from bld.cli.outputs import refuse_foreign
+from bld.errors import SettingError
 
 HELP = "fill the masked part of an image"
 
@@ -31,33 +34,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Inpaint and write each filling, and all of them beside the original."""
+    """Make the fillings that are not there, and a sheet of all of them beside the original."""
+    if args.num < 1 or args.batch_size < 1:
+        raise SettingError(f"--num and --batch-size are at least 1, not {args.num} and {args.batch_size}.")
     import torch
 
     from bld.data import decode_file, make_grid, save_png
+    from bld.io.files import write_json
+    from bld.seeding import keyed_draws
 
-    names = ["grid", *(f"{i:03d}" for i in range(args.num))]
-    refuse_foreign(args.out / f"{name}.png" for name in names)
+    note, grid = args.out / "settings.json", args.out / "grid.png"
+    paths = [args.out / f"{i:03d}.png" for i in range(args.num)]
+    refuse_foreign([note, grid, *paths])
     pipe = load_pipeline(args)
     image, mask = decode_file(args.image), decode_file(args.mask)
-    with precision(args, pipe.device):
-        images = pipe.inpaint(
-            image,
-            mask,
-            num_images=args.num,
-            **Asked(args, pipe, args.num).of(range(args.num)),
-            num_inference_steps=args.steps,
-            temperature=args.temperature,
-            guidance_scale=args.guidance_scale,
-            generator=args.seed,
-            output_type="pt",
-            known_bits=args.known_bits,
-            resample=args.resample,
-            final=args.final,
-            batch_size=args.batch_size,
-        ).images
-    for i, filled in enumerate(images):
-        save_png(filled * 2 - 1, args.out / f"{i:03d}.png")
-    row = torch.cat([pipe.preprocess(image), images]) * 2 - 1
-    save_png(make_grid(row, scale=max(1, 64 // row.shape[-1])), args.out / "grid.png", sheet=True)
-    say(f"{args.num} fillings in {args.out}, beside the original in {args.out / 'grid.png'}.")
+    asked = Asked(args, pipe, args.num)
+    settings = _settings(args, pipe) | asked.settings()
+    _refuse_others(note, settings, paths)
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    for start in range(0, len(missing), args.batch_size):
+        rows = missing[start : start + args.batch_size]
+        with precision(args, pipe.device):
+            images = pipe.inpaint(
+                image,
+                mask,
+                num_images=len(rows),
+                **asked.of(rows),
+                num_inference_steps=args.steps,
+                temperature=args.temperature,
+                guidance_scale=args.guidance_scale,
+                generator=keyed_draws(args.seed, "sample", rows),
+                output_type="pt",
+                known_bits=args.known_bits,
+                resample=args.resample,
+                final=args.final,
+                batch_size=args.batch_size,
+            ).images
+        write_json(note, settings)
+        for row, filled in zip(rows, images, strict=True):
+            save_png(filled * 2 - 1, paths[row])
+    sheet = torch.cat([pipe.preprocess(image), *(pipe.preprocess(decode_file(path)) for path in paths)]) * 2 - 1
+    save_png(make_grid(sheet, scale=max(1, 64 // sheet.shape[-1])), grid, sheet=True)
+    say(f"{args.num} fillings in {args.out} ({len(missing)} of them new), beside the original in {grid}.")
+
+
+def _settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
+    """Everything that decides what filling i looks like."""
+    from bld.cli.sample import sampling_settings
+
+    return {
+        **sampling_settings(args, pipe),
+        "classes": args.classes,
+        "image": hashlib.sha256(args.image.read_bytes()).hexdigest()[:16],
+        "mask": hashlib.sha256(args.mask.read_bytes()).hexdigest()[:16],
+        "known_bits": args.known_bits,
+        "resample": args.resample,
+    }
+
+
+def _refuse_others(note: Path, settings: dict[str, Any], paths: list[Path]) -> None:
+    """Fillings are taken as made already only beside a note that says that these settings made them."""
+    from bld.io.files import read_json
+
+    if note.is_file():
+        made = read_json(note)
+        other = [name for name, value in settings.items() if made.get(name) != value] or [*(made.keys() - settings)]
+        if other:
+            names = ", ".join(name.replace("_", " ") for name in other)
+            raise SettingError(
+                f"{note.parent} holds images made otherwise ({names}; see {note}): choose another --out."
+            )
+        return
+    there = next((path for path in paths if path.exists()), None)
+    if there is not None:
+        raise SettingError(
+            f"{there} is there already, and nothing beside it says how it was made: choose another --out."
+        )

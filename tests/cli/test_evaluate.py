@@ -277,6 +277,47 @@ def test_bits_are_of_several_draws_of_each_code_and_say_so(run_copy, features):
     assert probable["figures"]["bits_per_code"] != drawn["figures"]["bits_per_code"]
 
 
+@pytest.fixture
+def holed(image_folder) -> Path:
+    """60 images in two folders, of which the first cannot be read."""
+    folder = image_folder(60, classes=2, name="holed")
+    (folder / "class0" / "000.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_unreadable_images_are_told_wherever_they_are_left_out(run_copy, features, holed, tmp_path, capsys):
+    out = str(tmp_path / "e.json")
+    made = ["--samples", str(holed), "--data", str(holed), "--features", str(features), "--metrics", "fd", "--out", out]
+    for words, times in (
+        (["reconstruct", str(run_copy), "--data", str(holed)], 1),
+        (["evaluate", str(run_copy), "--data", str(holed), "--metrics", "psnr", "--out", out], 1),
+        (["evaluate", *made], 2),
+        (["train-features", "--data", str(holed), "--steps", "1", "--out", str(tmp_path / "f")], 1),
+    ):
+        assert main(words) == 0
+        told = re.findall(r"\b1 of 60\b.*class0/000.png", capsys.readouterr().out)
+        assert len(told) == times, words
+
+
+def test_labels_are_wanted_only_where_a_figure_needs_them(run_copy, features, image_folder, tmp_path, capsys):
+    folder = image_folder(12, name="half")
+    (folder / "metadata.csv").write_text("file_name,label\n000.png,3\n")
+    out = ["--features", str(features), "--out", str(tmp_path / "e.json"), "--num", "8", "--steps", "1"]
+    assert main(["reconstruct", str(run_copy), "--data", str(folder)]) == 0
+    run = ["evaluate", str(run_copy), "--data", str(folder), *out]
+    assert main([*run, "--metrics", "psnr"]) == 0 and main([*run, "--metrics", "fd", "--classes", "all"]) == 0
+    assert main(["evaluate", "--samples", str(folder), "--data", str(folder), "--metrics", "fd", *out]) == 0
+    for words, cure in (
+        ([*run, "--metrics", "psnr,bits"], "leave out bits"),
+        ([*run, "--metrics", "fd"], "--classes"),
+        (["train-features", "--data", str(folder), "--out", str(tmp_path / "f")], "complete it"),
+    ):
+        capsys.readouterr()
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "metadata.csv" in error and cure in error and "data.labels" not in error and error.count("\n") == 1
+
+
 def test_images_of_several_sizes_are_taken_at_the_smallest_and_that_is_said(image_folder, tmp_path, capsys):
     small, large = image_folder(20, size=16, classes=2, name="a"), image_folder(20, size=24, classes=2, name="a")
     for path in sorted(small.glob("class0/*.png"))[:5]:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from bld.errors import DataError, SettingError
 if TYPE_CHECKING:
     import torch
 
+    from bld.data import ImageSet
     from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.training.recipe import Recipe
     from bld.training.settings import Settings
@@ -288,12 +289,28 @@ def size_of_images(data: str) -> int:
     """The shorter side of the images, in pixels: the smallest of up to 16 of them; says so where these differ."""
     from bld.data import open_images
 
-    source = open_images(data)
-    rows = {len(source) * i // SIZES_LOOKED_AT for i in range(SIZES_LOOKED_AT)}
-    sides = sorted({min(source.read(row).size) for row in rows})
+    source = open_images(data, labels="none")
+    found = set()
+    for row in {len(source) * i // SIZES_LOOKED_AT for i in range(SIZES_LOOKED_AT)}:
+        with contextlib.suppress(DataError):  # a few unreadable images are left out later
+            found.add(min(source.read(row).size))
+    if not found:
+        raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
+    sides = sorted(found)
     if len(sides) > 1:
         say(f"{data} has images of {sides[0]} to {sides[-1]} pixels: all are taken at {sides[0]} (--image-size).")
     return sides[0]
+
+
+def tell_left_out(images: ImageSet, tell: Callable[[str], None] = say) -> None:
+    """Say which files of a source were not used, and how many of its images cannot be read."""
+    for note in images.source.notes:
+        tell(note)
+    if images.skipped:
+        tell(
+            f"{len(images.skipped):,} of {len(images.source):,} images of {images.location} cannot be read and are "
+            f"left out; the first is {images.skipped[0][0]}."
+        )
 
 
 def labels_from(

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bld.cli.common import add_device_arguments, device_from, load_pipeline, precision, say, size_of_images
+from bld.cli.common import (
+    add_device_arguments,
+    device_from,
+    load_pipeline,
+    precision,
+    say,
+    size_of_images,
+    tell_left_out,
+)
 from bld.cli.outputs import refuse_foreign
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
     from bld.data import ImageSet
     from bld.evaluation.load_run import OpenedRun
+    from bld.evaluation.request import Request
+    from bld.pipeline import BinaryLatentDiffusionPipeline
     from bld.runtime.distributed import Processes
 
 HELP = "Fréchet distance, precision, recall, likelihood, reconstruction …, with everything that moves them"
@@ -123,7 +134,8 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     folder = Path(args.run_folder)
     pipeline = load_pipeline(args)
     _refuse_other_size(args.image_size, pipeline.image_size)
-    reference, unseen, opened = _images(args, folder)
+    quiet = say if processes.is_main else (lambda _: None)
+    reference, unseen, opened = _images(args, folder, quiet, _without_labels(request, pipeline))
     labelled = {"bits", "cas"} & set(request.metrics)
     for images in (reference, unseen):
         _meet(images, pipeline.classes, needed=", ".join(sorted(labelled)))
@@ -132,7 +144,6 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     if warning and processes.is_main:
         say(warning)
     where = folder / "evaluation" if folder.is_dir() else _folder(args.run_folder)
-    quiet = say if processes.is_main else (lambda _: None)
     counts: dict[str, dict[str, int]] = {}
     metrics = evaluate.evaluate_run(
         pipeline, reference, unseen, request, extractor, where, quiet, processes, asked, counts
@@ -148,9 +159,10 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path)
 
     if not args.data and not args.run_folder:
         raise SettingError("Samples are judged against real images: name them with --data.")
-    reference = _images(args, Path(args.run_folder) if args.run_folder else None)[0]
+    reference = _images(args, Path(args.run_folder) if args.run_folder else None, say)[0]
     size = reference.preprocessing.image_size
-    given = ImageSet.open(args.samples, reference.preprocessing)
+    given = ImageSet.open(args.samples, reference.preprocessing, labels="none")
+    tell_left_out(given)
     if not args.resize:
         evaluate.refuse_other_size(given, size)
     warning = evaluate.need_enough(reference, request.metrics, extractor, len(given))
@@ -174,9 +186,22 @@ def _meet(images: ImageSet, classes: list[str], needed: str) -> None:
     images.__dict__.pop("labels", None)  # which was worked out of the old numbers
 
 
-def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, ImageSet, OpenedRun | None]:
+def _without_labels(request: Request, pipeline: BinaryLatentDiffusionPipeline) -> str:
+    """What to do where the real images have no labels that can be used; "" where nothing of the request needs them."""
+    if not pipeline.prior.config.num_classes:
+        return ""
+    needed = [name for name in ("bits", "cas") if name in request.metrics]
+    if needed:
+        return f"leave out {' and '.join(needed)}"
+    return "say what samples show with --classes" if request.of_samples and not request.classes else ""
+
+
+def _images(
+    args: argparse.Namespace, folder: Path | None, tell: Callable[[str], None], without_labels: str = ""
+) -> tuple[ImageSet, ImageSet, OpenedRun | None]:
     """(reference, unseen, the run): of --data all for both; of a run's own images its training and held-out part."""
     from bld.data import ImageSet, Preprocessing
+    from bld.data.tables import TableError
     from bld.evaluation.load_run import open_run
     from bld.training.init_from import Origin
     from bld.training.run_folder import RunFolder
@@ -188,7 +213,14 @@ def _images(args: argparse.Namespace, folder: Path | None) -> tuple[ImageSet, Im
             prep = replace(prep, image_size=args.image_size or prep.image_size, crop="center", flip=False)
         else:
             prep = Preprocessing(args.image_size or size_of_images(args.data))
-        images = ImageSet.open(args.data, prep)
+        try:
+            images = ImageSet.open(args.data, prep)
+        except TableError as error:
+            if without_labels:
+                raise SettingError(f"{error.found}: complete it, or {without_labels}.") from error
+            tell(f"{error.found}: its classes are not used.")
+            images = ImageSet.open(args.data, prep, labels="none")
+        tell_left_out(images, tell)
         return images, images, None
     if not is_run or folder is None:
         raise SettingError(f"{folder} does not know its images: name real ones with --data.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bld.cli.common import add_device_arguments, device_from, precision, say
+from bld.cli.common import add_device_arguments, device_from, precision, say, tell_left_out
 from bld.cli.outputs import refuse_foreign
 
 HELP = "encode and decode images, and measure what is lost"
@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> None:
     tokenizer.to(device_from(args))
     if args.compile:
         tokenizer.compile(dynamic=False)
-    images = ImageSet.open(args.data, origin.preprocessing(), progress=True)
+    images = ImageSet.open(args.data, origin.preprocessing(), progress=True, labels="none")
+    tell_left_out(images)
     with precision(args, tokenizer.device), torch.no_grad():
         score = score_reconstructions(tokenizer, images, limit=args.num)
         shown = images.centre(list(range(min(tokenizer.config.images_at_a_time(SHOWN), len(images))))).to(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from bld.cli.common import say, size_of_images
+from bld.cli.common import say, size_of_images, tell_left_out
 from bld.cli.outputs import CLASSIFIER, refuse_foreign_folder
+from bld.errors import DataError
 
 HELP = "a classifier of the data's own labels, whose features judge samples offline"
 
@@ -25,11 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train, measure, save."""
     from bld.data import ImageSet, Preprocessing
+    from bld.data.tables import TableError
     from bld.evaluation.classifier_training import train_classifier
 
     refuse_foreign_folder(args.out, ["config.json", "model.safetensors"], (CLASSIFIER,))
     size = args.image_size or size_of_images(args.data)
-    everything = ImageSet.open(args.data, Preprocessing(size, flip=args.flip), progress=True)
+    try:
+        everything = ImageSet.open(args.data, Preprocessing(size, flip=args.flip), progress=True)
+    except TableError as error:
+        raise DataError(f"{error.found}: complete it, or take it away where folders are the classes.") from error
+    tell_left_out(everything)
     train, held_out = everything.split(0.1, args.seed)
     made = train_classifier(
         train, held_out, args.out, steps=args.steps, batch_size=args.batch_size, seed=args.seed, say=say

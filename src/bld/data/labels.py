@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bld.data.sources.base import ImageSource, fingerprint_of
 from bld.data.sources.members import CAPTION_KEYS, LABEL_KEYS, numbered
-from bld.data.tables import Table, note_unused, read_table, tables_beside
+from bld.data.tables import Table, TableError, note_unused, read_table, tables_beside
 from bld.errors import DataError
 
 
@@ -19,7 +19,8 @@ def relabel(source: ImageSource, choice: str) -> None:
             or the path of a table.
 
     Raises:
-        DataError: if a table names no class for an image, or cannot be read.
+        TableError: if a table names no class for an image, or what it holds cannot be read.
+        DataError: if a table that is named is not there, or names no classes.
     """
     if choice == "folders":
         return
@@ -35,9 +36,9 @@ def relabel(source: ImageSource, choice: str) -> None:
     missing = [name for name, label in zip(source.names, said, strict=True) if label is None]
     if missing:
         where = f"{table.name} of {source.location}" if choice == "auto" else choice
-        raise DataError(
-            f"{where} has no class for {len(missing)} of {len(source)} images, the first is {missing[0]}: "
-            "complete it, or set data.labels=folders or none."
+        raise TableError(
+            f"{where} has no class for {len(missing)} of {len(source)} images, the first is {missing[0]}",
+            "complete it, or set data.labels=folders or none.",
         )
     source.classes, source.labels = numbered([label for label in said if label is not None])
     source.fingerprint = fingerprint_of([(source.fingerprint, source.labels.tobytes(), tuple(source.classes))])

@@ -23,6 +23,18 @@ FILE_KEYS = ("file_name", "filename", "file", "image", "path")
 DELIMITERS = ",;\t|"
 
 
+class TableError(DataError):
+    """A table cannot be used; its two arguments are what is wrong with it, and the cure."""
+
+    @property
+    def found(self) -> str:
+        """What is wrong, for commands that have another cure."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}: {self.args[1]}"
+
+
 @dataclass(frozen=True)
 class Table:
     """One table.
@@ -48,13 +60,13 @@ class Table:
             The values by file, as `comparable` makes its name. Of several rows of a file the last counts.
 
         Raises:
-            DataError: if the table cannot be read.
+            TableError: if the table cannot be read.
         """
         try:
             return {comparable(file): value for row in self._rows() for file, value in _entry(row, keys)}
         except (ValueError, AttributeError, TypeError, csv.Error) as error:
-            raise DataError(
-                f"The table of {what} {self.name} cannot be read ({error}): fix it or set data.{what}."
+            raise TableError(
+                f"The table of {what} {self.name} cannot be read ({error})", f"fix it or set data.{what}."
             ) from error
 
     def _rows(self) -> Iterator[dict[str, Any]]:

@@ -13,9 +13,22 @@ import pytest
 from PIL import Image
 
 from bld.cli import main
-from bld.evaluation.features import ClassifierFeatures
+from bld.errors import SettingError, UserError
+from bld.evaluation.features import ClassifierFeatures, FeatureExtractor, Features
+from bld.pipeline import BinaryLatentDiffusionPipeline
 
 pytest.importorskip("torch_fidelity")
+
+
+class Bright(FeatureExtractor):
+    """Each image's mean."""
+
+    name, sha256, dim, classes = "mean", "0" * 16, 1, ()
+
+    def __call__(self, images):
+        return Features(images.float().mean((1, 2, 3))[:, None], None)
+
+
 ALL = "fd,kid,is,precision,recall,diversity,psnr,ssim,rfd,bits"
 
 
@@ -275,6 +288,79 @@ def test_bits_are_of_several_draws_of_each_code_and_say_so(run_copy, features):
     probable = evaluate(run_copy, features, "--metrics", "bits", name="probable.json")
     assert probable["figures"]["code_draws"] == 0
     assert probable["figures"]["bits_per_code"] != drawn["figures"]["bits_per_code"]
+
+
+@pytest.fixture
+def unasked(monkeypatch):
+    """No image may be sampled."""
+
+    def asked(*_, **__):
+        raise AssertionError("images were sampled")
+
+    monkeypatch.setattr("bld.pipeline.pipeline.draw_codes", asked)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "fd,cas", "--data", "PLAIN"], "cas .*none"),
+        (["--metrics", "fd,cas", "--cas-network", "large"], "'large'.*resnet50"),
+        (["--metrics", "fd,precision", "--num", "3"], "precision .*at least 4"),
+        (["--metrics", "fd,lpips"], "lpips .*weights"),
+        (["--metrics", "fd", "--steps", "0"], "steps .*not 0"),
+        (["--metrics", "fd", "--out", "FOLDER/figures"], r"figures .*\.json"),
+        (["--metrics", "fd", "--out", "FOLDER/E.JSON"], r"E\.JSON .*\.json"),
+    ],
+)
+def test_what_an_evaluation_cannot_give_is_refused_before_it_samples(
+    words, message, run_copy, features, image_folder, capsys, tmp_path, monkeypatch, unasked
+):
+    def offline():
+        raise SettingError("no weights")
+
+    monkeypatch.setattr("bld.tokenizer.losses.load_lpips", offline)
+    named = {"PLAIN": str(image_folder(30))}
+    words = [named.get(word, word).replace("FOLDER", str(tmp_path)) for word in words]
+    assert main(["evaluate", str(run_copy), "--features", str(features), "--num", "20", *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("metric", ["bits", "cas"])
+def test_metrics_that_a_kind_of_prior_lacks_are_refused_before_it_samples(metric, tmp_path, unasked):
+    """A Gaussian prior has no code length, and one without classes no classes to learn from."""
+    from bld.data import ImageSet, Preprocessing
+    from bld.evaluation.evaluate import Request, evaluate_run
+    from bld.priors import DenoiserConfig, GaussianDenoiser, GaussianDiffusion
+    from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
+
+    tokenizer = AutoencoderConfig(
+        image_size=8, code_bits=8, base_channels=8, channel_multipliers=(1, 1, 1), bottleneck="gaussian"
+    )
+    prior = DenoiserConfig(code_height=2, code_width=2, code_bits=8, steps=4, dim=16, depth=1, heads=2)
+    pipe = BinaryLatentDiffusionPipeline(BinaryAutoencoder(tokenizer), GaussianDenoiser(prior), GaussianDiffusion(4))
+    digits = ImageSet.open("digits", Preprocessing(8))
+    request = Request(metrics=("diversity", metric), num=8)
+    with pytest.raises(UserError, match=f"{metric}"):
+        evaluate_run(pipe, digits, digits, request, Bright(), tmp_path, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "n.jpg"], r"n\.jpg .*\.png"),
+        (["--out", "N.PNG"], r"N\.PNG .*\.png"),
+        (["--by", "nosuch"], "'nosuch'"),
+        (["--k", "0"], "k .*not 0"),
+    ],
+)
+def test_neighbours_that_cannot_be_had_are_refused_before_anything_is_sampled(
+    words, message, run_copy, tmp_path, monkeypatch, capsys, unasked
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["neighbours", str(run_copy), *words]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1, error
 
 
 @pytest.fixture

@@ -108,6 +108,25 @@ def test_impossible_requests_are_one_sentence(pipe, args, words):
         pipe(**{"num_images": 2, "num_inference_steps": 1, **args})
 
 
+def test_an_output_that_there_is_not_is_refused_before_anything_is_made(pipe, picture, mask, monkeypatch):
+    codes = pipe.encode(picture)
+
+    def computed(*_, **__):
+        raise AssertionError("something was computed")
+
+    for part, method in ((pipe.tokenizer, "encode"), (pipe.tokenizer, "decode"), (pipe.prior, "for_inference")):
+        monkeypatch.setattr(part, method, computed)
+    for ask in (
+        lambda: pipe(1, output_type="PIL"),
+        lambda: pipe.inpaint(picture, mask, output_type="PIL"),
+        lambda: pipe.vary(codes, output_type="PIL"),
+        lambda: pipe.reconstruct(picture, output_type="PIL"),
+        lambda: pipe.decode(codes, output_type="PIL"),
+    ):
+        with pytest.raises(SettingError, match=r"'PIL'.*\bpil\b"):
+            ask()
+
+
 def test_labels_may_come_as_arrays_and_tensors(pipe):
     expected = pipe(class_labels=[1, 2], generator=0, num_inference_steps=2, output_type="latent").images
     for labels in (torch.tensor([1, 2]), np.array([1, 2]), (1, 2)):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bld.cli.words import duration, lines_of, vectors_of
 from bld.errors import DataError, SettingError
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from bld.training.settings import Settings
 
 SIZES_LOOKED_AT = 16
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def say(message: str) -> None:
@@ -32,17 +30,6 @@ def say(message: str) -> None:
 
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
-
-
-def duration(text: str) -> float:
-    """Seconds from "90", "45s", "30m", "2h" or "1h30m"."""
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise SettingError(f"'{text}' is not a time: write 90s, 30m, 2h or 1h30m.")
-    seconds = sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
-    if not 0 < seconds < math.inf:
-        raise SettingError(f"A time budget is above 0, not '{text}'.")
-    return seconds
 
 
 # -- training ---------------------------------------------------------------------------------------------
@@ -363,7 +350,7 @@ class Asked:
         given = [f"--{name}" for name in names if getattr(args, name) is not None]
         if len(given) > 1 and set(given) != {"--prompt", "--prompts"}:
             raise SettingError(f"{' and '.join(given)} were given: images are conditioned on one of them.")
-        self.prompts = [*(args.prompt or []), *(_lines(args.prompts) if args.prompts else [])]
+        self.prompts = [*(args.prompt or []), *(lines_of(args.prompts) if args.prompts else [])]
         self.labels = labels_from(args, pipe, count, each and not given)
         self.in_turn = self.labels is not None and self.labels[: len(pipe.classes)] == list(range(len(pipe.classes)))
         self._vectors: Any = None
@@ -372,7 +359,7 @@ class Asked:
         if self.prompts:
             self._vectors = pipe.encode_prompt(self.prompts)  # once, not in each batch
         elif args.condition is not None:
-            self._vectors = _vectors(args.condition)
+            self._vectors = vectors_of(args.condition)
 
     def of(self, images: Sequence[int]) -> dict[str, Any]:
         """The pipeline's arguments for the images of these numbers."""
@@ -390,25 +377,3 @@ class Asked:
 
         digest = hashlib.sha256(np.ascontiguousarray(np.asarray(self._vectors)).tobytes()).hexdigest()[:16]
         return {"prompts": self.prompts} if self.prompts else {"condition": digest}
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"The prompts {path} cannot be read ({error}): give a text file, a prompt a line.") from error
-    if not any(lines):
-        raise DataError(f"{path} holds no prompt: write one a line.")
-    return [line for line in lines if line]
-
-
-def _vectors(path: Path) -> Any:
-    import numpy as np
-
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as vectors ({error}): save them with numpy as .npy.") from error
-    if not isinstance(vectors, np.ndarray) or vectors.ndim not in (1, 2) or not vectors.size:
-        raise DataError(f"{path} does not hold one array of vectors, (V,) or (n, V).")
-    return np.atleast_2d(vectors)

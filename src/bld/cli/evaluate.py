@@ -18,6 +18,7 @@ from bld.cli.common import (
     tell_left_out,
 )
 from bld.cli.outputs import refuse_foreign
+from bld.cli.words import refuse_other_ending
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size, cas_epochs=args.cas_epochs, cas_network=args.cas_network,
         code_draws=_code_draws(args.run_folder),
     )  # fmt: skip
+    refuse_other_ending(args.out, ".json")
     name = "evaluation-of-samples.json" if args.samples else "evaluation.json"
     out = args.out or _folder(args.run_folder) / name
     refuse_foreign([out])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
 from bld.cli.outputs import refuse_foreign
+from bld.cli.words import refuse_other_ending
 from bld.errors import SettingError
 
 HELP = "samples and their nearest training images, as a picture"
@@ -33,17 +34,20 @@ def run(args: argparse.Namespace) -> None:
 
     from bld.data import make_grid, save_png
     from bld.evaluation.load_run import open_run
-    from bld.evaluation.neighbours import nearest, nearest_by
+    from bld.evaluation.neighbours import load_measure, nearest, nearest_by, refuse_k
     from bld.training.run_folder import RunFolder
 
     if args.num < 1:
         raise SettingError(f"--num is at least 1, not {args.num}.")
+    refuse_other_ending(args.out, ".png")
     out = args.out or Path(args.run_folder) / "neighbours.png"
     refuse_foreign([out])
     pipe = load_pipeline(args)
     opened = open_run(RunFolder(args.run_folder), torch.device("cpu"))
     if opened.train is None:
         raise SettingError(f"The run's images cannot be opened: {opened.missing}")
+    refuse_k(args.k, opened.train)
+    measure = None if args.by == "pixels" else load_measure(args.by, pipe.device)
     with precision(args, pipe.device):
         made = pipe(
             args.num, num_inference_steps=args.steps, temperature=args.temperature, guidance_scale=args.guidance_scale,
@@ -51,8 +55,8 @@ def run(args: argparse.Namespace) -> None:
             **Asked(args, pipe, args.num, each=True).of(range(args.num)),
         )  # fmt: skip
         samples = made.images * 2 - 1
-        found = nearest(samples, opened.train, args.k) if args.by == "pixels" else nearest_by(
-            args.by, samples, opened.train, args.k, args.batch_size, pipe.device
+        found = nearest(samples, opened.train, args.k) if measure is None else nearest_by(
+            measure, samples, opened.train, args.k, args.batch_size, pipe.device
         )  # fmt: skip
     rows = [part for i in range(args.num) for part in (samples[i : i + 1], found.images(opened.train, i))]
     save_png(make_grid(torch.cat(rows), columns=args.k + 1, scale=max(1, 64 // samples.shape[-1])), out, sheet=True)

@@ -21,12 +21,17 @@ from bld.errors import DataError, SettingError
 from bld.evaluation.features import PRECISION, FeatureExtractor
 from bld.evaluation.metrics import RECONSTRUCTION_METRICS, SAMPLE_METRICS
 from bld.evaluation.metrics.base import FeatureTable
-from bld.evaluation.metrics.cas import classification_accuracy_score, steps_of
+from bld.evaluation.metrics.cas import (
+    classification_accuracy_score,
+    refuse_without_classes,
+    steps_of,
+)
 from bld.evaluation.metrics.distances import (
     extract,
     frechet_distance,
     read_table,
     reference_features,
+    refuse_too_few,
     score,
     write_table,
 )
@@ -142,10 +147,12 @@ def evaluate_run(
         The metrics; nothing in all processes but the first.
 
     Raises:
-        SettingError: where a metric needs features and there is no extractor.
+        SettingError: where a metric needs features and there is no extractor, or codes' lengths that there are not.
+        DataError: where cas has no classes to go by, or a metric too few images.
     """
     processes = processes or Processes()
     asked = asked or asked_for(pipeline, class_names(request.classes, pipeline.classes), reference)
+    refuse_impossible(pipeline, reference, unseen, request, extractor, asked)
     metrics: dict[str, Any] = {}
     counts = {} if counts is None else counts
 
@@ -326,6 +333,27 @@ def _given_to_codes(
 
 
 # -- what is refused or warned of -------------------------------------------------------------------------
+
+
+def refuse_impossible(
+    pipeline: BinaryLatentDiffusionPipeline,
+    reference: ImageSet,
+    unseen: ImageSet,
+    request: Request,
+    extractor: FeatureExtractor | None,
+    asked: Asked,
+) -> None:
+    """Refuse a metric that cannot be had of this run before anything is sampled for another; as `evaluate_run`."""
+    if request.of_samples or "rfd" in request.metrics:
+        _needed(extractor)
+    refuse_too_few(request.of_samples, request.num, len(reference))
+    if "bits" in request.metrics and not pipeline.diffusion.has_likelihood:
+        raise SettingError(f"A {pipeline.diffusion.kind} prior has no code length, in bits: leave bits out.")
+    if "cas" in request.metrics:
+        refuse_without_classes(pipeline, unseen, asked.labels_of(0, 1))
+    for name in RECONSTRUCTION_METRICS:
+        if name in request.metrics:
+            RECONSTRUCTION_METRICS[name](pipeline.device)  # whose weights may not be at hand
 
 
 def need_enough(reference: ImageSet, metrics: Sequence[str], extractor: FeatureExtractor | None, num: int) -> str:

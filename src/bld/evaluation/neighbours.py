@@ -10,14 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bld.data import ImageSet, to_uint8, to_unit
 from bld.errors import SettingError
+from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.runtime.precision import in_float32
+
+if TYPE_CHECKING:
+    from bld.evaluation.metrics.lpips import PerceptualDistance
 
 SPARE = 8  # candidates beyond k, so that rounding in the fast search cannot cost a neighbour its place
 
@@ -58,8 +62,7 @@ def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) 
     Raises:
         SettingError: for k outside 1 … len(image_set), or samples of another size.
     """
-    if not 1 <= k <= len(image_set):
-        raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
+    refuse_k(k, image_set)
     size = image_set.preprocessing.image_size
     if tuple(samples.shape[1:]) != (3, size, size):
         raise SettingError(f"The images are 3×{size}×{size}, the samples {tuple(samples.shape[1:])}.")
@@ -78,7 +81,7 @@ def nearest(samples: Tensor, image_set: ImageSet, k: int = 5, batch: int = 512) 
 @torch.no_grad()
 @in_float32()
 def nearest_by(
-    measure: str,
+    measure: str | PerceptualDistance | FeatureExtractor,
     samples: Tensor,
     image_set: ImageSet,
     k: int = 5,
@@ -89,7 +92,7 @@ def nearest_by(
 
     Args:
         measure: "lpips", or the name, file or folder of an extractor (`load_extractor`), for the Euclidean distance of
-            its features.
+            its features; or what `load_measure` makes of that.
         samples: (n, 3, S, S) in [-1, 1].
         image_set: the images that are searched.
         k: neighbours of each sample.
@@ -99,9 +102,9 @@ def nearest_by(
     Raises:
         SettingError: for k outside 1 … len(image_set), or a measure that there is not.
     """
-    if not 1 <= k <= len(image_set):
-        raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
-    far_from = _perceptually(samples, device) if measure == "lpips" else _by_features(measure, samples, device)
+    refuse_k(k, image_set)
+    judge = load_measure(measure, device) if isinstance(measure, str) else measure
+    far_from = _by_features(judge, samples) if isinstance(judge, FeatureExtractor) else _perceptually(judge, samples)
     nearer, mirrored = [], []
     for part in torch.arange(len(image_set)).split(batch):
         each = [far_from(seen) for seen in _views(image_set.uint8_centre(part), image_set)]
@@ -112,11 +115,21 @@ def nearest_by(
     return Neighbours(indices, distances[:, :k].float(), torch.cat(mirrored, 1).gather(1, indices))
 
 
-def _perceptually(samples: Tensor, device: torch.device | str) -> Callable[[Tensor], Tensor]:
-    """uint8 images (B, 3, S, S) → their LPIPS distances from the samples, (n, B)."""
+def refuse_k(k: int, image_set: ImageSet) -> None:
+    """`SettingError` for k outside 1 … len(image_set)."""
+    if not 1 <= k <= len(image_set):
+        raise SettingError(f"k is 1 to the number of images ({len(image_set)}), not {k}.")
+
+
+def load_measure(name: str, device: torch.device | str = "cpu") -> PerceptualDistance | FeatureExtractor:
+    """What `nearest_by` measures with, of its name; `SettingError` for a measure that there is not."""
     from bld.evaluation.metrics.lpips import PerceptualDistance
 
-    distance = PerceptualDistance(device)
+    return PerceptualDistance(device) if name == "lpips" else load_extractor(name, device)
+
+
+def _perceptually(distance: PerceptualDistance, samples: Tensor) -> Callable[[Tensor], Tensor]:
+    """uint8 images (B, 3, S, S) → their LPIPS distances from the samples, (n, B)."""
     queries = [distance.features(one[None]) for one in samples]
 
     def far_from(images: Tensor) -> Tensor:
@@ -126,11 +139,8 @@ def _perceptually(samples: Tensor, device: torch.device | str) -> Callable[[Tens
     return far_from
 
 
-def _by_features(measure: str, samples: Tensor, device: torch.device | str) -> Callable[[Tensor], Tensor]:
+def _by_features(extractor: FeatureExtractor, samples: Tensor) -> Callable[[Tensor], Tensor]:
     """uint8 images (B, 3, S, S) → the distances of their features from those of the samples, (n, B)."""
-    from bld.evaluation.features import load_extractor
-
-    extractor = load_extractor(measure, device)
     mine = extractor(to_uint8(samples)).features
     exactly = partial(torch.cdist, mine, compute_mode="donot_use_mm_for_euclid_dist")  # else copies are not at 0
     return lambda images: exactly(extractor(images).features)

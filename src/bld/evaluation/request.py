@@ -9,6 +9,7 @@ from bld.evaluation.metrics import RECONSTRUCTION_METRICS, SAMPLE_METRICS
 from bld.training.held_out_codes import CODE_DRAWS
 
 RECONSTRUCTION = (*RECONSTRUCTION_METRICS, "rfd")
+CAS_NETWORKS = ("resnet50", "small")
 ALL_METRICS = (*SAMPLE_METRICS, "cas", *RECONSTRUCTION, "bits")
 
 
@@ -32,7 +33,7 @@ class Request:
         cas_network: the classifier of cas, "resnet50" or "small".
 
     Raises:
-        SettingError: for an unknown metric or none, and for numbers that are too small.
+        SettingError: for an unknown metric or network, or none, and for numbers that are too small.
     """
 
     metrics: tuple[str, ...] = ("fd", "kid", "precision", "recall")
@@ -58,6 +59,10 @@ class Request:
         for field in ("num", "batch_size", "reconstructed", "codes", "cas_epochs"):
             if getattr(self, field) < 1:
                 raise SettingError(f"{field} is at least 1, not {getattr(self, field)}.")
+        if self.cas_network not in CAS_NETWORKS:
+            raise SettingError(f"Unknown network '{self.cas_network}' for cas: {' or '.join(CAS_NETWORKS)}.")
+        if self.steps is not None and self.steps < 1:
+            raise SettingError(f"steps is at least 1, not {self.steps}; leave it out for the run's own.")
         if self.code_draws < 0:
             raise SettingError(f"code_draws is 0 (the most probable code) or more, not {self.code_draws}.")
 

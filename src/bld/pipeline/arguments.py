@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -30,8 +30,18 @@ def to_output(images: Tensor, output_type: OutputType) -> Any:
         return unit
     if output_type == "np":
         return unit.permute(0, 2, 3, 1).numpy()
-    known = ["pil", "np", "pt", "latent"]
-    raise SettingError(f"Unknown output_type '{output_type}'.{did_you_mean(str(output_type), known)}")
+    raise _unknown_output(output_type)
+
+
+def refuse_other_output(output_type: Any) -> None:
+    """`SettingError` for an output type that there is not, before anything is computed for it."""
+    if output_type not in get_args(OutputType):
+        raise _unknown_output(output_type)
+
+
+def _unknown_output(output_type: Any) -> SettingError:
+    known = get_args(OutputType)
+    return SettingError(f"Unknown output_type '{output_type}'.{did_you_mean(str(output_type), known)}")
 
 
 def generators_of(generator: Generators, count: int, first_index: int, purpose: str = "sample") -> PerImage:

@@ -17,7 +17,7 @@ from bld.diffusion.process import Process
 from bld.errors import CheckpointError, SettingError
 from bld.io.hub import TEXT_ENCODER, download
 from bld.nn.text_encoder import TextEncoder
-from bld.pipeline.arguments import OutputType, floating_dtype, to_output
+from bld.pipeline.arguments import OutputType, floating_dtype, refuse_other_output, to_output
 from bld.pipeline.conditioning import Conditioning, load_text_encoder
 from bld.priors import Transformer
 from bld.serialization.models import (
@@ -253,6 +253,7 @@ class PipelineBase:
     @torch.no_grad()
     def reconstruct(self, images: Pictures, output_type: OutputType = "pil", *, batch_size: int = 64) -> Any:
         """Encode images and decode the codes again; arguments and errors as for `encode` and `decode`."""
+        refuse_other_output(output_type)
         return self.decode(self.encode(images, batch_size=batch_size), output_type, batch_size=batch_size)
 
     @torch.no_grad()
@@ -278,6 +279,7 @@ class PipelineBase:
 
         Raises `SettingError` for codes of another shape, or bits other than 0 and 1.
         """
+        refuse_other_output(output_type)
         codes = self._codes(codes)
         return codes if output_type == "latent" else to_output(self._decoded(codes, batch_size), output_type)
 

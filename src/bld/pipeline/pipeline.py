@@ -24,6 +24,7 @@ from bld.pipeline.arguments import (
     PerImage,
     Vectors,
     generators_of,
+    refuse_other_output,
     to_output,
     whole_number,
 )
@@ -116,6 +117,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             SettingError: for a value that is not possible; the message says what is.
             DataError: if `condition` holds values that are not finite.
         """
+        refuse_other_output(output_type)
         asked = self._conditioning.rows(num_images, class_labels, prompt, condition, num_images_per_prompt)
         generators = generators_of(generator, len(asked), first_index)
         codes = self._sample(
@@ -167,6 +169,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         Raises:
             SettingError: for a mask of another size, or one that leaves nothing to fill.
         """
+        refuse_other_output(output_type)
         pictures = opened_pictures(image)
         each = whole_number("num_images", num_images, 1)
         holes = holes_in(pictures, mask, self.image_size)
@@ -220,6 +223,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
         """
         if not isinstance(self.diffusion, BernoulliDiffusion):
             raise SettingError(f"Only the Bernoulli diffusion can vary codes; this prior is {self._kind}.")
+        refuse_other_output(output_type)
         codes = self._codes(codes)
         if not 0 < strength <= 1:
             raise SettingError(f"The strength of a variation lies above 0 and is at most 1, not {strength}.")

@@ -61,15 +61,9 @@ def classification_accuracy_score(
         DataError: where samples have no classes, or real images not those of the prior.
         SettingError: for another network.
     """
-    if labels is None or pipeline.prior.config.num_classes == 0:
-        raise DataError("cas needs a class-conditional prior: this one has no classes to learn from.")
-    if real.labels is None or real.classes != pipeline.classes:
-        raise DataError(
-            f"cas tests on real images with the prior's classes, and {real.location} has "
-            f"{'none' if real.labels is None else 'others'}: put its images into one folder per class."
-        )
+    refuse_without_classes(pipeline, real, labels)
     images = on_disk(samples(0, num), num, folder)
-    classes = torch.tensor(list(labels))
+    classes = torch.tensor(list(labels or ()))
     model = train_classifier_on(
         images,
         classes,
@@ -81,6 +75,19 @@ def classification_accuracy_score(
         device=pipeline.device,
     )
     return accuracy(model, real)
+
+
+def refuse_without_classes(
+    pipeline: BinaryLatentDiffusionPipeline, real: ImageSet, labels: Sequence[int] | None
+) -> None:
+    """`DataError` where samples have no classes, or real images not those of the prior."""
+    if labels is None or pipeline.prior.config.num_classes == 0:
+        raise DataError("cas needs a class-conditional prior: this one has no classes to learn from.")
+    if real.labels is None or real.classes != pipeline.classes:
+        raise DataError(
+            f"cas tests on real images with the prior's classes, and {real.location} has "
+            f"{'none' if real.labels is None else 'others'}: put its images into one folder per class."
+        )
 
 
 def on_disk(batches: Iterator[Tensor], num: int, folder: Path) -> Tensor:

@@ -106,15 +106,7 @@ def score(samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str]
         MissingPackageError: without torch-fidelity.
     """
     asked = list(SAMPLE_METRICS if metrics is None else metrics)
-    for name in asked:
-        if name not in SAMPLE_METRICS:
-            raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, SAMPLE_METRICS)}")
-        least = SAMPLE_METRICS[name].least
-        if min(len(samples), len(reference)) < least:
-            raise DataError(
-                f"{name} needs at least {least} images on both sides; there are {len(samples)} samples and "
-                f"{len(reference)} reference images."
-            )
+    refuse_too_few(asked, len(samples), len(reference))
     if samples.features.shape[1] != reference.features.shape[1]:
         raise SettingError("Samples and reference have features of different extractors.")
     sets = Sets(samples, reference)
@@ -122,6 +114,19 @@ def score(samples: FeatureTable, reference: FeatureTable, metrics: Sequence[str]
     for name in asked:
         found |= SAMPLE_METRICS[name].measure(sets)
     return found
+
+
+def refuse_too_few(metrics: Sequence[str], samples: int, reference: int) -> None:
+    """`SettingError` for an unknown metric, `DataError` where one needs more samples or reference images."""
+    for name in metrics:
+        if name not in SAMPLE_METRICS:
+            raise SettingError(f"Unknown metric '{name}'.{did_you_mean(name, SAMPLE_METRICS)}")
+        least = SAMPLE_METRICS[name].least
+        if min(samples, reference) < least:
+            raise DataError(
+                f"{name} needs at least {least} images on both sides; there are {samples} samples and {reference} "
+                "reference images."
+            )
 
 
 @of_samples("fd")

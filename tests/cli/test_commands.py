@@ -1,5 +1,6 @@
 """The commands as a user types them; what loads no model runs in a process of its own, the rest in this one."""
 
+import errno
 import json
 import re
 import subprocess
@@ -428,7 +429,76 @@ def test_times_are_read_as_people_write_them(text, seconds):
     assert duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "m", "0s", "3x", "-5m", "1h 30m", "30m!"])
+@pytest.mark.parametrize("text", ["", "m", "0s", "3x", "-5m", "1h 30m", "30m!", "1h30", "1d12", "30 m", "30m90"])
 def test_other_times_are_refused(text):
     with pytest.raises(SettingError):
         duration(text)
+
+
+@pytest.mark.parametrize(
+    ("command", "kept"),
+    [
+        (["train", "--out", "r", "--data", "digits"], "last checkpoint"),
+        (["encode", "--out", "r"], "codes that are missing"),
+        (["sample", "RUN", "--out", "o"], "makes what is missing"),
+        (["inpaint", "RUN", "--image", "i.png", "--mask", "i.png", "--out", "o"], "makes what is missing"),
+        (["evaluate", "RUN", "--metrics", "bits"], "all else anew"),
+        (["neighbours", "RUN"], "Nothing was kept"),
+        (["reconstruct", "RUN", "--data", "digits"], "Nothing was kept"),
+    ],
+)
+def test_an_interruption_says_what_it_leaves(command, kept, tmp_path, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"{COMMANDS[command[0]]}.run", interrupted)
+    assert main(command) == 130
+    error = capsys.readouterr().err
+    assert kept in error and error.count("\n") == 1
+    assert ("checkpoint" in error) == (command[0] == "train")
+
+
+def test_only_commands_with_checkpoints_speak_of_one_when_the_disk_is_full(monkeypatch, capsys):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for command in ("train", "reconstruct"):
+        monkeypatch.setattr(f"{COMMANDS[command]}.run", full)
+    assert main(["train", "--out", "r"]) == 2 and "checkpoint" in capsys.readouterr().err
+    assert main(["reconstruct", "r", "--data", "x"]) == 2 and "checkpoint" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["sample", "~/run", "--out=~/a"], "out"),
+        (["inpaint", "~/run", "--image=~/a", "--mask", "m", "--out", "o"], "image"),
+        (["train", "--out=~/a"], "out"),
+        (["train", "--out", "r", "--condition=~/a"], "condition"),
+        (["evaluate", "~/run", "--features=~/a"], "features"),
+        (["neighbours", "~/run", "--by=~/a"], "by"),
+        (["demo", "--out=~/a"], "out"),
+        (["share", "r", "me/x", "--dry-run=~/a"], "dry_run"),
+    ],
+)
+def test_the_home_directory_is_meant_in_every_path(words, name, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(f"{COMMANDS[words[0]]}.run", seen.append)
+    assert main(words) == 0
+    assert str(getattr(seen[0], name)) == str(tmp_path / "a")
+    assert words[1] != "~/run" or str(seen[0].run_folder) == str(tmp_path / "run")
+
+
+def test_a_home_of_nobody_is_left_as_it_is(monkeypatch):
+    seen = []
+    monkeypatch.setattr(f"{COMMANDS['sample']}.run", seen.append)
+    assert main(["sample", "run", "--out=~nobody-at-all/a"]) == 0 and str(seen[0].out) == "~nobody-at-all/a"
+
+
+def test_numbers_of_images_and_classes_are_taken_as_they_are_given(fails, run_copy, capsys):
+    assert_names(fails("info", run_copy, "--images", "0"), "--images", "not 0")
+    assert main(["info", str(run_copy), "--classes", "0"]) == 0
+    without = capsys.readouterr().out
+    assert main(["info", str(run_copy)]) == 0
+    assert capsys.readouterr().out != without

@@ -12,9 +12,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from bld._version import __version__
+from bld.cli.words import expanded
 from bld.errors import UserError, did_you_mean
 
 COMMANDS = {
@@ -36,6 +38,18 @@ COMMANDS = {
     "studio": "bld.cli.studio",
     "completion": "bld.cli.completion",
     "demo": "bld.cli.demo",
+}
+
+FROM_CHECKPOINT = "The same command goes on from the last checkpoint."
+MAKES_MISSING = "The same command makes what is missing."
+STOPPED = {  # what an interruption leaves, by the command; others keep nothing
+    **dict.fromkeys(("train", "train-tokenizer", "train-prior", "demo", "reproduce"), FROM_CHECKPOINT),
+    **dict.fromkeys(("sample", "inpaint"), MAKES_MISSING),
+    "encode": "The same command goes on with the codes that are missing.",
+    "evaluate": "Features of samples are kept, a thousand at a time; the same command begins all else anew.",
+    "convert": "The folder may hold a part of the model; the same command writes all of it.",
+    "share": "What was sent stays where it is; the same command sends all of it.",
+    "studio": "",
 }
 
 
@@ -87,6 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"'{next((w for w in rest if w not in settings), rest[0])}' is not an option of this command")
     if settings:  # argparse takes key=value words only in one place; ours may stand anywhere
         args.settings = [*args.settings, *settings]
+    for name, value in vars(args).items():
+        if isinstance(value, Path):  # shells leave the ~ of --out=~/runs as it is
+            setattr(args, name, expanded(value))
     who = f"bld (process {os.environ['RANK']})" if os.environ.get("RANK", "0") != "0" else "bld"
     try:
         args.run(args)
@@ -98,13 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if args.debug:
             raise
-        print(f"{who}: {_about(error)}", file=sys.stderr)
+        print(f"{who}: {_about(error, command)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         if args.debug:
             raise
         if who == "bld":
-            print("bld: Stopped. The same command goes on from the last checkpoint.", file=sys.stderr)
+            left = STOPPED.get(command or "", "Nothing was kept.")
+            print(f"bld: Stopped. {left}".rstrip(), file=sys.stderr)
         return 130
     finally:
         if "bld.runtime.distributed" in sys.modules:
@@ -112,10 +130,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _about(error: OSError) -> str:
+def _about(error: OSError, command: str | None) -> str:
     """One sentence on what the operating system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "No space is left on the disk; the last checkpoint is intact: free some and repeat the command."
+        intact = "; the last checkpoint is intact" if STOPPED.get(command or "") == FROM_CHECKPOINT else ""
+        return f"No space is left on the disk{intact}: free some and repeat the command."
     where = f" {error.filename}" if error.filename else ""
     return f"The system refused{where}: {error.strerror or error}."
 

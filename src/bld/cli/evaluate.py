@@ -18,7 +18,7 @@ from bld.cli.common import (
     tell_left_out,
 )
 from bld.cli.outputs import refuse_foreign
-from bld.cli.words import refuse_other_ending
+from bld.cli.words import refuse_other_ending, where
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ HELP = "Fréchet distance, precision, recall, likelihood, reconstruction …, wi
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run or the samples, the reference, the metrics, and how samples are made."""
-    parser.add_argument("run_folder", metavar="RUN", nargs="?", help="a run; may be left out with --samples")
+    parser.add_argument(
+        "run_folder", metavar="RUN", nargs="?", type=where, help="a run; may be left out with --samples"
+    )
     parser.add_argument("--samples", metavar="WHERE", help="judge these images (folder, zip, tar) in place of a run's")
     parser.add_argument(
         "--data",
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features",
+        type=where,
         default="inception",
         metavar="WHICH",
         help="inception (default), dinov2, a TorchScript file.pt, or a folder of bld train-features",

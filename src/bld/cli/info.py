@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bld.cli.common import duration, say
+from bld.cli.words import where
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ HELP = "sizes, parameters, FLOPs and cache of a preset or run"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """A run or preset, how many images, and key=value overrides."""
-    parser.add_argument("what", metavar="RUN|PRESET", help="folder of a run, a preset's name, or a YAML file")
+    parser.add_argument(
+        "what", metavar="RUN|PRESET", type=where, help="folder of a run, a preset's name, or a YAML file"
+    )
     parser.add_argument("--images", type=int, help="images of the data (default: the run's, or 100,000)")
     parser.add_argument("--classes", type=int, help="classes of the data (default: the run's, or 0)")
     parser.add_argument("--device", metavar="NAME", help="simulate training on this kind: h200, h100, a100-80, …, cpu")
@@ -40,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from bld.training.settings import settings_tree
 
     folder = RunFolder(Path(args.what))
-    images, classes = args.images or 100_000, args.classes or 0
+    images = 100_000 if args.images is None else args.images
+    classes = 0 if args.classes is None else args.classes
     if images < 1 or classes < 0:
         raise SettingError(f"--images is at least 1 and --classes at least 0, not {images} and {classes}.")
     if args.device is None and (args.devices is not None or args.utilisation is not None):
@@ -49,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
         settings = load_settings(base=settings_tree(folder.settings()), overrides=args.settings)
         if (folder.codes / "header.json").is_file():
             cache = CodeCache(folder.codes)
-            images, classes = args.images or len(cache), args.classes or len(cache.classes)
+            images = len(cache) if args.images is None else images
+            classes = len(cache.classes) if args.classes is None else classes
     else:
         settings = load_settings(preset=args.what, overrides=args.settings)
     for name, value in describe(settings, images, classes):

@@ -9,6 +9,7 @@ from typing import Any
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
 from bld.cli.outputs import refuse_foreign
+from bld.cli.words import where
 from bld.errors import SettingError
 
 HELP = "fill the masked part of an image"
@@ -16,7 +17,7 @@ HELP = "fill the masked part of an image"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, image, mask, how many, where to, and the sampling options."""
-    parser.add_argument("run_folder", metavar="RUN", help="a run, a saved pipeline, or a hub name")
+    parser.add_argument("run_folder", metavar="RUN", type=where, help="a run, a saved pipeline, or a hub name")
     parser.add_argument("--image", type=Path, required=True, help="the picture; resized and centre-cropped to fit")
     parser.add_argument("--mask", type=Path, required=True, help="of the same size: white is filled, black is kept")
     parser.add_argument("--num", type=int, default=4, help="number of fillings (default 4)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
 from bld.cli.outputs import refuse_foreign
-from bld.cli.words import refuse_other_ending
+from bld.cli.words import refuse_other_ending, where
 from bld.errors import SettingError
 
 HELP = "samples and their nearest training images, as a picture"
@@ -15,11 +15,12 @@ HELP = "samples and their nearest training images, as a picture"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, how many, by which distance, where to."""
-    parser.add_argument("run_folder", metavar="RUN", help="a run whose images are at hand")
+    parser.add_argument("run_folder", metavar="RUN", type=where, help="a run whose images are at hand")
     parser.add_argument("--num", type=int, default=8, help="samples (default 8)")
     parser.add_argument("--k", type=int, default=10, help="neighbours of each (default 10)")
     parser.add_argument(
         "--by",
+        type=where,
         default="pixels",
         metavar="WHAT",
         help="pixels (default), lpips, or features: inception, dinov2, a file.pt or a folder",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bld.cli.common import add_device_arguments, device_from, precision, say, tell_left_out
 from bld.cli.outputs import refuse_foreign
+from bld.cli.words import where
 
 HELP = "encode and decode images, and measure what is lost"
 SHOWN = 32
@@ -15,7 +16,7 @@ SHOWN = 32
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, the images, how many, where to."""
     parser.add_argument(
-        "run_folder", metavar="RUN", help="a run with a trained tokenizer, a saved model, or a hub name"
+        "run_folder", metavar="RUN", type=where, help="a run with a trained tokenizer, a saved model, or a hub name"
     )
     parser.add_argument("--data", required=True, metavar="WHERE", help="folder, .zip or .tar of images, or digits")
     parser.add_argument("--num", type=int, help="only the first so many images")

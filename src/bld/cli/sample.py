@@ -17,6 +17,7 @@ from bld.cli.common import (
     say,
 )
 from bld.cli.outputs import refuse_foreign
+from bld.cli.words import where
 from bld.errors import SettingError
 
 HELP = "generate images"
@@ -26,7 +27,7 @@ EVERY_CLASS = "all"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, how many, where to, and the sampling options."""
-    parser.add_argument("run_folder", metavar="RUN", help="a run, a saved pipeline, or a hub name")
+    parser.add_argument("run_folder", metavar="RUN", type=where, help="a run, a saved pipeline, or a hub name")
     parser.add_argument("--num", "--num-images", type=int, default=64, help="number of images (default 64)")
     parser.add_argument("--out", type=Path, help="folder for the images (default RUN/samples/seed-SEED)")
     add_sampling_arguments(parser)

@@ -1,4 +1,4 @@
-"""What single words of the command line mean: times, and files that are named."""
+"""What single words of the command line mean: times, paths, and files that are named."""
 
 from __future__ import annotations
 
@@ -15,12 +15,26 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def duration(text: str) -> float:
     """Seconds from "90", "45s", "30m", "2h" or "1h30m"."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
+    whole = "".join(number + unit for number, unit in parts) == text
+    if not parts or not whole or (len(parts) > 1 and not all(unit for _, unit in parts)):
         raise SettingError(f"'{text}' is not a time: write 90s, 30m, 2h or 1h30m.")
     seconds = sum(float(number) * UNITS[unit or "s"] for number, unit in parts)
     if not 0 < seconds < math.inf:
         raise SettingError(f"A time budget is above 0, not '{text}'.")
     return seconds
+
+
+def expanded(path: Path) -> Path:
+    """The path with the home directory for a ~ or ~name at its beginning; as it is where there is none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def where(text: str) -> str:
+    """A folder, file or name on the hub, as `expanded`."""
+    return str(expanded(Path(text))) if text.startswith("~") else text
 
 
 def refuse_other_ending(out: Path | None, ending: str) -> None:

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -400,6 +401,7 @@ def test_impossible_sampling_requests(fails, trained_run, tmp_path):
     assert_names(fails(*sample, "--num", "0"), "--num", "at least 1", "not 0")
     for words in (sample, ("reconstruct", trained_run, "--data", "digits")):
         assert_names(fails(*words, "--device", "toaster"), "'toaster'", "--device cpu")
+        assert_names(fails(*words, "--device", "meta"), "'meta'", "--device cpu")
     assert_names(fails("info", "digits", "--images", "-1"), "--images", "at least 1", "not -1")
 
 
@@ -502,3 +504,18 @@ def test_numbers_of_images_and_classes_are_taken_as_they_are_given(fails, run_co
     without = capsys.readouterr().out
     assert main(["info", str(run_copy)]) == 0
     assert capsys.readouterr().out != without
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    """As in `bld info digits | head -1`."""
+    words = [sys.executable, "-m", "bld", "info", "digits"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait(600) == 0
+
+
+def test_the_next_command_can_be_pasted_whatever_the_folder_is_called(tmp_path, capsys):
+    out = tmp_path / "my features; v2"
+    assert main(["train-features", "--data", "digits", "--steps", "1", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert shlex.split(said[said.index("next: ") :].splitlines()[0])[-1] == str(out)

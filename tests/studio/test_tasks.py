@@ -244,3 +244,17 @@ def test_made_lists_the_pictures_of_all_groups(model: Model):
     pictures = generate(model, Sampling(steps=1), 3, quiet).pictures
     made = Made([("one", pictures[:1]), ("two", pictures[1:])], {})
     assert made.pictures == pictures
+
+
+def test_a_class_that_begins_with_a_dash_is_named_so_that_the_command_takes_it(monkeypatch):
+    from types import SimpleNamespace
+
+    from bld.cli import COMMANDS
+    from bld.studio import export
+
+    model = SimpleNamespace(name="run", classes=["-x", "y"], precision="float32")
+    call = {"num_images": 1, "generator": 0, "num_inference_steps": 1, "temperature": 0.9, "guidance_scale": 1.0,
+            "class_labels": 0}  # fmt: skip
+    seen = []
+    monkeypatch.setattr(f"{COMMANDS['sample']}.run", seen.append)
+    assert main(shlex.split(export._command(model, call))[1:]) == 0 and seen[0].classes == "-x"

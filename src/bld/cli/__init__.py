@@ -113,6 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{who}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 0
         if args.debug:
             raise
         print(f"{who}: {_about(error, command)}", file=sys.stderr)
@@ -128,6 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "bld.runtime.distributed" in sys.modules:
             sys.modules["bld.runtime.distributed"].leave()
     return 0
+
+
+def _reader_left() -> bool:
+    """Whether what reads our output has read enough, as in `bld info | head -1`; what is left goes nowhere then."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _about(error: OSError, command: str | None) -> str:

@@ -246,8 +246,8 @@ def device_from(args: argparse.Namespace) -> torch.device:
 
     name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
+        torch.empty(0, device=name).tolist()  # not of "meta", which holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingError(f"The device '{name}' cannot be used here: try --device cpu.") from error
     return torch.device(name)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from bld.cli.common import say
 from bld.cli.outputs import refuse_foreign_folder
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _next(out: Path) -> str:
+    name = quote(str(out))
     if (out / "model_index.json").is_file():
-        return f"bld sample {out}"
-    return f"bld reconstruct {out} --data IMAGES, or bld train-prior --data IMAGES --out RUN --tokenizer {out}"
+        return f"bld sample {name}"
+    return f"bld reconstruct {name} --data IMAGES, or bld train-prior --data IMAGES --out RUN --tokenizer {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 
 from bld.cli.common import add_training_arguments, recipe_from
 
@@ -18,8 +19,9 @@ def run(args: argparse.Namespace) -> None:
     """Encode."""
     with recipe_from(args) as recipe:
         cache = recipe.encode()
+    next_one = f"bld train-prior --out {quote(str(recipe.run.path))}"
     rows = len(cache) * cache.views
     recipe.say(
         f"{len(cache):,} images, {cache.views} views each, as codes of {cache.shape}: {rows:,} × "
-        f"{cache.key.row_bytes:,} bytes in {recipe.run.codes}; next: bld train-prior --out {recipe.run.path}"
+        f"{cache.key.row_bytes:,} bytes in {recipe.run.codes}; next: {next_one}"
     )

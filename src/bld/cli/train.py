@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 
 from bld.cli.common import add_training_arguments, recipe_from, say
 
@@ -23,4 +24,4 @@ def run(args: argparse.Namespace) -> None:
         from bld.report.page import write_report
 
         path = write_report(recipe.run, seed=recipe.settings.seed, say=say)
-    say(f"Open {path} to see the result; bld sample {recipe.run.path} makes more images.")
+    say(f"Open {path} to see the result; bld sample {quote(str(recipe.run.path))} makes more images.")

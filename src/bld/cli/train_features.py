@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from bld.cli.common import say, size_of_images, tell_left_out
 from bld.cli.outputs import CLASSIFIER, refuse_foreign_folder
@@ -40,4 +41,5 @@ def run(args: argparse.Namespace) -> None:
     made = train_classifier(
         train, held_out, args.out, steps=args.steps, batch_size=args.batch_size, seed=args.seed, say=say
     )
-    say(f"{made.name}: {100 * made.accuracy:.1f}% of held-out images; next: bld evaluate RUN --features {args.out}")
+    next_one = f"bld evaluate RUN --features {quote(str(args.out))}"
+    say(f"{made.name}: {100 * made.accuracy:.1f}% of held-out images; next: {next_one}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 
 from bld.cli.common import add_training_arguments, recipe_from
 
@@ -18,4 +19,5 @@ def run(args: argparse.Namespace) -> None:
     """Encode if need be, then train stage two."""
     with recipe_from(args) as recipe:
         recipe.train_prior(recipe.budget_seconds)
-    recipe.say(f"The prior is in {recipe.run.prior}; next: bld sample {recipe.run.path}, bld report {recipe.run.path}")
+    run = quote(str(recipe.run.path))
+    recipe.say(f"The prior is in {recipe.run.prior}; next: bld sample {run}, bld report {run}")

@@ -71,7 +71,7 @@ def _command(model: Model, call: Mapping[str, Any]) -> str | None:
         classes = class_words(labels and list(dict.fromkeys(labels)), model.classes)
         if classes is None:
             return None
-        words += ["--classes", classes]
+        words += [f"--classes={classes}"] if classes.startswith("-") else ["--classes", classes]
     if "prompt" in call:
         words += ["--prompt", call["prompt"]]
     return shlex.join([*words, "--precision", model.precision])

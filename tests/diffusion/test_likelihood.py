@@ -188,7 +188,7 @@ def test_a_code_s_bound_depends_on_its_own_generator_only():
 
 def test_impossible_requests_are_refused():
     diffusion = BernoulliDiffusion(NoiseSchedule("linear", 4))
-    with pytest.raises(SettingError, match=r"\b1 draw .*not 0"):
+    with pytest.raises(SettingError, match=r"draws .*\b1, not 0"):
         diffusion.likelihood_bits(Oracle(TRUTH, diffusion), CODES, draws=0)
     with pytest.raises(SettingError, match=r"1 to 4 steps.*not 5"):
         diffusion.likelihood_bits(Oracle(TRUTH, diffusion), CODES, steps=5)

@@ -522,12 +522,51 @@ def test_types_may_be_named(trained_run):
     {"num_images": 2.5}, {"num_images": True}, {"num_images": "2"}, {"class_labels": 1.7}, {"class_labels": [1.0, 2.0]},
     {"class_labels": "²"}, {"class_labels": np.array([1.7, 2.0])}, {"class_labels": True}, {"batch_size": 0},
     {"batch_size": 1.5}, {"generator": 0.5}, {"generator": [1, 2.5]}, {"generator": "seed"},
-    {"num_images_per_prompt": 1.5, "class_labels": 1, "num_images": None},
+    {"num_images_per_prompt": 1.5, "class_labels": 1, "num_images": None}, {"num_inference_steps": 8.0},
+    {"num_inference_steps": "8"}, {"first_index": 1.5}, {"first_index": -1}, {"corrector_steps": 1.5},
+    {"corrector_steps": -1}, {"num_inference_steps": True},
 ])  # fmt: skip
 def test_numbers_that_are_none_are_refused_in_a_sentence(pipe, args):
     with pytest.raises(SettingError) as error:
         pipe(**{"num_images": 2, "num_inference_steps": 1, "generator": 0, **args})
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_numbers_that_are_none_are_refused_wherever_they_are_taken(pipe, picture, mask):
+    codes = pipe.encode(picture)
+    for ask in (
+        *(lambda n=n: pipe.inpaint(picture, mask, resample=n, num_inference_steps=2) for n in (1.5, 0, "2")),
+        *(lambda n=n: pipe.vary(codes, num_inference_steps=n) for n in (0, 2.0)),
+        *(lambda n=n: pipe.vary(codes, n) for n in ("half", True)),
+        *(lambda n=n: pipe.likelihood_bits(codes, num_inference_steps=n) for n in (0, 2.0)),
+        *(lambda n=n: pipe.likelihood_bits(codes, num_inference_steps=1, draws=n) for n in (0, 1.5)),
+        lambda: pipe.enable_tiling(1.5),
+        *(
+            lambda take=take, n=n: take(batch_size=n)
+            for n in (0, 1.5, -3)
+            for take in (
+                lambda **size: pipe.vary(codes, num_inference_steps=1, **size),
+                lambda **size: pipe.likelihood_bits(codes, num_inference_steps=1, **size),
+                lambda **size: pipe.encode(picture, **size),
+                lambda **size: pipe.decode(codes, **size),
+                lambda **size: pipe.reconstruct(picture, **size),
+                lambda **size: pipe.inpaint(picture, mask, num_inference_steps=1, **size),
+            )
+        ),
+    ):
+        with pytest.raises(SettingError) as error:
+            ask()
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_bits_may_come_as_numbers_of_any_type(pipe, picture):
+    codes = pipe.encode(picture)
+    varied = pipe.vary(codes, generator=0, num_inference_steps=2, output_type="latent").images
+    bits = pipe.likelihood_bits(codes, generator=0, num_inference_steps=2)
+    for other in (codes.float(), codes.long(), codes.bool()):
+        made = pipe.vary(other, generator=0, num_inference_steps=2, output_type="latent").images
+        assert made.dtype == torch.uint8 and torch.equal(made, varied)
+        assert torch.equal(pipe.likelihood_bits(other, generator=0, num_inference_steps=2), bits)
 
 
 def test_numpy_numbers_are_numbers(pipe):

@@ -11,7 +11,7 @@ from torch import Tensor
 from bld.diffusion.loss import variational_terms
 from bld.diffusion.process import Denoise
 from bld.diffusion.steps import BernoulliSteps
-from bld.errors import SettingError
+from bld.numbers import whole_number
 from bld.seeding import Generators
 
 
@@ -44,8 +44,7 @@ def likelihood_bits(
     Raises:
         SettingError: for less than one draw, or steps that cannot be taken.
     """
-    if draws < 1:
-        raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")
+    draws = whole_number("draws", draws, 1)
     visited = diffusion.schedule.timesteps(steps)
     nats = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
     for t, s in pairwise(visited):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bld.errors import SettingError
+from bld.numbers import whole_number
 from bld.seeding import Generators
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +113,7 @@ class OnDevices:
 
 def spaced_steps(total: int, n: int | None) -> list[int]:
     """The steps visited when sampling with `n` of the T: from T down to 0, evenly spread, n + 1 numbers."""
-    n = total if n is None else n
+    n = total if n is None else whole_number("The number of steps", n)
     if not 1 <= n <= total:
         raise SettingError(f"Sampling takes 1 to {total} steps here, not {n}.")
     return [round(total * (n - i) / n) for i in range(n + 1)]

@@ -17,6 +17,7 @@ from bld.diffusion.process import Callback, Denoise, SamplingStep, check_samplin
 from bld.diffusion.schedule import at_least_float32
 from bld.diffusion.steps import BernoulliSteps
 from bld.errors import SettingError
+from bld.numbers import whole_number
 from bld.seeding import Generators, uniform
 
 KnownBits = Literal["noised", "clean"]
@@ -183,10 +184,8 @@ class _Clamp:
 
 
 def _validate(known_bits: str, resample: int, corrector_steps: int, final: str) -> None:
-    if resample < 1 or corrector_steps < 0:
-        raise SettingError(
-            f"resample is at least 1 and corrector_steps at least 0; got {resample} and {corrector_steps}."
-        )
+    whole_number("resample", resample, 1)
+    whole_number("corrector_steps", corrector_steps, 0)
     if known_bits not in ("noised", "clean"):
         raise SettingError(f"known_bits is 'noised' or 'clean', not '{known_bits}'.")
     if final not in get_args(Final):
@@ -194,7 +193,7 @@ def _validate(known_bits: str, resample: int, corrector_steps: int, final: str) 
 
 
 def _validate_start(z: Tensor, t: int, shape: tuple[int, int, int], total: int) -> None:
-    if not 1 <= t <= total:
+    if not 1 <= whole_number("The step to start from", t) <= total:
         raise SettingError(f"Sampling can start at the steps 1 to {total} here, not at {t}.")
     if tuple(z.shape) != tuple(shape):
         raise SettingError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from bld.data import to_pil
 from bld.errors import SettingError, did_you_mean
+from bld.numbers import whole_number
 from bld.seeding import KeyedDraws, keyed_draws
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -46,6 +46,7 @@ def _unknown_output(output_type: Any) -> SettingError:
 
 def generators_of(generator: Generators, count: int, first_index: int, purpose: str = "sample") -> PerImage:
     """Draws for each image, keyed by (seed, index), unless the caller brought generators."""
+    first_index = whole_number("first_index", first_index, 0)
     if isinstance(generator, Sequence | KeyedDraws):
         if len(generator) != count:
             raise SettingError(f"{len(generator)} generators were given for {count} images: give one per image.")
@@ -63,19 +64,6 @@ def generators_of(generator: Generators, count: int, first_index: int, purpose: 
         generator = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     generator = whole_number("A seed", generator)
     return keyed_draws(generator, purpose, range(first_index, first_index + count))
-
-
-def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """A whole number of Python, numpy or torch; `SettingError` for anything else."""
-    try:
-        if isinstance(value, bool | np.bool_):
-            raise TypeError
-        number = operator.index(value)
-    except TypeError:
-        raise SettingError(f"{name} is a whole number, not {value!r}.") from None
-    if least is not None and number < least:
-        raise SettingError(f"{name} is at least {least}, not {number}.")
-    return number
 
 
 def floating_dtype(given: torch.dtype | str) -> torch.dtype:

@@ -17,6 +17,7 @@ from bld.diffusion.process import Process
 from bld.errors import CheckpointError, SettingError
 from bld.io.hub import TEXT_ENCODER, download
 from bld.nn.text_encoder import TextEncoder
+from bld.numbers import whole_number
 from bld.pipeline.arguments import OutputType, floating_dtype, refuse_other_output, to_output
 from bld.pipeline.conditioning import Conditioning, load_text_encoder
 from bld.priors import Transformer
@@ -168,9 +169,9 @@ class PipelineBase:
 
         Raises `SettingError` if `rows` is less than 1.
         """
-        if rows < 1:
+        if whole_number("rows", rows) < 1:
             raise SettingError(f"A tile has 1 row or more, not {rows}.")
-        self.tokenizer.tile_rows = rows
+        self.tokenizer.tile_rows = int(rows)
         return self
 
     def disable_tiling(self) -> Self:
@@ -300,6 +301,7 @@ class PipelineBase:
 
     def _images_at_a_time(self, wanted: int) -> int:
         """How many images to encode or decode at once: one where there are tiles, since memory is short."""
+        wanted = whole_number("batch_size", wanted, 1)
         return 1 if self.tokenizer.tile_rows else self.tokenizer.config.images_at_a_time(wanted)
 
     def _codes(self, codes: Any) -> Tensor:
@@ -308,9 +310,11 @@ class PipelineBase:
         if not isinstance(codes, Tensor) or codes.ndim != 4 or tuple(codes.shape[1:]) != (shape.h, shape.w, shape.c):
             given = tuple(codes.shape) if isinstance(codes, Tensor) else type(codes).__name__
             raise SettingError(f"Codes are a tensor (n, {shape.h}, {shape.w}, {shape.c}), not {given}.")
-        if self.tokenizer.is_binary and not bool(((codes == 0) | (codes == 1)).all()):
+        if not self.tokenizer.is_binary:
+            return codes
+        if not bool(((codes == 0) | (codes == 1)).all()):
             raise SettingError("Codes hold the bits 0 and 1, and these hold other values.")
-        return codes
+        return codes.to(torch.uint8)
 
 
 def _takes(prior: Transformer) -> tuple[Any, ...]:

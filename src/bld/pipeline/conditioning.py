@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bld.errors import CheckpointError, DataError, SettingError, did_you_mean
 from bld.nn.text_encoder import TextEncoder
-from bld.pipeline.arguments import Labels, Vectors, whole_number
+from bld.numbers import whole_number
+from bld.pipeline.arguments import Labels, Vectors
 from bld.priors import Transformer
 from bld.serialization.models import PipelineIndex
 

@@ -17,6 +17,7 @@ from bld.data.inputs import Pictures, network_view, opened_pictures
 from bld.diffusion import BernoulliDiffusion, with_guidance
 from bld.diffusion.sampling import Final
 from bld.errors import SettingError
+from bld.numbers import whole_number
 from bld.pipeline.arguments import (
     Generators,
     Labels,
@@ -26,7 +27,6 @@ from bld.pipeline.arguments import (
     generators_of,
     refuse_other_output,
     to_output,
-    whole_number,
 )
 from bld.pipeline.masks import fill_from_surroundings, holes_in, kept_pixels, positions_of
 from bld.pipeline.sampling import Networks, draw_codes, observer
@@ -225,10 +225,13 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             raise SettingError(f"Only the Bernoulli diffusion can vary codes; this prior is {self._kind}.")
         refuse_other_output(output_type)
         codes = self._codes(codes)
-        if not 0 < strength <= 1:
-            raise SettingError(f"The strength of a variation lies above 0 and is at most 1, not {strength}.")
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+            raise SettingError(f"The strength of a variation lies above 0 and is at most 1, not {strength!r}.")
         total = self.diffusion.steps
         t = math.ceil(strength * total)
+        batch_size = whole_number("batch_size", batch_size, 1)
+        if num_inference_steps is not None:
+            num_inference_steps = whole_number("num_inference_steps", num_inference_steps, 1)
         steps = num_inference_steps or self.index.sampling.num_inference_steps or total
         asked = self._conditioning.rows(len(codes), class_labels, prompt, condition)
         generators = generators_of(generator, len(codes), 0, purpose="vary")
@@ -272,6 +275,7 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             SettingError: for a Gaussian prior, which models real numbers, or a number of steps that it cannot take.
         """
         codes = self._codes(codes)
+        batch_size = whole_number("batch_size", batch_size, 1)
         asked = self._conditioning.rows(len(codes), class_labels, prompt, condition).to(self.device)
         generators = generators_of(generator, len(codes), 0, purpose="likelihood")
         network = self.prior.for_inference()

@@ -13,7 +13,8 @@ from bld.codes import CodeShape, to_grid, to_tokens
 from bld.diffusion import with_guidance
 from bld.diffusion.process import Callback, Process, SamplingStep
 from bld.errors import SettingError
-from bld.pipeline.arguments import PerImage, whole_number
+from bld.numbers import whole_number
+from bld.pipeline.arguments import PerImage
 from bld.priors import Transformer
 from bld.serialization.models import SamplingDefaults
 

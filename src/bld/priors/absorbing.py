@@ -25,6 +25,7 @@ from bld.diffusion.process import (
     spaced_steps,
 )
 from bld.errors import SettingError, did_you_mean
+from bld.numbers import whole_number
 from bld.priors.base import PositionByPosition, PriorKind, register
 from bld.priors.config import DenoiserConfig
 from bld.priors.position import draw, likeliest, nats, probabilities
@@ -108,8 +109,7 @@ class AbsorbingDiffusion(PositionByPosition):
         Raises:
             SettingError: for less than 1 draw, or a number of steps that is not possible.
         """
-        if draws < 1:
-            raise SettingError(f"The bound needs at least 1 draw per step, not {draws}.")
+        draws = whole_number("draws", draws, 1)
         total = torch.zeros(len(z0), dtype=torch.float64, device=z0.device)
         for t, s in pairwise(spaced_steps(self.steps, steps)):
             for _ in range(draws):

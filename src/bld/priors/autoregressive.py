@@ -16,6 +16,7 @@ from bld.codes import bits_to_index
 from bld.diffusion.process import Callback, Denoise, Generators, PriorLoss, SamplingStep, check_sampling, kept_positions
 from bld.errors import SettingError
 from bld.nn.attention import KeyValues
+from bld.numbers import whole_number
 from bld.priors.base import PositionByPosition, PriorKind, register
 from bld.priors.position import draw, nats, probabilities
 from bld.priors.transformer import Transformer
@@ -184,7 +185,7 @@ class Autoregression(PositionByPosition):
         return z
 
     def _refuse_skipping(self, steps: int | None) -> None:
-        if steps not in (None, self.positions):
+        if steps is not None and whole_number("The number of steps", steps) != self.positions:
             raise SettingError(
                 f"The autoregressive prior takes one step per position, {self.positions} in all, not {steps}: "
                 "leave the number of steps out."

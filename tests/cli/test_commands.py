@@ -259,6 +259,14 @@ def test_fillings_that_are_there_are_not_made_again(filling, tmp_path, capsys):
     assert "(0 of them new)" in capsys.readouterr().out
 
 
+def test_no_steps_do_not_pass_for_the_runs_own(filling, trained_run, tmp_path, fails):
+    assert main(filling("red", "--num", "2", "--steps", "64")) == 0
+    assert_names(fails(*filling("red", "--num", "2", "--steps", "0")), "--steps", "not 0")
+    words = ["sample", str(trained_run), "--num", "2", "--out", str(tmp_path / "s")]
+    assert main(words) == 0
+    assert_names(fails(*words, "--steps", "0"), "--steps", "not 0")
+
+
 def test_fillings_without_a_note_are_not_replaced(filling, tmp_path, fails):
     assert main(filling("red", "--num", "2")) == 0
     (tmp_path / "filled" / "settings.json").unlink()

@@ -115,7 +115,7 @@ def test_the_previous_target_samples_with_all_steps_and_refuses_fewer():
         ({"shape": (0, 3, 2)}, r"\(n, N, c\).*not \(0, 3, 2\)"),
         ({"shape": (2, 6)}, r"\(n, N, c\).*not \(2, 6\)"),
         ({"generators": keyed_draws(0, "x", range(3))}, "3 generators.*2 samples.*one per sample"),
-        ({"resample": 0}, "at least 1.*got 0"),
+        ({"resample": 0}, "at least 1.*not 0"),
         ({"corrector_steps": -1}, "at least 0.*-1"),
         ({"known": torch.zeros(1, 3, 2)}, "`known`.*`mask`"),
         ({"mask": torch.zeros(3)}, "`known`.*`mask`"),

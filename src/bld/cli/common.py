@@ -233,7 +233,10 @@ def add_device_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_pipeline(args: argparse.Namespace) -> BinaryLatentDiffusionPipeline:
-    """The run's pipeline on the asked device."""
+    """The run's pipeline on the asked device; no steps are refused, which a note beside images would take for all."""
+    steps = getattr(args, "steps", None)  # which not every command has
+    if steps is not None and steps < 1:
+        raise SettingError(f"--steps is at least 1, not {steps}: leave it out for the run's own.")
     from bld.pipeline import BinaryLatentDiffusionPipeline
 
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(args.run_folder).to(device_from(args))

@@ -123,7 +123,7 @@ def test_an_unreachable_hub_is_one_sentence_and_a_copy_once_loaded_serves_withou
 def test_the_page_says_what_is_known_and_shows_what_the_model_makes(hub, run_copy):
     run, pipe = RunFolder(run_copy), BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
     record = {"figures": {"fd": 12.345678}, "counts": {"fd": {"samples": 1000}}, "request": {"num": 7}}
-    record["samples"] = {"temperature": 0.9, "model": pipe.fingerprint()}
+    record["samples"] = {"temperature": 0.9, **of(pipe)}
     (run_copy / "evaluation.json").write_text(json.dumps({**record, "extractor": {"name": "somewhere/judge.pt"}}))
     pipe.push_to_hub("me/digits", license="cc-by-4.0")
     files = hub.repositories["me/digits"]["main"]
@@ -148,6 +148,11 @@ def test_every_row_of_the_page_has_as_many_cells_as_its_table(pipe, tmp_path):
         assert len({len(re.split(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
+def of(pipe: BinaryLatentDiffusionPipeline) -> dict[str, str]:
+    """What an evaluation records of a model."""
+    return {"model": pipe.fingerprint(), "process": repr(pipe.diffusion.settings())}
+
+
 def told(pipe: BinaryLatentDiffusionPipeline, folder: Path) -> bool:
     """Whether the model's page tells the distance of its folder's evaluation."""
     pipe.save_card(folder, "me/digits")
@@ -162,19 +167,20 @@ def test_figures_are_told_of_the_weights_they_were_measured_on_and_of_no_others(
         (folder / "evaluation.json").write_text(json.dumps({"figures": {"fd": 12.345678}, "samples": samples}))
 
     pipe, page = load(run_copy), tmp_path / "page"
-    write(run_copy, model=pipe.fingerprint())
+    write(run_copy, **of(pipe))
     assert told(pipe, page) and told(load(run_copy).enable_tiling(1), page)  # after sampling too
+    assert not told(load(run_copy).with_posterior("plugin"), page)  # the same weights sampled otherwise
     pipe.save_pretrained(tmp_path / "copy")
     shutil.copy(run_copy / "evaluation.json", tmp_path / "copy")
     assert told(load(tmp_path / "copy"), page)
     half = load(run_copy, torch_dtype=torch.bfloat16)
     assert not told(half, page)
     half.save_pretrained(tmp_path / "half")
-    write(tmp_path / "half", model=half.fingerprint())
+    write(tmp_path / "half", **of(half))
     assert told(load(tmp_path / "half"), page)
     write(run_copy, images=12)  # those of another program have no model
     assert not told(load(run_copy), page)
-    write(run_copy, model=pipe.fingerprint())
+    write(run_copy, **of(pipe))
     with torch.no_grad():
         pipe.prior.head.bias += 1
     assert not told(pipe, page)

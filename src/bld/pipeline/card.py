@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class CardFacts:
     repo_id: the name it is shared under.  licence: an identifier of the hub, "other" if none was chosen.
     classes: names, or empty.  settings: (what, how) rows.  pictures: (file beside the card, caption).
     run: the folder it was trained in, of which measurements and training settings are read, if there are any.
-    model: its fingerprint; of other weights no evaluation is told.
+    sampler: its "model" (a fingerprint) and "process", as an evaluation records them; of others none is told.
     takes_prompts: whether it is conditioned on texts.
     """
 
@@ -42,7 +42,7 @@ class CardFacts:
     settings: Sequence[tuple[str, str]]
     pictures: Sequence[tuple[str, str]] = ()
     run: Path | None = None
-    model: str = ""
+    sampler: Mapping[str, str] = field(default_factory=dict)
     takes_prompts: bool = False
 
 
@@ -63,7 +63,7 @@ def model_card(facts: CardFacts) -> str:
         "named": ", ".join(" ".join(name.split()) for name in facts.classes[:MOST_CLASSES_NAMED]),
         "example": _example(facts),
         "unnamed": max(0, len(facts.classes) - MOST_CLASSES_NAMED),
-        "metrics": list(metrics(facts.run, facts.model)),
+        "metrics": list(metrics(facts.run, facts.sampler)),
         "training": list(training(facts.run)),
         "version": __version__,
         "has_licence": facts.licence != LICENCE_UNKNOWN,
@@ -88,8 +88,8 @@ def _example(facts: CardFacts) -> str:
     return f"class_labels={json.dumps(facts.classes[0], ensure_ascii=False)}" if facts.classes else ""
 
 
-def metrics(run: Path | None, model: str) -> Iterator[tuple[str, str, str]]:
-    """(what, value, how it was measured) of all that a run has recorded of the model with this fingerprint."""
+def metrics(run: Path | None, sampler: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """(what, value, how it was measured) of all that a run has recorded of the model and process of `CardFacts`."""
     if run is None:
         return
     last: dict[str, tuple[float, int]] = {}
@@ -115,8 +115,8 @@ def metrics(run: Path | None, model: str) -> Iterator[tuple[str, str, str]]:
             break
     evaluation = _json(run / "evaluation.json")
     found, samples = evaluation.get("figures"), evaluation.get("samples")
-    if not (isinstance(found, dict) and isinstance(samples, dict) and model and samples.get("model") == model):
-        return  # there is none, or it is of other weights, as before a training went on, or of another program's images
+    if not (isinstance(found, dict) and isinstance(samples, dict) and sampler and sampler.items() <= samples.items()):
+        return  # there is none, or of other weights, as before a training went on, another posterior, or given images
     for name, value in found.items():
         if isinstance(value, int | float):
             yield name, f"{value:.5g}", _how(evaluation, name)

@@ -80,7 +80,7 @@ class ShareablePipeline(PipelineBase):
             list(self._card_settings()),
             [(name, caption) for name, caption, _ in pictures],
             self.folder,
-            self.fingerprint(),
+            {"model": self.fingerprint(), "process": repr(self.diffusion.settings())},
             bool(self.index.text_encoder),
         )
         with written_aside(folder / "README.md") as aside:

@@ -73,7 +73,8 @@ def _command(model: Model, call: Mapping[str, Any]) -> str | None:
             return None
         words += [f"--classes={classes}"] if classes.startswith("-") else ["--classes", classes]
     if "prompt" in call:
-        words += ["--prompt", call["prompt"]]
+        prompt = call["prompt"]
+        words += [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
     return shlex.join([*words, "--precision", model.precision])
 
 

@@ -321,9 +321,13 @@ def test_a_codebook_stands_still_everywhere_where_one_process_has_features_that_
         "    assert torch.equal(*both)\n"
         "    seen.append(both[0])\n"
         "assert [torch.equal(a, b) for a, b in zip(seen, seen[1:])] == [False, True, False]\n"
+        f"open({str(tmp_path / 'stood-')!r} + str(dist.get_rank()), 'w').close()\n"
+        "dist.barrier()\n"  # none leaves while another still talks to it
+        "dist.destroy_process_group()\n"
     )
     ended = subprocess.run(torchrun(script=script), capture_output=True, text=True, timeout=PATIENCE)
-    assert ended.returncode == 0, ended.stderr
+    # Not its exit status: after all is done, one of eight such processes is aborted by torch's own threads.
+    assert all((tmp_path / f"stood-{rank}").exists() for rank in range(2)), ended.stderr
 
 
 @pytest.mark.parametrize("joined", ["processes.launched()", "make_accelerator('float32')"])

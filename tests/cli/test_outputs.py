@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from bld.cli import main
-from bld.cli.outputs import is_ours
+from bld.cli.outputs import is_ours, refuse_made_otherwise
 from bld.data import save_png
 from bld.errors import SettingError
+from bld.io.files import write_json
 from bld.training.config import known_keys, load_settings
 from bld.training.settings import leaves, settings_tree
 
@@ -218,3 +219,22 @@ def test_any_value_of_any_setting_is_taken_or_refused_in_a_sentence():
             value = dict(leaves(settings_tree(settings))).get(key)
             assert not isinstance(value, float) or math.isfinite(value), (key, word)
     assert refusals and not [refusal for refusal in refusals if len(refusal.splitlines()) != 1]
+
+
+def test_images_are_taken_beside_a_note_of_these_settings_and_no_others(tmp_path):
+    """Settings come back from JSON as what they were, tuples too; a setting more or less is another."""
+    note, image = tmp_path / "settings.json", tmp_path / "000.png"
+    settings = {"model": "m", "process": {"kind": "BernoulliDiffusion", "table": (1.0, 0.0)}, "precision": "float32"}
+    refuse_made_otherwise(note, settings, [image])
+    image.write_bytes(b"")
+    with pytest.raises(SettingError, match=r"000\.png"):
+        refuse_made_otherwise(note, settings, [image])
+    write_json(note, settings)
+    refuse_made_otherwise(note, settings, [image])
+    for other in ({**settings, "model": "n"}, {**settings, "final": "draw"}, {"process": settings["process"]}):
+        with pytest.raises(SettingError, match=r"settings\.json"):
+            refuse_made_otherwise(note, other, [image])
+    write_json(note, {"model": "m", "precision": "auto"})  # as older commands wrote it
+    refuse_made_otherwise(note, settings, [image], auto="float32")
+    with pytest.raises(SettingError, match="precision"):
+        refuse_made_otherwise(note, settings, [image], auto="bf16")

@@ -168,18 +168,10 @@ def _preset_for(data: str | None, image_size: int | None = None) -> str:
         return "digits"
     if image_size is not None:
         return _preset_of_size(image_size)
-    from bld.data import open_images
-
-    source = open_images(data)
-    tried = range(0, len(source), max(1, len(source) // 16))
-    sides = []
-    for i in tried:
-        with contextlib.suppress(DataError):  # a few unreadable images are dealt with later
-            sides.append(min(source.read(i).size))
-    if not sides:
-        raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
-    jpegs = sum(source.names[i].lower().endswith((".jpg", ".jpeg")) for i in tried)
-    return _preset_of_size(sorted(sides)[len(sides) // 2], large="photos64" if 2 * jpegs > len(tried) else "emoji64")
+    sides = _sides_of_some(data)
+    jpegs = sum(name.lower().endswith((".jpg", ".jpeg")) for name, _ in sides)
+    large = "photos64" if 2 * jpegs > len(sides) else "emoji64"
+    return _preset_of_size(sorted(side for _, side in sides)[len(sides) // 2], large)
 
 
 def _preset_of_size(side: int, large: str = "emoji64") -> str:
@@ -277,19 +269,23 @@ def precision_of(choice: str, device: torch.device) -> str:
 
 def size_of_images(data: str) -> int:
     """The shorter side of the images, in pixels: the smallest of up to 16 of them; says so where these differ."""
-    from bld.data import open_images
-
-    source = open_images(data, labels="none")
-    found = set()
-    for row in {len(source) * i // SIZES_LOOKED_AT for i in range(SIZES_LOOKED_AT)}:
-        with contextlib.suppress(DataError):  # a few unreadable images are left out later
-            found.add(min(source.read(row).size))
-    if not found:
-        raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
-    sides = sorted(found)
+    sides = sorted({side for _, side in _sides_of_some(data)})
     if len(sides) > 1:
         say(f"{data} has images of {sides[0]} to {sides[-1]} pixels: all are taken at {sides[0]} (--image-size).")
     return sides[0]
+
+
+def _sides_of_some(data: str) -> list[tuple[str, int]]:
+    """(name, shorter side in pixels) of up to 16 of the images, evenly spread, without those that cannot be read."""
+    from bld.data import open_images
+
+    source, found = open_images(data, labels="none"), []
+    for row in sorted({len(source) * i // SIZES_LOOKED_AT for i in range(SIZES_LOOKED_AT)}):
+        with contextlib.suppress(DataError):  # a few unreadable images are left out later
+            found.append((source.names[row], min(source.read(row).size)))
+    if not found:
+        raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
+    return found
 
 
 def tell_left_out(images: ImageSet, tell: Callable[[str], None] = say) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bld.cli.common import Asked, add_sampling_arguments, load_pipeline, precision, say
-from bld.cli.outputs import refuse_foreign
+from bld.cli.outputs import refuse_foreign, refuse_made_otherwise
 from bld.cli.words import where
 from bld.errors import SettingError
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     image, mask = decode_file(args.image), decode_file(args.mask)
     asked = Asked(args, pipe, args.num)
     settings = _settings(args, pipe) | asked.settings()
-    _refuse_others(note, settings, paths)
+    refuse_made_otherwise(note, settings, paths)
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     for start in range(0, len(missing), args.batch_size):
         rows = missing[start : start + args.batch_size]
@@ -91,23 +91,3 @@ def _settings(args: argparse.Namespace, pipe: Any) -> dict[str, Any]:
         "known_bits": args.known_bits,
         "resample": args.resample,
     }
-
-
-def _refuse_others(note: Path, settings: dict[str, Any], paths: list[Path]) -> None:
-    """Fillings are taken as made already only beside a note that says that these settings made them."""
-    from bld.io.files import read_json
-
-    if note.is_file():
-        made = read_json(note)
-        other = [name for name, value in settings.items() if made.get(name) != value] or [*(made.keys() - settings)]
-        if other:
-            names = ", ".join(name.replace("_", " ") for name in other)
-            raise SettingError(
-                f"{note.parent} holds images made otherwise ({names}; see {note}): choose another --out."
-            )
-        return
-    there = next((path for path in paths if path.exists()), None)
-    if there is not None:
-        raise SettingError(
-            f"{there} is there already, and nothing beside it says how it was made: choose another --out."
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from bld.errors import SettingError
 
@@ -26,6 +27,39 @@ def refuse_foreign(paths: Iterable[Path]) -> None:
             raise SettingError(f"{path} is a folder where a file is to be written: choose another --out.")
         if path.exists() and not is_ours(path):
             raise SettingError(f"{path} is there already, and bld did not write it: choose another --out.")
+
+
+def refuse_made_otherwise(note: Path, settings: dict[str, Any], images: Iterable[Path], auto: str = "") -> None:
+    """Take images as made already only beside a note that says that these settings made them.
+
+    Args:
+        note: the JSON beside the images.
+        settings: everything that decides what they look like.
+        images: their files.
+        auto: what the precision "auto" comes to here: older notes do not tell, nor the process, which was the run's
+            own.
+
+    Raises:
+        SettingError: if the note tells other settings, or there is none and one of the images is there.
+    """
+    from bld.io.files import read_json
+
+    if not note.is_file():
+        there = next((path for path in images if path.exists()), None)
+        if there is not None:
+            raise SettingError(
+                f"{there} is there already, and nothing beside it says how it was made: choose another --out."
+            )
+        return
+    made, wanted = {"process": settings["process"], **read_json(note)}, dict(settings)
+    if made.get("precision") == "auto":
+        made["precision"] = auto
+    made, wanted = ({name: json.dumps(value, sort_keys=True) for name, value in one.items()} for one in (made, wanted))
+    other = [name.replace("_", " ") for name in {**wanted, **made} if made.get(name) != wanted.get(name)]
+    if other:
+        raise SettingError(
+            f"{note.parent} holds images made otherwise ({', '.join(other)}; see {note}): choose another --out."
+        )
 
 
 def refuse_foreign_folder(folder: Path, written: Iterable[str], kinds: Collection[str] = (PIPELINE,)) -> None:

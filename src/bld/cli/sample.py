@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from bld.cli.common import (
     precision_of,
     say,
 )
-from bld.cli.outputs import refuse_foreign
+from bld.cli.outputs import refuse_foreign, refuse_made_otherwise
 from bld.cli.words import where
 from bld.errors import SettingError
 
@@ -47,7 +46,8 @@ def run(args: argparse.Namespace) -> None:
     asked = Asked(args, pipe, args.num, each=True)
     note, settings = out / "settings.json", sampling_settings(args, pipe) | asked.settings()
     paths = [out / f"{i:06d}.png" for i in range(args.num)]
-    _refuse_foreign(note, settings, paths, precision_of("auto", pipe.device))
+    refuse_foreign([note, out / "grid.png"])
+    refuse_made_otherwise(note, settings, paths, precision_of("auto", pipe.device))
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
     processes.wait()  # all have seen the same before anyone writes
     with precision(args, pipe.device):
@@ -61,35 +61,6 @@ def run(args: argparse.Namespace) -> None:
         return
     _write_grid(paths, out, len(pipe.classes) if asked.in_turn else 0)
     say(f"{args.num} images in {out} ({len(missing)} of them new), a grid of them in {out / 'grid.png'}.")
-
-
-def _refuse_foreign(note: Path, settings: dict[str, Any], paths: list[Path], auto: str) -> None:
-    """Images are taken as made already only beside a note that says how; nothing else in the folder is touched."""
-    refuse_foreign([note, note.parent / "grid.png"])
-    _refuse_other_settings(note, settings, auto)
-    if not note.is_file():
-        there = next((path for path in paths if path.exists()), None)
-        if there is not None:
-            raise SettingError(
-                f"{there} is there already, and nothing beside it says how it was made: choose another --out."
-            )
-
-
-def _refuse_other_settings(note: Path, settings: dict[str, Any], auto: str) -> None:
-    """Make sure that the images already beside this note were made with the same settings.
-
-    Older notes do not tell the process, which was the run's own, nor what the precision "auto" came to.
-    """
-    from bld.io.files import read_json
-
-    if note.is_file():
-        before = {"process": settings["process"], **read_json(note)}
-        if before.get("precision") == "auto":
-            before["precision"] = auto
-        if before != json.loads(json.dumps(settings)):
-            raise SettingError(
-                f"{note.parent} holds images made with other settings or another model ({note}): choose another --out."
-            )
 
 
 def _default_folder(args: argparse.Namespace) -> Path:

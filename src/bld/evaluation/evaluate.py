@@ -38,6 +38,7 @@ from bld.evaluation.metrics.distances import (
 from bld.evaluation.request import RECONSTRUCTION, Request
 from bld.evaluation.sample_conditions import Asked, asked_for
 from bld.pipeline import BinaryLatentDiffusionPipeline, class_names
+from bld.pipeline.card import sampler_of
 from bld.runtime.distributed import Processes
 from bld.runtime.precision import Autocast
 from bld.seeding import keyed_draws
@@ -81,9 +82,8 @@ def made_by(pipeline: BinaryLatentDiffusionPipeline, request: Request, asked: As
     """All that decides the samples: weights, process, settings as they come out with the run's defaults, precision."""
     defaults = pipeline.index.sampling
     return {
-        "model": pipeline.fingerprint(),
+        **sampler_of(pipeline),
         "prior": pipeline.diffusion.kind,
-        "process": repr(pipeline.diffusion.settings()),
         "seed": request.seed,
         "steps": request.steps or defaults.num_inference_steps or pipeline.diffusion.steps,
         "temperature": defaults.temperature if request.temperature is None else request.temperature,

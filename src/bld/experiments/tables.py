@@ -218,9 +218,9 @@ TABLES = [
         grids("table3", "Rows as in the table"),
         (
             "1024×1024 itself is the scale `paper` alone; here the same step, half the latent side, is taken small.",
-            "Half the side has a quarter of the positions: its prior is trained in about a quarter of the time. "
-            "The row of a quarter of the training, no part of the claim, is what the usual side is worth to whoever "
-            "has no more than that.",
+            "Half the side has a quarter of the positions, and costs its prior a good quarter of the operations a "
+            "step. The row of a quarter of the training, no part of the claim, is about what the usual side is worth "
+            "for as many.",
         ),
     ),
     Item(

@@ -36,7 +36,7 @@ PRIORS: dict[str, Overrides] = {
     "schedule-sigmoid": ("diffusion.schedule=sigmoid",),
     "conditional": ("prior.class_conditional=true",),
     "bernoulli-small": (),
-    QUARTER: (),  # of the steps: about the time that half the side, a quarter of the positions, takes
+    QUARTER: (),  # of the steps: about the operations of half the side, which has a quarter of the positions
     "draws-1": ("codes.draws=1", "codes.fresh=false"),
     "draws-4": ("codes.draws=4", "codes.fresh=false"),
     "draws-fresh": ("codes.draws=1", "codes.fresh=true"),

@@ -8,12 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
 
 from bld._version import __version__
+
+if TYPE_CHECKING:
+    from bld.pipeline.base import PipelineBase
 
 LICENCE_UNKNOWN = "other"
 MOST_CLASSES_NAMED = 40
@@ -32,7 +35,7 @@ class CardFacts:
     repo_id: the name it is shared under.  licence: an identifier of the hub, "other" if none was chosen.
     classes: names, or empty.  settings: (what, how) rows.  pictures: (file beside the card, caption).
     run: the folder it was trained in, of which measurements and training settings are read, if there are any.
-    sampler: its "model" (a fingerprint) and "process", as an evaluation records them; of others none is told.
+    sampler: what makes its samples (`sampler_of`); of others no evaluation is told.
     takes_prompts: whether it is conditioned on texts.
     """
 
@@ -44,6 +47,11 @@ class CardFacts:
     run: Path | None = None
     sampler: Mapping[str, str] = field(default_factory=dict)
     takes_prompts: bool = False
+
+
+def sampler_of(pipeline: PipelineBase) -> dict[str, str]:
+    """What makes a pipeline's samples, as evaluations record it: the fingerprint of its weights, and its process."""
+    return {"model": pipeline.fingerprint(), "process": repr(pipeline.diffusion.settings())}
 
 
 def model_card(facts: CardFacts) -> str:

@@ -16,7 +16,7 @@ from bld.diffusion import BernoulliDiffusion
 from bld.io.files import as_utf8, written_aside
 from bld.io.hub import upload
 from bld.pipeline.base import PipelineBase
-from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card
+from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card, sampler_of
 
 CARD_COLUMNS, MOST_CARD_COLUMNS, CARD_ROWS, CARD_PIXELS = 8, 10, 4, 96
 
@@ -80,7 +80,7 @@ class ShareablePipeline(PipelineBase):
             list(self._card_settings()),
             [(name, caption) for name, caption, _ in pictures],
             self.folder,
-            {"model": self.fingerprint(), "process": repr(self.diffusion.settings())},
+            sampler_of(self),
             bool(self.index.text_encoder),
         )
         with written_aside(folder / "README.md") as aside:

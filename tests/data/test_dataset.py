@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bld.data import ImageSet, Preprocessing, to_unit
+from bld.data import ImageSet, Preprocessing, to_unit, training_view
 from bld.errors import DataError, SettingError
 
 PREP = Preprocessing(8, flip=True)
@@ -41,11 +41,38 @@ def test_unlabelled_sets_have_no_labels(pack, png):
     assert images.labels is None and images.classes == []
 
 
-def test_memory_holds_up_to_its_limit_and_no_random_crops(folder):
+def test_memory_holds_up_to_its_limit(folder):
     needed = 20 * 3 * 8 * 8
     assert ImageSet.open(folder, PREP, memory_limit_bytes=needed).pixels is not None
     assert ImageSet.open(folder, PREP, memory_limit_bytes=needed - 1).pixels is None
-    assert ImageSet.open(folder, Preprocessing(8, crop="random")).pixels is None
+
+
+def test_memory_holds_what_random_crops_are_cut_from(pack, png, monkeypatch):
+    """Decoding a photograph again for each view would take longer than a step on it."""
+    path = pack("folder", {f"{i}.png": png(i, 9 + i, 20 - i) for i in range(8)})
+    prep = Preprocessing(8, crop="random", flip=True)
+    held = ImageSet.open(path, prep)
+    centres, strips = 8 * 3 * 8 * 8, sum(strip.numel() for strip in held.strips.rows)
+    assert strips > centres
+    fits, too_large = (ImageSet.open(path, prep, memory_limit_bytes=centres + strips - less) for less in (0, 1))
+    assert fits.strips and too_large.pixels is not None and not too_large.strips
+    decoded = ImageSet.open(path, prep, **ON_DEMAND)
+    assert decoded.pixels is None and not decoded.strips
+    indices, batches = [3, 0, 7, 3, 5], [([3, 0, 7, 3, 5], seeds(5, first)) for first in range(0, 50, 5)]
+    expected = [training_views(decoded, *batch) for batch in batches]
+    for images in (held, fits, too_large, decoded):
+        for workers in (0, 1):
+            assert all(map(torch.equal, images.loader(batches, workers=workers), expected))
+        assert torch.equal(images.subset([2, 3]).uint8_views([1], [4]), images.uint8_views([3], [4]))
+        assert torch.equal(images.uint8_centre(indices), decoded.uint8_centre(indices))
+        assert images.fingerprint == decoded.fingerprint
+    monkeypatch.setattr(type(held.source), "read", lambda *_: pytest.fail("decoded again"))
+    assert torch.equal(pickle.loads(pickle.dumps(held)).uint8_views(*batches[0]), expected[0])
+
+
+def training_views(images: ImageSet, indices: list[int], keys: list[int]) -> torch.Tensor:
+    pairs = zip(indices, keys, strict=True)
+    return torch.stack([training_view(images.source.read(i), images.preprocessing, key) for i, key in pairs])
 
 
 @pytest.mark.parametrize("kind", ["folder", "a.zip", "a.tar", "a.tgz"])

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from bld.data import Preprocessing, center_view, training_view
-from bld.data.preprocessing import crop_fractions, flips
+from bld.data.preprocessing import crop_fractions, flips, strip
 from bld.errors import SettingError
 
 
@@ -76,6 +76,32 @@ def test_random_crops_reach_every_position_and_nothing_else(shape):
     prep = Preprocessing(16, crop="random")
     found = {training_view(image, prep, seed).numpy().tobytes() for seed in range(200)}
     assert found == windows  # a given window is missed with probability 0.8^200 < 1e-19
+
+
+@pytest.mark.parametrize("shape", [(96, 32), (32, 96), (97, 32), (31, 90)])
+def test_random_crops_of_a_shrunken_image_are_where_they_say(shape):
+    """A ramp along the longer side: a view begins at the brightness of its place, and covers a square of it."""
+    side, longer = sorted(shape)
+    ramp = np.linspace(0, 255, longer)
+    board = (
+        np.broadcast_to(ramp, (side, longer)) if shape[0] > shape[1] else np.broadcast_to(ramp[:, None], shape[::-1])
+    )
+    image = Image.fromarray(board.astype(np.uint8))
+    length = round(longer * 16 / side)
+    for seed in range(40):
+        view = training_view(image, Preprocessing(16, crop="random"), seed).float()
+        along = view.mean((0, 1)) if shape[0] > shape[1] else view.mean((0, 2))
+        start = int(crop_fractions([seed])[0] * (length - 16 + 1))
+        expected = 255 * (torch.arange(start, start + 16) + 0.5) / length
+        assert (along - expected).abs().max() < 3
+
+
+@pytest.mark.parametrize("size", [(3000, 1), (1, 70000), (5, 9), (40, 100)])
+def test_random_crops_of_any_shape_are_squares_and_stay_small(size):
+    prep = Preprocessing(32, crop="random")
+    image = Image.new("RGB", size)
+    assert training_view(image, prep, 0).shape == (3, 32, 32)
+    assert sorted(strip(image, prep).shape[1:])[0] == 32 and max(strip(image, prep).shape) <= 16 * 32
 
 
 def test_flips_mirror_half_of_the_views():

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from bld.data.decoding import MAX_PIXELS
-from bld.data.preprocessing import Preprocessing, center_view, flips, training_view
+from bld.data.preprocessing import Preprocessing, center_view, cut, flips, strip
 from bld.data.sources.base import ImageSource, fingerprint_of, name_fractions
 from bld.data.sources.opening import open_images
+from bld.data.strips import Strips
 from bld.data.values import to_unit
 from bld.data.verifying import decode_all, read_verified, refuse_too_many, report_skipped, verified_by, write_verified
 from bld.errors import DataError, SettingError
@@ -38,6 +39,7 @@ class ImageSet:
         rows: int64 (len,): image i of the set is image rows[i] of the source.
         pixels: uint8 (n, 3, S, S), the centre views of all n images of the source, shared between subsets: image i is
             pixels[rows[i]]; None when images are decoded on demand.
+        strips: what random crops of the n images are cut from; none when they are decoded on demand.
         skipped: (name, reason) of each image of the source that was left out as unreadable.
     """
 
@@ -48,12 +50,14 @@ class ImageSet:
         rows: Tensor,
         pixels: Tensor | None,
         skipped: list[tuple[str, str]],
+        strips: Strips | None = None,
     ) -> None:
         self.source = source
         self.preprocessing = preprocessing
         self.rows = rows
         self.pixels = pixels
         self.skipped = skipped
+        self.strips = strips
 
     @classmethod
     def open(
@@ -78,7 +82,8 @@ class ImageSet:
             preprocessing: how the images become squares.
             report_to: folder that receives skipped_images.txt when images are left out; an older one is removed when
                 none are. Images that an earlier look listed as unreadable are looked at again then.
-            memory_limit_bytes: the centre views are kept in memory up to this size, unless crops are random.
+            memory_limit_bytes: the centre views are kept in memory up to this size, and beside them up to what is left
+                of it all that random crops are cut from.
             max_bad_fraction: 0 … 1; more unreadable images than that are a DataError.
             progress: show a bar.
             threads: decoders at work at once.
@@ -93,15 +98,16 @@ class ImageSet:
         """
         source = open_images(location, labels=labels, index_to=index_to, max_pixels=max_pixels)
         size = preprocessing.image_size
-        fits = len(source) * 3 * size * size <= memory_limit_bytes
-        keep = fits and preprocessing.crop == "center"
-        pixels = torch.empty((len(source), 3, size, size), dtype=torch.uint8) if keep else None
+        left = memory_limit_bytes - len(source) * 3 * size * size
+        pixels = torch.empty((len(source), 3, size, size), dtype=torch.uint8) if left >= 0 else None
+        is_random = preprocessing.crop == "random"
+        strips = Strips(len(source), left) if pixels is not None and is_random else None
         verdict_in = index_to if pixels is None else None
         key = verified_by(source)
         kept = read_verified(verdict_in, key) if verdict_in is not None else None
         failures = kept
         if kept is None and (verify or pixels is not None):
-            failures = decode_all(source, preprocessing, pixels, threads=threads, progress=progress)
+            failures = decode_all(source, preprocessing, pixels, threads=threads, progress=progress, strips=strips)
         elif kept and report_to is not None:  # their fault may have passed; who does not report takes what is written
             failures = decode_all(source, preprocessing, None, threads=threads, progress=progress, only=[*kept])
         if verdict_in is not None and failures is not None and failures != kept:
@@ -113,7 +119,7 @@ class ImageSet:
         refuse_too_many(source, skipped, max_bad_fraction, report_to and Path(report_to))
         rows = torch.arange(len(source))
         rows = rows[~torch.isin(rows, torch.tensor(list(failures), dtype=torch.long))]
-        return cls(source, preprocessing, rows, pixels, skipped)
+        return cls(source, preprocessing, rows, pixels, skipped, strips)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -147,7 +153,7 @@ class ImageSet:
     def subset(self, indices: Indices) -> ImageSet:
         """The images at `indices`, in that order; pixels are shared, not copied."""
         rows = self.rows[torch.as_tensor(indices, dtype=torch.long)]
-        return ImageSet(self.source, self.preprocessing, rows, self.pixels, self.skipped)
+        return ImageSet(self.source, self.preprocessing, rows, self.pixels, self.skipped, self.strips)
 
     def split(self, held_out: float | int, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out): disjoint, together everything, each in the order of the set.
@@ -225,16 +231,25 @@ class ImageSet:
         """`views` as stored pixels, uint8 (B, 3, S, S): a quarter of the bytes to send to a device."""
         if len(indices) != len(seeds):
             raise SettingError(f"Each view needs one seed: there are {len(indices)} and {len(seeds)} of them.")
-        if self.pixels is None:
-            rows = self.rows[torch.as_tensor(indices, dtype=torch.long)].tolist()
-            pairs = zip(rows, seeds, strict=True)
-            prep, read = self.preprocessing, self.source.read
-            return self._stack([training_view(read(row), prep, seed) for row, seed in pairs])
-        batch = self.uint8_centre(indices)
-        if self.preprocessing.flip:
-            mirrored = torch.from_numpy(flips(seeds))
-            batch[mirrored] = batch[mirrored].flip(-1)
-        return batch
+        if self.pixels is not None and self.preprocessing.crop == "center":
+            batch = self.uint8_centre(indices)
+            if self.preprocessing.flip:
+                mirrored = torch.from_numpy(flips(seeds))
+                batch[mirrored] = batch[mirrored].flip(-1)
+            return batch
+        rows = self.rows[torch.as_tensor(indices, dtype=torch.long)].tolist()
+        pairs = zip(rows, seeds, strict=True)
+        return self._stack([cut(self._strip(row), self.preprocessing, seed) for row, seed in pairs])
+
+    def _strip(self, row: int) -> Tensor:
+        """What training views of an image of the source are cut from."""
+        held = self.strips.rows[row] if self.strips else None
+        return strip(self.source.read(row), self.preprocessing) if held is None else held
+
+    @property
+    def _decodes_views(self) -> bool:
+        """Whether training views are decoded when they are asked for."""
+        return self.pixels is None or (self.preprocessing.crop == "random" and not self.strips)
 
     def loader(self, batches: Iterable[tuple[list[int], list[int]]], *, workers: int = 0) -> Iterator[Tensor]:
         """`uint8_views(indices, seeds)` for each (indices, seeds) of `batches`, in order.
@@ -247,7 +262,7 @@ class ImageSet:
         Raises:
             DataError: if an image cannot be read, or a process that decodes has died.
         """
-        if self.pixels is not None:
+        if not self._decodes_views:
             yield from itertools.starmap(self.uint8_views, batches)
             return
         yield from _decoded(_Views(self.uint8_views), batches, workers)

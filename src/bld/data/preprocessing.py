@@ -16,6 +16,7 @@ from bld.errors import SettingError, did_you_mean
 
 Crop = Literal["center", "random"]
 Resample = Literal["lanczos", "bicubic", "bilinear", "box"]
+LONGEST = 16  # squares side by side that random crops are cut from, at most
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,33 @@ class Preprocessing:
 def center_view(image: Image.Image, prep: Preprocessing) -> Tensor:
     """The central square, resized to S: uint8 (3, S, S). With a shorter side of S no pixel is altered."""
     image = to_rgb(image, prep.background)
-    return _square(image, _slack(image) // 2, prep)
+    side, longer = sorted(image.size)
+    return _resized(image, (longer - side) // 2, side, prep.image_size, prep)
 
 
 def training_view(image: Image.Image, prep: Preprocessing, seed: int) -> Tensor:
     """A view drawn from `seed` alone, as `prep` allows: uint8 (3, S, S)."""
+    return cut(strip(image, prep), prep, seed)
+
+
+def strip(image: Image.Image, prep: Preprocessing) -> Tensor:
+    """What training views are cut from: uint8 (3, h, w), the shorter side S.
+
+    For random crops the whole image (of one more than `LONGEST` times as long as wide the middle), else its centre.
+    """
+    if prep.crop == "center":
+        return center_view(image, prep)
     image = to_rgb(image, prep.background)
-    slack = _slack(image)
-    start = int(crop_fractions([seed])[0] * (slack + 1)) if prep.crop == "random" else slack // 2
-    view = _square(image, start, prep)
+    side, whole = sorted(image.size)
+    length = min(whole, LONGEST * side)
+    return _resized(image, (whole - length) // 2, length, round(length * prep.image_size / side), prep)
+
+
+def cut(strip: Tensor, prep: Preprocessing, seed: int) -> Tensor:
+    """A view drawn from `seed` alone out of a strip (3, h, w): uint8 (3, S, S)."""
+    along = 1 if strip.shape[1] > strip.shape[2] else 2
+    slack = strip.shape[along] - prep.image_size
+    view = strip.narrow(along, int(crop_fractions([seed])[0] * (slack + 1)), prep.image_size)
     return view.flip(-1) if prep.flip and flips([seed])[0] else view
 
 
@@ -99,25 +118,19 @@ def _mixed(seeds: Sequence[int], stream: int) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def _slack(image: Image.Image) -> int:
-    """By how many pixels the longer side exceeds the shorter."""
-    return abs(image.width - image.height)
-
-
-def _square(image: Image.Image, start: int, prep: Preprocessing) -> Tensor:
-    """The square that begins `start` pixels along the longer side, resized to S: uint8 (3, S, S).
+def _resized(image: Image.Image, start: int, length: int, to: int, prep: Preprocessing) -> Tensor:
+    """The part of `length` pixels from `start` on along the longer side, its shorter side resized to S: uint8.
 
     Cropped first, so a very long and thin image never grows into gigabytes.
     """
-    side = min(image.size)
-    left, top = (start, 0) if image.width > image.height else (0, start)
-    box = (left, top, left + side, top + side)
-    if side == prep.image_size:
-        square = image.crop(box)
+    side, size = min(image.size), prep.image_size
+    wide = image.width > image.height
+    box = (start, 0, start + length, side) if wide else (0, start, side, start + length)
+    if side == size:
+        part = image.crop(box)
     else:
-        size = (prep.image_size, prep.image_size)
-        square = image.resize(size, Image.Resampling[prep.resample.upper()], box=box)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+        part = image.resize((to, size) if wide else (size, to), Image.Resampling[prep.resample.upper()], box=box)
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1).contiguous()
 
 
 def _is_int(value: object) -> bool:

@@ -12,9 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bld.data.decoding import decoders
-from bld.data.preprocessing import Preprocessing, center_view
+from bld.data.preprocessing import Preprocessing, center_view, strip
 from bld.data.rgb import to_rgb
 from bld.data.sources.base import ImageSource
+from bld.data.strips import Strips
 from bld.errors import DataError
 from bld.io.files import write_whole
 
@@ -32,6 +33,7 @@ def decode_all(
     *,
     threads: int,
     progress: bool,
+    strips: Strips | None = None,
     only: Sequence[int] | None = None,
 ) -> Failures:
     """Decode every image once.
@@ -42,6 +44,7 @@ def decode_all(
         pixels: uint8 (n, 3, S, S), whose row i receives the centre view of image i; None keeps nothing.
         threads: decoders at work at once.
         progress: show a bar.
+        strips: receive what random crops of each image are cut from, as far as they have room.
         only: the images that are decoded; None for all.
 
     Returns:
@@ -59,6 +62,8 @@ def decode_all(
                     to_rgb(image, preprocessing.background)
                 else:
                     pixels[index] = center_view(image, preprocessing)
+                if strips:
+                    strips.put(index, strip(image, preprocessing))
             except Exception as error:  # damaged files raise nearly anything, and the others are still good
                 failures[index] = str(error) or type(error).__name__
         return failures

@@ -329,6 +329,19 @@ def test_bits_are_set_against_a_codebook_of_as_many_bits(tmp_path, monkeypatch):
     assert (tmp_path / "pages" / "table4-curves-tiny.png").is_file()
 
 
+def test_reconstructions_go_on_from_what_was_measured_on_another_machine(tmp_path, monkeypatch):
+    pytest.importorskip("vector_quantize_pytorch")
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(here, "table4", "--seeds", "1")
+    shutil.copytree(here / "tiny" / "results", there / "tiny" / "results")
+    page = run(there, "table4", "--seeds", "2")
+    assert not list((there / "tiny" / "tokenizers").glob("*-seed0"))  # measured, so not trained again
+    assert len(list((there / "tiny" / "tokenizers").glob("*-seed1"))) == len(TINY.formats)
+    assert page == run(here, "table4", "--seeds", "2")
+    for name in ("table4-tiny.png", "table4-tiny.json"):
+        assert (there / "pages" / name).read_bytes() == (here / "pages" / name).read_bytes()
+
+
 def test_a_lost_figure_is_measured_again_the_same(root):
     page = run(root, "table5")
     for kind in ("quality", "bits"):

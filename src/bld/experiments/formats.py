@@ -10,6 +10,7 @@ from PIL import Image
 
 from bld.data import make_grid, psnr
 from bld.evaluation.metrics.reconstruction import structural_similarity
+from bld.experiments.kept import kept_picture
 from bld.experiments.page import Findings, Table
 from bld.experiments.plots import chart
 from bld.experiments.prior_rows import Picture
@@ -18,6 +19,7 @@ from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 from bld.seeding import derive_seed, keyed_draws
 from bld.serialization.models import load_tokenizer
 from bld.tokenizer import BinaryAutoencoder
+from bld.training.config import load_settings
 
 RECONSTRUCTED, AT_A_TIME = 2000, 250
 NEAR_REAL_DB = 0.5
@@ -40,10 +42,10 @@ Values = dict[str, dict[str, list[float]]]
 
 def table4(runner: Runner, seeds: int) -> Findings:
     """PSNR and SSIM of reconstructions of unseen images, by the format of the code."""
-    for seed in range(seeds):  # every format once before any again
-        for name in runner.scale.formats:
-            runner.tokenizer(name, seed)
-    measured = {name: [_reconstruction(runner, name, seed) for seed in range(seeds)] for name in runner.scale.formats}
+    measured: dict[str, list[dict[str, Any]]] = {name: [] for name in runner.scale.formats}
+    for seed in range(seeds):  # every format once before any again; what is measured is not trained, here or elsewhere
+        for name, found in measured.items():
+            found.append(_reconstruction(runner, name, seed))
     values = {name: {metric: [one[metric] for one in found] for metric in METRICS} for name, found in measured.items()}
     untrained = [_untrained(runner, seed) for seed in range(seeds)]
     findings = Findings(
@@ -202,21 +204,27 @@ def _curves(runner: Runner, measured: dict[str, list[dict[str, Any]]]) -> Pictur
     )
 
 
-@torch.no_grad()
-def _reconstruction_picture(runner: Runner) -> tuple[str, str, Image.Image]:
-    images = runner.unseen(0)
-    rows = torch.linspace(0, len(images) - 1, 12).long()
-    x = images.centre(rows)
-    shown, formats = [x], [name for name in runner.scale.formats if name in PAPER_TABLE_4]
-    for name in formats:
-        model = load_tokenizer(runner.tokenizer(name, 0).tokenizer)
-        shown.append(model.decode(model.encode(x, keyed_draws(0, "reconstruct", rows.tolist()))).clamp(-1, 1))
-    grid = make_grid(torch.cat(shown), columns=12, scale=runner.scale.enlarged)
+def _reconstruction_picture(runner: Runner) -> Picture:
+    formats = [name for name in runner.scale.formats if name in PAPER_TABLE_4]
+
+    def draw() -> Image.Image:
+        images = runner.unseen(0)
+        rows = torch.linspace(0, len(images) - 1, 12).long()
+        shown = [x := images.centre(rows)]
+        for model in [load_tokenizer(runner.tokenizer(name, 0).tokenizer) for name in formats]:
+            with torch.no_grad():
+                codes = model.encode(x, keyed_draws(0, "reconstruct", rows.tolist()))
+                shown.append(model.decode(codes).clamp(-1, 1))
+        return make_grid(torch.cat(shown), columns=12, scale=runner.scale.enlarged)
+
+    words = {name: runner.overrides(name, "bernoulli", 0) for name in formats}
+    grid = kept_picture(runner.root / "results", "reconstructions", {"words": words, **runner.given()}, draw)
     said = ", ".join(PAPER_TABLE_4[name][0] for name in formats)
     caption = f"Unseen images on top, below them the formats that in the paper are {said}"
     return f"table4-{runner.scale.label}.png", caption, grid
 
 
 def _steps(runner: Runner) -> str:
-    settings = runner.tokenizer(runner.scale.formats[0], 0).settings().tokenizer_training
+    words = runner.overrides(runner.scale.formats[0], "bernoulli", 0)
+    settings = load_settings(runner.scale.preset, overrides=words).tokenizer_training
     return f"{settings.steps:,} of {settings.batch_size} images, learning rate {settings.learning_rate:g}"

@@ -37,8 +37,8 @@ def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     """Lines on data, seeds and budget."""
     trained = [TRIAL_SEED] if name == "rates" else range(seeds)
     yield f"Images: {Path(runner.data).name}; training seeds: {', '.join(map(str, trained))}."
-    base = runner.tokenizer(runner.scale.base, 0).settings().tokenizer_training
     if name not in ("table4", "rates"):  # the one trains no prior, the other none of the usual length
+        base = runner.tokenizer(runner.scale.base, 0).settings().tokenizer_training
         yield f"Tokenizer: {base.steps:,} steps of {base.batch_size}, shared by all rows that use its codes."
         prior = runner.prior("bernoulli", 0).settings()
         training = prior.prior_training

@@ -11,7 +11,6 @@ A stopped experiment goes on where it was: trainings resume, and what is measure
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -31,10 +30,10 @@ from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
+from bld.experiments.kept import kept_metrics
 from bld.experiments.page import machine
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
-from bld.io.files import read_json, write_json
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import derive_seed, keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
@@ -215,14 +214,7 @@ class Runner:
 
     def kept(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The metrics computed under this key, from disk if they are there."""
-        text = json.dumps(key, sort_keys=True, default=str)
-        path = self.root / "results" / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-        if path.is_file():
-            return read_json(path)["figures"]
-        started = time.monotonic()
-        metrics = compute()
-        write_json(path, {"key": key, "figures": metrics, "seconds": round(time.monotonic() - started, 1)})
-        return metrics
+        return kept_metrics(self.root / "results", name, key, compute)
 
     def key(self, prior: str | None, seed: int, **more: Any) -> dict[str, Any]:
         """What made a measurement: the prior's own settings, and `more`."""

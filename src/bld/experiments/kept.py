@@ -1,0 +1,43 @@
+"""What experiments have measured and drawn, each in a file named after a key of all that made it.
+
+The files alone are enough to go on with elsewhere: what is kept needs no network that it was measured of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bld.experiments.page import save_small
+from bld.io.files import read_json, write_json
+
+
+def kept_metrics(folder: Path, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The metrics computed under this key, from disk if they are there."""
+    path = _path(folder, name, key, ".json")
+    if path.is_file():
+        return read_json(path)["figures"]
+    started = time.monotonic()
+    metrics = compute()
+    write_json(path, {"key": key, "figures": metrics, "seconds": round(time.monotonic() - started, 1)})
+    return metrics
+
+
+def kept_picture(folder: Path, name: str, key: dict[str, Any], draw: Callable[[], Image.Image]) -> Image.Image:
+    """The picture drawn under this key, from disk if it is there."""
+    path = _path(folder, name, key, ".png")
+    if not path.is_file():
+        save_small(draw(), path)
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _path(folder: Path, name: str, key: dict[str, Any], suffix: str) -> Path:
+    text = json.dumps(key, sort_keys=True, default=str)
+    return folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}{suffix}"

@@ -41,7 +41,7 @@ class DataSettings:
         held_out_seed: which are kept from training; by default the run's seed.  Runs of several seeds that are to be
             measured on the same images share one
         workers: processes that decode images; only used when they do not fit into memory
-        memory_limit_gb: below this size all decoded images are held in memory
+        memory_limit_gb: below this size all decoded images are held in memory, and what random crops are cut from
         max_megapixels: of one image, in millions; a larger one counts as unreadable
     """
 

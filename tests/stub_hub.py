@@ -176,7 +176,8 @@ class _Handler(BaseHTTPRequestHandler):
         if files is None:
             return self._missing("Revision")
         siblings = [{"rfilename": name} for name in files]
-        self._send(200, {"id": repo, "modelId": repo, "sha": self.server.sha(files), "siblings": siblings})
+        answer = {"id": repo, "modelId": repo, "sha": self.server.sha(files), "siblings": siblings}
+        self._send(200, {**answer, "private": repo in self.server.private})
 
     def tree(self, _: str, __: bytes, repo: str, revision: str) -> None:
         files = self.server.files(repo, revision.replace("%2F", "/"))

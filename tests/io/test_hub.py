@@ -19,6 +19,7 @@ from PIL import Image
 from bld import BinaryLatentDiffusionPipeline
 from bld.cli import main
 from bld.errors import CheckpointError, SettingError
+from bld.pipeline.sharing import ShareablePipeline
 from bld.training.run_folder import RunFolder
 from stub_hub import TOKEN, StubHub
 
@@ -91,8 +92,28 @@ def test_a_revision_is_a_branch_of_its_own_and_a_proposal_touches_none(hub, pipe
     assert BinaryLatentDiffusionPipeline.from_pretrained("me/digits").fingerprint() == pipe.fingerprint()
     loaded = BinaryLatentDiffusionPipeline.from_pretrained("me/digits", revision="brighter")
     assert loaded.fingerprint() == other.fingerprint()
+    assert "bld sample" not in hub.repositories["me/digits"]["brighter"]["README.md"].decode()  # it takes no revision
     with pytest.raises(CheckpointError, match=r"me/digits.* at nowhere .*: .*\bname\b"):
         BinaryLatentDiffusionPipeline.from_pretrained("me/digits", revision="nowhere")
+
+
+@pytest.mark.parametrize("options", [[], ["--revision", "brighter"], ["--create-pr"]])
+def test_the_line_that_is_printed_and_the_page_load_what_was_shared(options, hub, pipe, trained_run, tmp_path, capsys):
+    pipe.push_to_hub("me/digits")
+    other = BinaryLatentDiffusionPipeline.from_pretrained(trained_run)
+    with torch.no_grad():
+        other.prior.head.bias += 1
+    other.save_pretrained(tmp_path / "other")
+    assert main(["share", str(tmp_path / "other"), "me/digits", *options]) == 0
+    expression = r"BinaryLatentDiffusionPipeline\.from_pretrained\(.*?\)"
+    printed = re.search(expression, capsys.readouterr().out)[0]
+    assert eval(printed).fingerprint() == other.fingerprint()
+    branch = "refs/pr/1" if "--create-pr" in options else "brighter" if options else "main"
+    page = hub.repositories["me/digits"][branch]["README.md"].decode()
+    on_page = re.search(expression, page)[0]
+    assert on_page == (
+        'BinaryLatentDiffusionPipeline.from_pretrained("me/digits")' if branch != "brighter" else printed
+    )
 
 
 def test_a_private_model_opens_with_its_token_only(hub, pipe, monkeypatch):
@@ -104,6 +125,30 @@ def test_a_private_model_opens_with_its_token_only(hub, pipe, monkeypatch):
     with pytest.raises(CheckpointError, match=r"me/other \([^)]*\btoken\b.*\)"):
         pipe.push_to_hub("me/other")
     assert BinaryLatentDiffusionPipeline.from_pretrained("me/secret", token=TOKEN).image_size == 8
+
+
+def test_what_is_to_be_private_goes_into_no_public_repository(hub, pipe):
+    pipe.push_to_hub("me/digits", commit_message="First")
+    before = dict(hub.repositories["me/digits"])
+    for options in ({}, {"revision": "other"}, {"create_pr": True}):
+        with pytest.raises(CheckpointError, match=r"me/digits .*\bpublic\b.* another name"):
+            pipe.push_to_hub("me/digits", private=True, **options)
+    assert hub.repositories["me/digits"] == before and hub.messages == ["First"]
+    for _ in range(2):
+        pipe.push_to_hub("me/secret", private=True)
+    assert len(hub.messages) == 3
+
+
+def test_what_the_hub_would_not_take_is_refused_before_anything_is_sampled(hub, pipe, monkeypatch):
+    pipe.push_to_hub("me/digits")
+    monkeypatch.setattr(ShareablePipeline, "save_card", lambda *_: pytest.fail("It sampled."))
+    with pytest.raises(SettingError, match=r"you/flowers.*'digits'"):
+        pipe.push_to_hub("digits")
+    with pytest.raises(CheckpointError, match=r"me/digits .*\bpublic\b"):
+        pipe.push_to_hub("me/digits", private=True)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(CheckpointError, match=r"me/other \([^)]*\btoken\b.*\)"):
+        pipe.push_to_hub("me/other")
 
 
 def test_an_unreachable_hub_is_one_sentence_and_a_copy_once_loaded_serves_without_it(hub, pipe, monkeypatch):

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The run, its name on the hub, who may see it, and the licence."""
     parser.add_argument("run_folder", metavar="RUN", help="a run or a saved pipeline")
     parser.add_argument("repo_id", metavar="REPO_ID", help="its name on the hub, such as you/flowers")
-    parser.add_argument("--private", action="store_true", help="only you can see it")
+    parser.add_argument(
+        "--private", action="store_true", help="only you can see it: a repository that is public already is refused"
+    )
     parser.add_argument("--license", "--licence", default="other", metavar="NAME", help="of the weights: cc-by-4.0, …")
     parser.add_argument("--message", default="Share a binary latent diffusion model", help="of the commit")
     parser.add_argument("--revision", metavar="BRANCH", help="a branch other than main, made if need be")
@@ -32,13 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the card, upload, say where it is."""
+    from bld.pipeline.card import loading
+
     pipe = load_pipeline(args)
     with precision(args, pipe.device):
         if args.dry_run is not None:
             refuse_foreign_folder(args.dry_run, WRITTEN)
             _refuse_other_model(args.dry_run, pipe.fingerprint())
             pipe.save_pretrained(args.dry_run)
-            pipe.save_card(args.dry_run, args.repo_id, args.license)
+            pipe.save_card(args.dry_run, args.repo_id, args.license, args.revision)
             say(f"Written: {args.dry_run}; look at README.md, and leave out --dry-run to share it.")
             return
         address = pipe.push_to_hub(
@@ -50,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
             create_pr=args.create_pr,
             license=args.license,
         )
-    say(f'Shared: {address}; load it with BinaryLatentDiffusionPipeline.from_pretrained("{args.repo_id}").')
+    say(f"Shared: {address}; load it with {loading(args.repo_id, address.revision)}.")
 
 
 def _refuse_other_model(folder: Path, fingerprint: str) -> None:

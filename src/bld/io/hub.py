@@ -44,34 +44,36 @@ def download(
         return Path(copy)
 
 
-def upload(
-    folder: Path,
+class Address(str):
+    """The address of a commit, or of a pull request.
+
+    Attributes:
+        revision: the branch that holds the commit, refs/pr/N of a pull request; None for the main branch.
+    """
+
+    revision: str | None = None
+
+
+def prepare(
     repo_id: str,
     *,
     private: bool = False,
     token: str | None = None,
-    commit_message: str,
     revision: str | None = None,
     create_pr: bool = False,
-) -> str:
-    """Put a folder's models, README and pictures into a repository of the hub.
+) -> None:
+    """Make the repository and the branch that `upload` writes into, where they are not there.
 
     Args:
-        folder: whose JSON, safetensors, README.md and PNGs are uploaded, with the words that a text encoder knows
-            (text_encoder/*.txt), and nothing else.
-        repo_id: the repository, such as you/flowers; made if it is not there.
-        private: whether a repository that is made is private.
+        repo_id: the repository, such as you/flowers.
+        private: whether it has to be private, as one that is made then is.
         token: what lets you write; by default that of `hf auth login`.
-        commit_message: of the commit.
         revision: a branch, made if it is not there.
-        create_pr: whether to open a pull request instead of committing to the branch; then no branch is made.
-
-    Returns:
-        The address of the commit, or of the pull request.
+        create_pr: whether a pull request is to be opened; then no branch is made.
 
     Raises:
         SettingError: for a name that is not of the form you/flowers.
-        CheckpointError: if the hub refuses or cannot be reached.
+        CheckpointError: if the hub refuses or cannot be reached, or if a repository that has to be private is not.
     """
     if repo_id.count("/") != 1:
         raise SettingError(f"A model is shared under a name such as you/flowers, not '{repo_id}'.")
@@ -80,9 +82,46 @@ def upload(
     api = HfApi(token=token)
     with _one_sentence(f"The hub did not take {repo_id}"):
         api.create_repo(repo_id, private=private, exist_ok=True)
-        if revision is not None and not create_pr:
+        is_open = private and not api.model_info(repo_id).private  # what is there stays as it is
+    if is_open:
+        raise CheckpointError(
+            f"{repo_id} is there already and public: make it private on the hub, or choose another name."
+        )
+    if revision is not None and not create_pr:
+        with _one_sentence(f"The hub did not take {repo_id}"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        commit = api.upload_folder(
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    commit_message: str,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> Address:
+    """Put a folder's models, README and pictures into a repository of the hub that `prepare` has made ready.
+
+    Args:
+        folder: whose JSON, safetensors, README.md and PNGs are uploaded, with the words that a text encoder knows
+            (text_encoder/*.txt), and nothing else.
+        repo_id: the repository, such as you/flowers.
+        token: what lets you write; by default that of `hf auth login`.
+        commit_message: of the commit.
+        revision: a branch of the repository.
+        create_pr: whether to open a pull request instead of committing to the branch.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        CheckpointError: if the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _one_sentence(f"The hub did not take {repo_id}"):
+        commit = HfApi(token=token).upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=commit_message,
@@ -90,7 +129,9 @@ def upload(
             create_pr=create_pr,
             allow_patterns=SHARED,
         )
-    return str(commit.pr_url or commit.commit_url)
+    address = Address(commit.pr_url or commit.commit_url)
+    address.revision = commit.pr_revision if create_pr else revision
+    return address
 
 
 @contextmanager

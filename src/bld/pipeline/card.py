@@ -36,7 +36,7 @@ class CardFacts:
     classes: names, or empty.  settings: (what, how) rows.  pictures: (file beside the card, caption).
     run: the folder it was trained in, of which measurements and training settings are read, if there are any.
     sampler: what makes its samples (`sampler_of`); of others no evaluation is told.
-    takes_prompts: whether it is conditioned on texts.
+    takes_prompts: whether it is conditioned on texts.  revision: the branch it is on; None for the main one.
     """
 
     repo_id: str
@@ -47,11 +47,18 @@ class CardFacts:
     run: Path | None = None
     sampler: Mapping[str, str] = field(default_factory=dict)
     takes_prompts: bool = False
+    revision: str | None = None
 
 
 def sampler_of(pipeline: PipelineBase) -> dict[str, str]:
     """What makes a pipeline's samples, as evaluations record it: the fingerprint of its weights, and its process."""
     return {"model": pipeline.fingerprint(), "process": repr(pipeline.diffusion.settings())}
+
+
+def loading(repo_id: str, revision: str | None) -> str:
+    """The expression that loads a model of the hub."""
+    at = f", revision={json.dumps(revision, ensure_ascii=False)}" if revision else ""
+    return f'BinaryLatentDiffusionPipeline.from_pretrained("{repo_id}"{at})'
 
 
 def model_card(facts: CardFacts) -> str:
@@ -68,6 +75,7 @@ def model_card(facts: CardFacts) -> str:
         "front": yaml.safe_dump(front, sort_keys=False).rstrip(),
         "title": facts.repo_id.rsplit("/", 1)[-1],
         "facts": facts,
+        "loading": loading(facts.repo_id, facts.revision),
         "named": ", ".join(" ".join(name.split()) for name in facts.classes[:MOST_CLASSES_NAMED]),
         "example": _example(facts),
         "unnamed": max(0, len(facts.classes) - MOST_CLASSES_NAMED),

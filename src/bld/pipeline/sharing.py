@@ -14,7 +14,7 @@ from torch import Tensor
 from bld.data import make_grid, save_png
 from bld.diffusion import BernoulliDiffusion
 from bld.io.files import as_utf8, written_aside
-from bld.io.hub import upload
+from bld.io.hub import Address, prepare, upload
 from bld.pipeline.base import PipelineBase
 from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card, sampler_of
 
@@ -36,14 +36,16 @@ class ShareablePipeline(PipelineBase):
         revision: str | None = None,
         create_pr: bool = False,
         license: str = LICENCE_UNKNOWN,
-    ) -> str:
+    ) -> Address:
         """Share on the Hugging Face hub, with a README.md that shows and describes the model; returns the address.
+
+        Its `revision` is what `from_pretrained` takes to load what was shared: None on the main branch.
 
         Only JSON, safetensors, PNG, README.md and the text encoder's vocabulary are uploaded.
 
         Args:
             repo_id: such as you/flowers; created if missing.
-            private: whether a repository that is created is private.
+            private: create a private repository; one that is there has to be private already.
             token: access token; by default that of `hf auth login`.
             commit_message: of the commit.
             revision: branch to commit to, created if missing; by default the main branch.
@@ -52,23 +54,32 @@ class ShareablePipeline(PipelineBase):
 
         Raises:
             SettingError: for a `repo_id` that is not of the form you/flowers.
-            CheckpointError: if the hub refuses or cannot be reached.
+            CheckpointError: if the hub refuses or cannot be reached, or if a repository that has to be private is not.
         """
+        prepare(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            self.save_card(folder, repo_id, license)
+            self.save_card(folder, repo_id, license, revision)
             return upload(
                 Path(folder),
                 repo_id,
-                private=private,
                 token=token,
                 commit_message=commit_message,
                 revision=revision,
                 create_pr=create_pr,
             )
 
-    def save_card(self, folder: str | Path, repo_id: str, license: str = LICENCE_UNKNOWN) -> None:
-        """Write README.md and the pictures it shows into a folder: samples of fixed seeds, nothing picked out."""
+    def save_card(
+        self, folder: str | Path, repo_id: str, license: str = LICENCE_UNKNOWN, revision: str | None = None
+    ) -> None:
+        """Write README.md and the pictures it shows into a folder: samples of fixed seeds, nothing picked out.
+
+        Args:
+            folder: created if missing.
+            repo_id: the name that the page says to load.
+            license: of the weights, a hub identifier such as cc-by-4.0.
+            revision: the branch that the page says to load; by default the main one.
+        """
         folder = Path(folder)
         pictures = self._card_pictures()
         for name, _, picture in pictures:
@@ -82,6 +93,7 @@ class ShareablePipeline(PipelineBase):
             self.folder,
             sampler_of(self),
             bool(self.index.text_encoder),
+            revision,
         )
         with written_aside(folder / "README.md") as aside:
             aside.write_bytes(as_utf8(model_card(facts)))

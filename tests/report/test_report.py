@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from bld.cli import main
 from bld.errors import CheckpointError
 from bld.report.page import write_report
 from bld.training.recipe import Recipe
@@ -174,7 +175,7 @@ def test_hostile_class_names_and_paths_stay_text(run_copy: Path, tmp_path: Path)
     assert all(attrs["src"].startswith("data:") for attrs in page.all("img"))
 
 
-def test_unlabelled_images_of_a_folder(image_folder, tiny_overrides: list[str], tmp_path: Path):
+def test_unlabelled_images_of_a_folder(image_folder, tiny_overrides: list[str], tmp_path: Path, capsys):
     run = RunFolder(tmp_path / "run")
     folder = image_folder(40, size=32)
     overrides = [*tiny_overrides, "tokenizer.image_size=32", "sampling.steps=4", "prior_training.steps=1"]
@@ -183,9 +184,16 @@ def test_unlabelled_images_of_a_folder(image_folder, tiny_overrides: list[str], 
     page = _report(run.path)
     assert page.sections() == EVERY_SECTION
     assert "64 images that never existed" in page.text and "--classes" not in page.text
+    commands = (
+        ["neighbours", str(run.path), "--num", "1", "--k", "2"],
+        ["evaluate", str(run.path), "--metrics", "psnr"],
+    )
     assert "have changed since" not in page.text
+    assert all(main(words) == 0 for words in commands) and "have changed since" not in capsys.readouterr().out
     (folder / "000.png").unlink()
     assert "have changed since" in _report(run.path).text
+    for words in commands:
+        assert main(words) == 0 and f"{folder} have changed since" in capsys.readouterr().out
 
 
 def test_an_empty_run_is_refused_in_a_sentence(run_copy: Path):

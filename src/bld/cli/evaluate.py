@@ -236,6 +236,8 @@ def _images(
         raise SettingError(
             f"The run's images cannot be opened ({opened.missing.rstrip('.')}): name others with --data."
         )
+    if opened.remark:
+        tell(opened.remark)
     _refuse_other_size(args.image_size, opened.train.preprocessing.image_size)
     return opened.train, opened.held_out, opened
 

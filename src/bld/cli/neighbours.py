@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
     opened = open_run(RunFolder(args.run_folder), torch.device("cpu"))
     if opened.train is None:
         raise SettingError(f"The run's images cannot be opened: {opened.missing}")
+    if opened.remark:
+        say(opened.remark)
     refuse_k(args.k, opened.train)
     measure = None if args.by == "pixels" else load_measure(args.by, pipe.device)
     with precision(args, pipe.device):

@@ -63,6 +63,16 @@ class OpenedRun:
             return len(self.cache)
         return len(self.train) if self.train is not None else None
 
+    @property
+    def remark(self) -> str:
+        """Of images that have changed, what that means, in a sentence; else empty."""
+        if not self.changed:
+            return ""
+        return (
+            f"The images of {self.settings.data.location} have changed since the training, so that held-out and "
+            "training images may not be what they were then."
+        )
+
     def progress(self, stage: str) -> dict[str, Any]:
         """What the stage recorded when it finished; empty before that."""
         return self.run.progress().get(stage, {})

@@ -114,7 +114,7 @@ def _data(opened: OpenedRun) -> dict[str, Any]:
         "raw_bytes": raw,
         "compression": raw / code_bytes,
         "missing": opened.missing,
-        "changed": opened.changed,
+        "changed": opened.remark,
         "has_prior": opened.pipeline is not None,
     }
 

@@ -19,6 +19,7 @@ from bld.cli.outputs import is_ours, refuse_made_otherwise
 from bld.data import save_png
 from bld.errors import SettingError
 from bld.io.files import write_json
+from bld.pipeline.sharing import ShareablePipeline
 from bld.training.config import known_keys, load_settings
 from bld.training.settings import leaves, settings_tree
 
@@ -93,6 +94,42 @@ def test_sharing_dry_replaces_no_other_model_and_no_run(trained_run, run_copy, t
         assert share(run_copy, folder) == 2 and str(folder) in capsys.readouterr().err
         assert (folder / "prior" / "model.safetensors").read_bytes() == before
         assert (folder / "README.md").exists() == (folder == tmp_path / "a")
+
+
+def stopped_once(method):
+    """A method that is interrupted when it is first called, after its work."""
+    calls = []
+
+    def stopped(*words, **options):
+        method(*words, **options)
+        calls.append(words)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    return stopped
+
+
+@pytest.mark.parametrize("beside", [None, "notes.txt"])
+def test_sharing_dry_that_was_interrupted_can_be_repeated(beside, trained_run, tmp_path, monkeypatch):
+    out = tmp_path / "in" / "out"
+    if beside:
+        mine(out / beside)
+    kept = [out / beside] if beside else []
+    monkeypatch.setattr(ShareablePipeline, "save_card", stopped_once(ShareablePipeline.save_card))
+    assert share(trained_run, out) == 130
+    assert [path for path in (tmp_path / "in").rglob("*") if path.is_file()] == kept and out.exists() == bool(beside)
+    assert share(trained_run, out) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {"README.md", "model_index.json", "samples.png", "steps.png", "tokenizer", "prior", "diffusion",
+                     *([beside] if beside else [])}  # fmt: skip
+    assert [path.name for path in out.parent.iterdir()] == ["out"] and out.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_classifier_whose_writing_was_interrupted_can_be_trained_again(tmp_path, monkeypatch):
+    words = ["train-features", "--data", "digits", "--steps", "1", "--out", str(tmp_path / "f")]
+    monkeypatch.setattr("bld.evaluation.features.write_json", stopped_once(write_json))
+    assert main(words) == 130 and not (tmp_path / "f").exists()
+    assert main(words) == 0 and (tmp_path / "f" / "model.safetensors").is_file()
 
 
 def test_a_classifier_takes_the_place_of_no_other_model(trained_run, tmp_path, capsys):

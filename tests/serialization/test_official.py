@@ -17,6 +17,7 @@ from bld.codes import to_tokens
 from bld.diffusion import sample_codes
 from bld.errors import CheckpointError, SettingError
 from bld.seeding import keyed_draws, uniform
+from bld.serialization import official
 from bld.serialization.models import load_prior, load_process, load_tokenizer
 from bld.serialization.official import convert, read_state
 from bld.serialization.official_layout import OfficialOptions
@@ -127,6 +128,25 @@ def test_the_fixtures_give_what_the_public_code_gave(tmp_path, name):
     torch.testing.assert_close(logits, expected["denoiser_logits"], atol=1e-4, rtol=0)
     assert pipe.diffusion.steps == {"uncond": 16, "classes": 32}[name]
     assert len(pipe(2, generator=0, num_inference_steps=2).images) == 2
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_interrupted_conversion_leaves_nothing_and_can_be_repeated(is_there, tmp_path, monkeypatch, capsys):
+    written(tmp_path / "log", Layout())
+    out, saved = tmp_path / "out", official.save_process
+    if is_there:
+        out.mkdir()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(official, "save_process", stopped)
+    command = ["convert", "official", str(tmp_path / "log"), "--out", str(out), "--heads", "4"]
+    assert main(command) == 130 and "Nothing was kept" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"log", *(["out"] * is_there)} and not [*out.glob("*")]
+    monkeypatch.setattr(official, "save_process", saved)
+    assert main(command) == 0 and BinaryLatentDiffusionPipeline.from_pretrained(out).image_size == 16
+    assert {path.name for path in tmp_path.iterdir()} == {"log", "out"}
 
 
 def test_an_autoencoder_alone_becomes_a_tokenizer_of_256_pixels_that_reconstructs(tmp_path, image_folder, capsys):

@@ -47,7 +47,6 @@ STOPPED = {  # what an interruption leaves, by the command; others keep nothing
     **dict.fromkeys(("sample", "inpaint"), MAKES_MISSING),
     "encode": "The same command goes on with the codes that are missing.",
     "evaluate": "Features of samples are kept, a thousand at a time; the same command begins all else anew.",
-    "convert": "The folder may hold a part of the model; the same command writes all of it.",
     "share": "What was sent stays where it is; the same command sends all of it.",
     "studio": "",
 }

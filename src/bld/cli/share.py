@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the card, upload, say where it is."""
+    from bld.io.files import folder_written_aside
     from bld.pipeline.card import loading
 
     pipe = load_pipeline(args)
@@ -41,8 +42,9 @@ def run(args: argparse.Namespace) -> None:
         if args.dry_run is not None:
             refuse_foreign_folder(args.dry_run, WRITTEN)
             _refuse_other_model(args.dry_run, pipe.fingerprint())
-            pipe.save_pretrained(args.dry_run)
-            pipe.save_card(args.dry_run, args.repo_id, args.license, args.revision)
+            with folder_written_aside(args.dry_run) as aside:
+                pipe.save_pretrained(aside)
+                pipe.save_card(aside, args.repo_id, args.license, args.revision)
             say(f"Written: {args.dry_run}; look at README.md, and leave out --dry-run to share it.")
             return
         address = pipe.push_to_hub(

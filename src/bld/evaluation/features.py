@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bld.errors import CheckpointError, MissingPackageError, SettingError
-from bld.io.files import read_json, read_tensors, write_json, written_aside
+from bld.io.files import folder_written_aside, read_json, read_tensors, write_json, written_aside
 from bld.runtime.precision import in_float32
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -285,9 +285,10 @@ class ClassifierFeatures(FeatureExtractor):
         from safetensors.torch import save_file
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        with written_aside(folder / WEIGHTS) as aside:
-            save_file(tensors, aside)
-        write_json(folder / CONFIG, {"_class_name": CLASSIFIER, **self.fields})
+        with folder_written_aside(folder) as aside:
+            with written_aside(aside / WEIGHTS) as weights:
+                save_file(tensors, weights)
+            write_json(aside / CONFIG, {"_class_name": CLASSIFIER, **self.fields})
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> ClassifierFeatures:

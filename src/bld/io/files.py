@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,35 @@ def written_aside(path: Path, sync: bool = True) -> Iterator[Path]:
     finally:
         if aside is not None:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write into; on success its files move to `folder`, else it is removed with all it holds.
+
+    Args:
+        folder: made if it is not there; one that is there keeps its other files.
+
+    Yields:
+        The path of the temporary folder, beside `folder` or, where that is there, in it.
+    """
+    is_there = folder.is_dir()  # it may be a mounted disk, or where a shell stands: only its files can be replaced
+    place = folder if is_there else folder.parent
+    place.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=place))
+    try:
+        yield aside
+        if not is_there:
+            aside.chmod(0o755)  # mkdtemp makes folders that others cannot read
+            aside.rename(folder)
+            return
+        for path in sorted(aside.rglob("*"), key=lambda path: -len(path.parts)):  # an index after what it names
+            if path.is_file():
+                target = folder / path.relative_to(aside)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bld.errors import CheckpointError
+from bld.io.files import folder_written_aside
 from bld.serialization.models import PipelineIndex, save_index, save_model, save_process
 from bld.serialization.official_autoencoder import autoencoder_from, image_size_of
 from bld.serialization.official_layout import OfficialOptions, State
@@ -34,7 +35,7 @@ def convert(
 ) -> None:
     """Write a folder of ours from a folder of theirs: a pipeline, or a tokenizer alone where there is no prior.
 
-    Where an error is raised, nothing has been written.
+    Where an error is raised, or the conversion is interrupted, nothing has been written.
 
     Args:
         logdir: their folder, with or without its `saved_models`.
@@ -79,11 +80,12 @@ def convert(
             f"{prior_file.name}: a transformer of {config.depth} × {config.dim} with {config.heads} heads, {what}, "
             f"{diffusion.steps} steps ({diffusion.schedule.kind}), {options.posterior} posterior."
         )
-    save_model(out / "tokenizer", tokenizer)
-    if prior is not None:
-        save_model(out / "prior", prior)
-        save_process(out / "diffusion", diffusion)
-        save_index(out, PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)]))
+    with folder_written_aside(out) as aside:
+        save_model(aside / "tokenizer", tokenizer)
+        if prior is not None:
+            save_model(aside / "prior", prior)
+            save_process(aside / "diffusion", diffusion)
+            save_index(aside, PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)]))
 
 
 def _find(logdir: Path, name: str, step: int | None) -> Path | None:

@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 TOKEN = "hf_stub"
+LICENCES = ["cc-by-4.0", "mit", "other"]
 
 
 class StubHub(ThreadingHTTPServer):
@@ -126,7 +127,10 @@ class _Handler(BaseHTTPRequestHandler):
         branches[branch] = dict(branches["main"])
         self._send(200, {})
 
-    def validate(self, *_: Any) -> None:
+    def validate(self, _: str, body: bytes) -> None:
+        licence = re.search(r"^license: (.*)$", json.loads(body)["content"], re.MULTILINE)
+        if licence is not None and licence[1] not in LICENCES:
+            return self._send(400, {"warnings": [], "errors": [{"message": f'"license" must be one of {LICENCES}'}]})
         self._send(200, {"warnings": [], "errors": []})
 
     def preupload(self, _: str, body: bytes, *__: str) -> None:

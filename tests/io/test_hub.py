@@ -144,6 +144,10 @@ def test_what_the_hub_would_not_take_is_refused_before_anything_is_sampled(hub, 
     monkeypatch.setattr(ShareablePipeline, "save_card", lambda *_: pytest.fail("It sampled."))
     with pytest.raises(SettingError, match=r"you/flowers.*'digits'"):
         pipe.push_to_hub("digits")
+    for licence in ("mitt", "a: b"):
+        with pytest.raises(SettingError, match=rf"'{licence}'.* cc-by-4\.0"):
+            pipe.push_to_hub("me/new", license=licence)
+    assert "me/new" not in hub.repositories
     with pytest.raises(CheckpointError, match=r"me/digits .*\bpublic\b"):
         pipe.push_to_hub("me/digits", private=True)
     monkeypatch.delenv("HF_TOKEN")

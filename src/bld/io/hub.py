@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,7 @@ def prepare(
     token: str | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    license: str = "other",
 ) -> None:
     """Make the repository and the branch that `upload` writes into, where they are not there.
 
@@ -70,17 +72,24 @@ def prepare(
         token: what lets you write; by default that of `hf auth login`.
         revision: a branch, made if it is not there.
         create_pr: whether a pull request is to be opened; then no branch is made.
+        license: of what is to be uploaded, as its README.md says.
 
     Raises:
-        SettingError: for a name that is not of the form you/flowers.
+        SettingError: for a name that is not of the form you/flowers, or a licence that the hub does not know.
         CheckpointError: if the hub refuses or cannot be reached, or if a repository that has to be private is not.
     """
     if repo_id.count("/") != 1:
         raise SettingError(f"A model is shared under a name such as you/flowers, not '{repo_id}'.")
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelCard
 
     api = HfApi(token=token)
     with _one_sentence(f"The hub did not take {repo_id}"):
+        try:
+            ModelCard(f"---\nlicense: {json.dumps(license)}\n---\n").validate()
+        except ValueError as error:
+            raise SettingError(
+                f"The hub knows no licence '{license}': name one of its identifiers, such as cc-by-4.0 or mit."
+            ) from error
         api.create_repo(repo_id, private=private, exist_ok=True)
         is_open = private and not api.model_info(repo_id).private  # what is there stays as it is
     if is_open:

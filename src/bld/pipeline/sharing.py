@@ -53,10 +53,10 @@ class ShareablePipeline(PipelineBase):
             license: of the weights, a hub identifier such as cc-by-4.0.
 
         Raises:
-            SettingError: for a `repo_id` that is not of the form you/flowers.
+            SettingError: for a `repo_id` that is not of the form you/flowers, or a licence that the hub does not know.
             CheckpointError: if the hub refuses or cannot be reached, or if a repository that has to be private is not.
         """
-        prepare(repo_id, private=private, token=token, revision=revision, create_pr=create_pr)
+        prepare(repo_id, private=private, token=token, revision=revision, create_pr=create_pr, license=license)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             self.save_card(folder, repo_id, license, revision)

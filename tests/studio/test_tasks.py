@@ -75,7 +75,7 @@ def test_every_step_is_reported_and_some_show_the_pictures(model: Model):
 def test_the_same_seeds_stand_under_each_setting(model: Model):
     seen: list[Progress] = []
     columns = [Sampling(seed=5, steps=4), Sampling(seed=5, steps=4, posterior="plugin"), Sampling(seed=5, steps=9)]
-    made = compare(model, columns, 2, seen.append)
+    made = compare(model, list(zip("ABC", columns, strict=True)), 2, seen.append)
     assert [heading[:2] for heading, _ in made.groups] == ["A:", "B:", "C:"]
     for (_, pictures), column in zip(made.groups, made.settings["columns"], strict=True):
         expected = model.pipe.with_posterior(column["posterior"])(**column["call"]).images
@@ -83,6 +83,24 @@ def test_the_same_seeds_stand_under_each_setting(model: Model):
     first, second, _ = (arrays(pictures) for _, pictures in made.groups)
     assert not np.array_equal(first, second)
     assert [(progress.step, progress.total) for progress in seen] == [(i, 17) for i in range(1, 18)]
+
+
+def test_a_column_keeps_its_letter_where_one_before_it_is_not_ticked(model: Model, monkeypatch: pytest.MonkeyPatch):
+    import gradio as gr
+
+    from bld.studio.tabs import compare as tab
+
+    asked: list[Any] = []
+    monkeypatch.setattr(tab, "run_on_click", lambda *arguments: asked.extend(arguments))
+    with gr.Blocks():
+        tab.build(model)
+    inputs, work = asked[3], asked[5]
+    ticks = iter([False, True, True])
+    values = [next(ticks) if isinstance(one, gr.Checkbox) else one.value for one in inputs[1:]]
+    made = work(1, *values)(quiet)
+    assert [heading[:2] for heading, _ in made.groups] == ["B:", "C:"]
+    assert [picture.name for picture in made.pictures] == ["B-seed0-000", "C-seed0-000"]
+    assert [column["column"] for column in made.settings["columns"]] == ["B", "C"]
 
 
 def test_an_inpainting_can_be_repeated_from_its_files(model: Model, photo: Image.Image):

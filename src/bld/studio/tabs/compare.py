@@ -18,12 +18,12 @@ from bld.studio.tabs.base import Tab
 from bld.studio.tasks import Sampling, Watch, numbered_pictures, steps_of
 
 
-def compare(model: Model, columns: Sequence[Sampling], count: int, report: Report) -> Made:
-    """The same seeds under several settings, a group each."""
-    calls = [(sampling.call(model, count), sampling.pipe(model)) for sampling in columns]
+def compare(model: Model, columns: Sequence[tuple[str, Sampling]], count: int, report: Report) -> Made:
+    """The same seeds under several settings, a group each, named by the letter of its column."""
+    calls = [(sampling.call(model, count), sampling.pipe(model)) for _, sampling in columns]
     total = sum(steps_of(model, call) for call, _ in calls)
     groups, records, done = [], [], 0
-    for letter, sampling, (call, pipe) in zip("ABCDEF", columns, calls, strict=False):
+    for (letter, sampling), (call, pipe) in zip(columns, calls, strict=True):
         watch = Watch(report, steps_of(model, call), done, total)
         images = pipe(**call, callback_on_step_end=watch, batch_size=count).images
         done += steps_of(model, call)
@@ -55,26 +55,26 @@ def build(model: Model) -> None:
                 with gr.Column(min_width=260):
                     used = gr.Checkbox(letter != "C", label=f"Column {letter}", info="Made only when ticked.")
                     own = Controls(model, seed=False, classes=False, default_steps=steps, tag=f" {letter}")
-                    columns.append((used, own))
+                    columns.append((letter, used, own))
         run, stop = buttons("Compare", "compare")
         output = output_area("The columns will stand here.")
 
     def work(count: float, *values: Any) -> Work[Made]:
         seed_and_class, rest = values[: len(shared.inputs)], list(values[len(shared.inputs) :])
         chosen = []
-        for _, own in columns:
+        for letter, _, own in columns:
             used, settings = rest[0], rest[1 : 1 + len(own.inputs)]
             rest = rest[1 + len(own.inputs) :]
             if used:
-                chosen.append(own.sampling(settings, shared.read(seed_and_class)))
+                chosen.append((letter, own.sampling(settings, shared.read(seed_and_class))))
         if not chosen:
             raise SettingError("No column is chosen: tick A, B or C.")
-        for sampling in chosen:
+        for _, sampling in chosen:
             sampling.call(model, int(count))
         return lambda report: compare(model, chosen, int(count), report)
 
     inputs = [count, *shared.inputs]
-    for used, own in columns:
+    for _, used, own in columns:
         inputs += [used, *own.inputs]
     run_on_click(model, run, stop, inputs, output, work, "compared")
 

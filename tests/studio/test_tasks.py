@@ -169,6 +169,12 @@ def test_an_interpolation_goes_from_one_picture_to_the_other(model: Model, photo
     assert np.array_equal(arrays(bare), arrays(made.pictures)) == (strength == 0)
 
 
+def test_an_interpolation_can_be_stopped_within_a_picture(model: Model, photo: Image.Image):
+    seen: list[Progress] = []
+    interpolate(model, [photo, photo.rotate(90)], 3, 1.0, seen.append, Sampling(steps=4))
+    assert [(progress.step, progress.total) for progress in seen] == [(step, 3) for step in (1, 1, 1, 1, 1, 2, 3)]
+
+
 def test_between_two_uploads_steps_and_temperature_are_those_asked_for(model: Model, photo: Image.Image):
     ends = [photo, photo.rotate(90)]
     usual = interpolate(model, ends, 3, 1.0, quiet)

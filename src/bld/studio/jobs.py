@@ -74,8 +74,8 @@ class Stops:
 def watched(model: Model, work: Work[T], stopped: Callable[[], bool] = lambda: False) -> Iterator[Progress | T]:
     """Run the work in a thread of its own; its error is raised here.
 
-    Closing the iterator stops the work at its next step. Steps that follow each other within a tenth of a second and
-    bring no pictures are left out.
+    Closing the iterator stops the work at its next step, for which it does not wait. Steps that follow each other in
+    a tenth of a second and bring no pictures are left out.
 
     Args:
         model: what the work uses; it waits until nobody else does.
@@ -109,8 +109,7 @@ def watched(model: Model, work: Work[T], stopped: Callable[[], bool] = lambda: F
         except BaseException as error:  # raised again where somebody waits for it
             items.put(_Ended(error=error))
 
-    thread = threading.Thread(target=run, name="studio", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="studio", daemon=True).start()
     try:
         while not isinstance(item := items.get(), _Ended):
             yield item
@@ -118,5 +117,4 @@ def watched(model: Model, work: Work[T], stopped: Callable[[], bool] = lambda: F
             raise item.error
         yield item.result  # type: ignore[misc]
     finally:
-        stop.set()
-        thread.join()
+        stop.set()  # and no more: Gradio closes this in the thread that serves everybody

@@ -68,6 +68,7 @@ def interpolate(
     shares = [i / (frames - 1) for i in range(frames)]
     for i, share in enumerate(shares):
         own = strength * 4 * share * (1 - share)
+        so_far = Progress(done + i, total)
         if own > 0:
             mixtures[i] = pipe.vary(
                 mixtures[i : i + 1],
@@ -76,6 +77,7 @@ def interpolate(
                 temperature=call["temperature"],
                 generator=[keyed_generator(SEED, "interpolate", 1)],
                 output_type="latent",
+                callback_on_step_end=lambda *_, so_far=so_far: report(so_far),
             ).codes[0]
         report(Progress(done + i + 1, total))
     pictures = [

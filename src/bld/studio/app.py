@@ -7,9 +7,10 @@ from importlib import resources
 import gradio as gr
 
 from bld.studio import results
-from bld.studio.handlers import heavy
+from bld.studio.handlers import NOW, heavy, moment
 from bld.studio.model import Model
 from bld.studio.tabs import tabs
+from bld.studio.tabs.base import Opening
 
 
 def build(model: Model) -> gr.Blocks:
@@ -19,9 +20,9 @@ def build(model: Model) -> gr.Blocks:
         with gr.Tabs():
             for tab in tabs():
                 with gr.Tab(tab.title, id=tab.title.lower()):
-                    output = tab.build(model)
-                    if tab.opening is not None:
-                        page.load(tab.opening(model), None, output, **heavy())
+                    opening = tab.build(model)
+                    if isinstance(opening, Opening):
+                        page.load(opening.handler, moment(), opening.output, js=NOW, **heavy())
     return page
 
 

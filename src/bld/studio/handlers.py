@@ -24,6 +24,7 @@ NO_MEMORY = "There is not enough memory for this: ask for fewer pictures at a ti
 
 
 TASKS_AT_ONCE, LIGHT_AT_ONCE = 1, 4
+NOW = "() => Date.now()"
 CLICK = "(...values) => [...values.slice(0, -1), Date.now()]"
 CLICK_AND_MASK = "(...values) => [...values.slice(0, -2), window.bldStudio.mask(), Date.now()]"
 
@@ -58,7 +59,7 @@ def run_on_click(
     name: str,
     brushed: bool = False,
     also: Any = None,
-) -> None:
+) -> Stops:
     """Let the button do the work, shown step by step, and the other one stop it.
 
     Args:
@@ -71,15 +72,16 @@ def run_on_click(
         name: of the files to keep, after the model's.
         brushed: whether the last of the inputs is the mask of the page.
         also: an event after which the work starts too.
+
+    Returns:
+        Who has pressed the button that stops, for other work of the same tab.
     """
-    click = gr.Number(visible=False)  # when the button was pressed, in the visitor's milliseconds
-    stops = Stops()
+    click, stops = moment(), Stops()
 
     def handler(request: gr.Request, *values: Any) -> Iterator[str]:
         *settings, begun = values
         try:
-            asked = lambda: stops.asked(request.session_hash, begun or math.inf)  # noqa: E731
-            yield from shown_steps(model, work(*settings), name, asked)
+            yield from shown_steps(model, work(*settings), name, stopped_by(stops, request, begun))
         except Exception as error:
             sentence = sentence_of(error)
             yield results.problem(sentence)
@@ -92,7 +94,18 @@ def run_on_click(
     run.click(handler, [*inputs, click], output, js=arguments, **heavy())
     if also is not None:
         also.success(handler, [*inputs, click], output, js=arguments, **heavy())
-    stop.click(ask_to_stop, click, None, js="() => Date.now()", **urgent_event())
+    stop.click(ask_to_stop, click, None, js=NOW, **urgent_event())
+    return stops
+
+
+def moment() -> gr.Number:
+    """When a button was pressed or the page opened, in the visitor's milliseconds."""
+    return gr.Number(visible=False)
+
+
+def stopped_by(stops: Stops, request: gr.Request, begun: float | None) -> Callable[[], bool]:
+    """Whether the visitor wants what was begun at that moment to stop."""
+    return lambda: stops.asked(request.session_hash, begun or math.inf)
 
 
 def shown_steps(

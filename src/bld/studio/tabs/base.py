@@ -13,18 +13,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What a visitor finds in a tab without having asked for it.
+
+    Attributes:
+        output: where it stands.
+        handler: (who asks, when) → HTML, step by step.
+    """
+
+    output: gr.HTML
+    handler: Callable[[gr.Request, float], Iterator[str]]
+
+
+@dataclass(frozen=True)
 class Tab:
     """One tab of the page.
 
     Attributes:
         title: what it is called.
         place: its place among the tabs, counted from the left; equal ones in the order of their files.
-        build: makes its controls and handlers inside the page that is being built; returns its output, if the page
+        build: makes its controls and handlers inside the page that is being built; returns its `Opening`, if the page
             opens with pictures there.
-        opening: of the tab that the page opens with: model → what makes its first pictures, as HTML, step by step.
     """
 
     title: str
     place: float
-    build: Callable[[Model], gr.HTML | None]
-    opening: Callable[[Model], Callable[[], Iterator[str]]] | None = None
+    build: Callable[[Model], object]

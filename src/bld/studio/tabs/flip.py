@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -11,8 +12,8 @@ from PIL import Image
 from bld.studio import results
 from bld.studio.controls import Controls, End, buttons, explain, output_area
 from bld.studio.export import described, png
-from bld.studio.handlers import guarded, heavy, light, run_on_click
-from bld.studio.jobs import Progress, Report, Work, watched
+from bld.studio.handlers import CLICK, guarded, heavy, light, moment, opened_upload, run_on_click, stopped_by
+from bld.studio.jobs import Progress, Report, Stopped, Work, watched
 from bld.studio.made import Made, Picture
 from bld.studio.model import Model
 from bld.studio.tabs.base import Tab
@@ -22,6 +23,7 @@ from bld.studio.tasks import Origin, Sampling, code_of, needs_bits, square, step
 MOST_TRIED = 256  # bits of a position whose effect is measured
 SHOWN_BITS = 8
 DECODED_AT_ONCE = 64
+NO_BOARD = "Show the picture, then click a position of its code; or use the sliders."
 
 
 def flip(model: Model, origin: Origin, row: int, column: int, bit: int, report: Report) -> Made:
@@ -103,7 +105,7 @@ def build(model: Model) -> None:
             origin = End(model, "Picture", 0)
             show = gr.Button("Show the picture", elem_id="bld-show")
             board = gr.HTML(
-                results.waiting("Show the picture, then click a position of its code; or use the sliders."),
+                results.waiting(NO_BOARD),
                 js_on_load="element.addEventListener('click', event => window.bldStudio.choose(event, trigger));",
                 elem_id="bld-board",
             )
@@ -121,29 +123,39 @@ def build(model: Model) -> None:
         picture = origin.origin(values[:size], values[size:], controls)
         return lambda report: flip(model, picture, int(row), int(column), int(bit), report)
 
-    def drawn(row: float, column: float, *values: Any) -> str:
+    def drawn(request: gr.Request, row: float, column: float, *values: Any) -> Any:
+        *settings, begun = values
         size = len(origin.inputs)
-        view = picture_of(model, origin.origin(values[:size], values[size:], controls))
+        picture = origin.origin(settings[:size], settings[size:], controls)
+        try:
+            view = picture_of(model, picture, stopped_by(stops, request, begun))
+        except Stopped:
+            return gr.skip()
         return results.board(view, shape.h, shape.w, int(row), int(column))
+
+    def uploaded(path: str | None, row: float, column: float) -> str:
+        if path is None:  # drawing the seed's picture takes all its steps, and nobody has asked for that
+            return results.waiting(NO_BOARD)
+        return results.board(square(model, opened_upload(path)), shape.h, shape.w, int(row), int(column))
 
     def chosen(event: gr.EventData) -> tuple[int, int]:
         return int(event._data["row"]), int(event._data["column"])
 
-    sources = [row, column, *origin.inputs, *controls.inputs]
-    show.click(guarded(drawn), sources, board, **heavy())
-    origin.upload.change(guarded(drawn), sources, board, **heavy())
+    sources = [row, column, *origin.inputs, *controls.inputs, moment()]
+    show.click(guarded(drawn), sources, board, js=CLICK, **heavy())
+    origin.upload.change(guarded(uploaded), [origin.upload, row, column], board, **light())
     for place in (row, column):
         place.change(None, [row, column], None, js="(row, column) => { window.bldStudio.place(row, column); }")
     click = board.click(guarded(chosen), None, [row, column], **light())
     inputs = [row, column, bit, *origin.inputs, *controls.inputs]
-    run_on_click(model, run, stop, inputs, output, work, "flipped", also=click)
+    stops = run_on_click(model, run, stop, inputs, output, work, "flipped", also=click)
 
 
-def picture_of(model: Model, origin: Origin) -> Image.Image:
-    """The picture that an origin names."""
+def picture_of(model: Model, origin: Origin, stopped: Callable[[], bool] = lambda: False) -> Image.Image:
+    """The picture that an origin names; `Stopped` where `stopped()` has ended its drawing."""
     if isinstance(origin, Image.Image):
         return square(model, origin)
-    for item in watched(model, lambda report: generate(model, origin, 1, report)):
+    for item in watched(model, lambda report: generate(model, origin, 1, report), stopped):
         if isinstance(item, Made):
             return item.pictures[0].image
     raise AssertionError("the work ended without a result")

@@ -10,11 +10,11 @@ import gradio as gr
 from bld.studio import results
 from bld.studio.controls import Controls, buttons, count_slider, explain, output_area
 from bld.studio.export import described
-from bld.studio.handlers import run_on_click, sentence_of, shown_steps
-from bld.studio.jobs import Report, Work
+from bld.studio.handlers import run_on_click, sentence_of, shown_steps, stopped_by
+from bld.studio.jobs import Report, Stops, Work
 from bld.studio.made import Made
 from bld.studio.model import Model
-from bld.studio.tabs.base import Tab
+from bld.studio.tabs.base import Opening, Tab
 from bld.studio.tasks import ANY, EACH, Sampling, Watch, numbered_pictures, steps_of
 
 
@@ -28,7 +28,7 @@ def generate(model: Model, sampling: Sampling, count: int, report: Report) -> Ma
     return Made([("", pictures)], settings, history=watch.history)
 
 
-def build(model: Model) -> gr.HTML:
+def build(model: Model) -> Opening:
     """The tab that makes pictures."""
     with gr.Row(elem_classes="bld-tab"):
         with gr.Column(scale=1, min_width=300):
@@ -43,30 +43,32 @@ def build(model: Model) -> gr.HTML:
         sampling.call(model, int(count))
         return lambda report: generate(model, sampling, int(count), report)
 
-    run_on_click(model, run, stop, [count, *controls.inputs], output, work, "generated")
-    return output
+    stops = run_on_click(model, run, stop, [count, *controls.inputs], output, work, "generated")
+    return Opening(output, _opening(model, stops))
 
 
-def _opening(model: Model) -> Callable[[], Iterator[str]]:
+def _opening(model: Model, stops: Stops) -> Callable[[gr.Request, float], Iterator[str]]:
     """The pictures that a visitor finds: those of the controls as they stand, made once for all visitors."""
     made: list[str] = []
 
     def work(report: Report) -> Made:
         return generate(model, Sampling(which=EACH if model.classes else ANY), model.default_images, report)
 
-    def handler() -> Iterator[str]:
+    def handler(request: gr.Request, begun: float) -> Iterator[str]:
+        stopped = stopped_by(stops, request, begun)
         if made:
             yield made[0]
             return
         try:
             shown = ""
-            for shown in shown_steps(model, work, "generated"):
+            for shown in shown_steps(model, work, "generated", stopped):
                 yield shown
-            made.append(shown)
+            if not stopped():
+                made.append(shown)
         except Exception as error:
             yield results.problem(sentence_of(error))
 
     return handler
 
 
-TAB = Tab("Generate", 1, build, opening=_opening)
+TAB = Tab("Generate", 1, build)

@@ -88,6 +88,22 @@ def test_the_page_opens_under_any_loopback_host_behind_a_proxy(
     assert environment["no_proxy"] == "example.org" and "NO_PROXY" not in environment
 
 
+def test_only_so_many_visitors_are_remembered(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("gradio")
+    from .visitor import Visitor
+
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    port = free_port("127.0.0.1", 0)
+    page = launch(model, tmp_path, "127.0.0.1", port, 4, visitors=2)
+    try:
+        visitors = [Visitor(f"http://127.0.0.1:{port}") for _ in range(4)]
+        for visitor in [*visitors, visitors[0]]:  # who was forgotten is served as well
+            assert visitor.ask("bld-run-generate", Pictures=1, Steps=1)[1]
+        assert 0 < len(page.state_holder.session_data) <= 2
+    finally:
+        page.close(verbose=False)
+
+
 def test_what_keeps_the_page_from_opening_is_said_in_a_sentence(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -87,6 +87,21 @@ def test_the_oldest_pictures_go_when_there_are_too_many(tmp_path: Path):
         uploads.path(tokens[0])
 
 
+def test_the_oldest_pictures_go_when_all_are_too_large_together(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    noise = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(noise, "PNG")
+    uploads = Uploads(tmp_path, most_total_bytes=30_000)  # of three pictures of 12 kB, two
+    tokens = [uploads.take(noise.getvalue()) for _ in range(3)]
+    assert uploads.path(tokens[1]).is_file() and uploads.path(tokens[2]).is_file()
+    with pytest.raises(DataError, match=r"upload .*again"):
+        uploads.path(tokens[0])
+    uploads.take(encoded())
+    assert uploads.path(tokens[1]).is_file()
+    small = Uploads(tmp_path, most_total_bytes=1)
+    assert small.path(small.take(noise.getvalue())).is_file()  # the newest stays
+
+
 def uri(data: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(data).decode()
 

@@ -18,6 +18,7 @@ from bld.studio.model import Model
 
 FIRST_PORT = 7860
 PORTS_TRIED = 100
+VISITORS_REMEMBERED = 64  # Gradio keeps the last pictures of each, several MB
 STOPS_WAITING = 64  # beyond the requests for work, of which there may be --queue
 
 
@@ -67,7 +68,7 @@ def serve(
             page.close(verbose=False)
 
 
-def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
+def launch(model: Model, folder: Path, host: str, port: int, queue: int, visitors: int = VISITORS_REMEMBERED) -> Any:
     """The running page, behind its gate; uploads lie in the folder; `SettingError` where it cannot be opened."""
     gradio_settings(folder)
     try:
@@ -103,6 +104,7 @@ def launch(model: Model, folder: Path, host: str, port: int, queue: int) -> Any:
                 pwa=False,
                 mcp_server=False,
                 enable_monitoring=False,
+                state_session_capacity=visitors,  # without gr.State nobody misses what is forgotten
                 run_history=False,
                 footer_links=[],
                 app_kwargs={"middleware": [gate]},

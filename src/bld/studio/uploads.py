@@ -24,6 +24,7 @@ MOST_BYTES = 20 * 2**20
 MOST_PIXELS = 32_000_000
 TOO_MANY_PIXELS = f"The picture has more than {MOST_PIXELS / 1e6:g} million pixels: shrink it."
 MOST_FILES = 256
+MOST_TOTAL_BYTES = 2**30
 TOKEN = re.compile(r"[0-9a-f]{32}\.png")
 DATA_URI = "data:image/png;base64,"
 
@@ -37,11 +38,20 @@ class Uploads:
         folder: where they lie.
         most_bytes: of one upload.
         most_files: when there are more, the oldest are deleted.
+        most_total_bytes: of all that is kept; above it, the oldest are deleted too.
     """
 
-    def __init__(self, folder: Path, most_bytes: int = MOST_BYTES, most_files: int = MOST_FILES):
-        self.folder, self.most_bytes, self.most_files = folder, most_bytes, most_files
-        self._tokens: deque[str] = deque()
+    def __init__(
+        self,
+        folder: Path,
+        most_bytes: int = MOST_BYTES,
+        most_files: int = MOST_FILES,
+        most_total_bytes: int = MOST_TOTAL_BYTES,
+    ):
+        self.folder, self.most_bytes = folder, most_bytes
+        self.most_files, self.most_total_bytes = most_files, most_total_bytes
+        self._kept: deque[tuple[str, int]] = deque()  # token and bytes, the oldest first
+        self._total = 0
         self._lock = threading.Lock()
 
     def take(self, data: bytes) -> str:
@@ -56,10 +66,14 @@ class Uploads:
         picture = safe_picture(data, self.most_bytes)
         token = f"{secrets.token_hex(16)}.png"
         picture.save(self.folder / token, "PNG", compress_level=1)
+        size = (self.folder / token).stat().st_size
         with self._lock:
-            self._tokens.append(token)
-            while len(self._tokens) > self.most_files:
-                (self.folder / self._tokens.popleft()).unlink(missing_ok=True)
+            self._kept.append((token, size))
+            self._total += size
+            while len(self._kept) > self.most_files or (self._total > self.most_total_bytes and len(self._kept) > 1):
+                oldest, freed = self._kept.popleft()
+                self._total -= freed
+                (self.folder / oldest).unlink(missing_ok=True)
         return token
 
     def path(self, token: object) -> Path:

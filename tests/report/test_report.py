@@ -10,11 +10,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from bld.cli import main
 from bld.errors import CheckpointError
 from bld.report.page import write_report
+from bld.serialization.models import load_tokenizer, save_model
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 
@@ -152,6 +154,32 @@ def test_without_the_images_the_page_says_so_and_goes_on(run_copy: Path):
     assert "/gone/<b>away</b>" in page.text
     assert not page.all("b")
     assert len(said) == 1 and "/gone/<b>away</b>" in said[0]
+
+
+def _train_the_tokenizer_on(run: Path) -> None:
+    tokenizer = load_tokenizer(run / "tokenizer")
+    with torch.no_grad():
+        for weight in tokenizer.encoder.parameters():
+            weight.mul_(1.01)
+    save_model(run / "tokenizer", tokenizer)
+
+
+def test_codes_of_another_tokenizer_are_left_out_and_the_page_says_so(run_copy: Path):
+    (run_copy / "model_index.json").unlink()
+    assert "stale" not in _report(run_copy).ids()
+    _train_the_tokenizer_on(run_copy)
+    page = _report(run_copy)
+    assert page.sections() == ["reconstructions", "curves", "settings"]
+    assert "stale" in page.ids() and f"bld encode --out {run_copy}" in page.text
+
+
+def test_codes_of_another_tokenizer_are_not_decoded_in_place_of_images_that_are_gone(run_copy: Path):
+    config = (run_copy / "config.yaml").read_text().replace("location: digits", "location: /gone")
+    (run_copy / "config.yaml").write_text(config)
+    _train_the_tokenizer_on(run_copy)
+    page = _report(run_copy)
+    assert "stale" in page.ids()
+    assert not {"reconstructions", "inpainting", "bits", "neighbours"} & set(page.sections())
 
 
 def test_neighbours_of_a_run_that_mirrors_are_shown_as_they_are_nearest(run_copy: Path):

@@ -11,7 +11,7 @@ import torch
 from bld.data import ImageSet, open_images
 from bld.errors import CheckpointError, UserError
 from bld.pipeline import BinaryLatentDiffusionPipeline
-from bld.serialization.models import load_tokenizer
+from bld.serialization.models import load_tokenizer, tokenizer_hash
 from bld.training.code_cache import CodeCache
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import images_of_run
@@ -35,6 +35,7 @@ class OpenedRun:
         held_out: the held-out part of them; None as `train`.
         missing: why the images cannot be opened, in a sentence; empty where they can.
         changed: whether the images are there but no longer those the codes were made of.
+        stale: whether the codes are another tokenizer's, which was trained on or replaced since.
         device: where the networks are.
     """
 
@@ -47,7 +48,13 @@ class OpenedRun:
     held_out: ImageSet | None
     missing: str
     changed: bool
+    stale: bool
     device: torch.device
+
+    @property
+    def codes(self) -> CodeCache | None:
+        """The cache, where its codes are this tokenizer's."""
+        return None if self.stale else self.cache
 
     @property
     def classes(self) -> list[str]:
@@ -99,7 +106,8 @@ def open_run(run: RunFolder, device: torch.device) -> OpenedRun:
     cache = CodeCache(run.codes) if (run.codes / "header.json").is_file() else None
     train, held_out, missing = _images(settings, run)
     changed = cache is not None and train is not None and cache.key.data != train.fingerprint
-    return OpenedRun(run, settings, tokenizer, pipeline, cache, train, held_out, missing, changed, device)
+    stale = cache is not None and cache.key.tokenizer != tokenizer_hash(tokenizer)
+    return OpenedRun(run, settings, tokenizer, pipeline, cache, train, held_out, missing, changed, stale, device)
 
 
 def _images(settings: Settings, run: RunFolder) -> tuple[ImageSet | None, ImageSet | None, str]:

@@ -30,9 +30,9 @@ def reconstruction_section(opened: OpenedRun, contents: Contents) -> dict[str, A
 
 
 def _remembered(opened: OpenedRun, count: int) -> dict[str, Any] | None:
-    if opened.cache is None:
+    if opened.codes is None:
         return None
-    decoded = _from_cache(opened, _even(len(opened.cache), count))
+    decoded = _from_cache(opened, _even(len(opened.codes), count))
     names = [f"Training image {i + 1}, decoded from its code" for i in range(len(decoded))]
     return {"pairs": [(None, picture(image, name)) for image, name in zip(decoded, names, strict=True)]}
 
@@ -75,9 +75,9 @@ def _inpainted(opened: OpenedRun, count: int) -> tuple[Tensor, list[int] | None,
         rows = _even(len(opened.held_out), count, offset=0.5)
         images, known = opened.held_out.centre(rows), opened.held_out.labels
         vectors = vectors_of(opened, rows)
-    elif opened.cache is not None:
-        rows = _even(len(opened.cache), count, offset=0.5)
-        images, known = _from_cache(opened, rows), opened.cache.labels
+    elif opened.codes is not None:
+        rows = _even(len(opened.codes), count, offset=0.5)
+        images, known = _from_cache(opened, rows), opened.codes.labels
     else:
         return None
     conditional = opened.pipeline.prior.config.num_classes > 0 and known is not None
@@ -97,8 +97,8 @@ def _decode(opened: OpenedRun, codes: Tensor) -> Tensor:
 
 
 def _from_cache(opened: OpenedRun, rows: Tensor) -> Tensor:
-    assert opened.cache is not None
-    return _decode(opened, to_grid(opened.cache.read(rows.numpy()), opened.cache.shape))
+    assert opened.codes is not None
+    return _decode(opened, to_grid(opened.codes.read(rows.numpy()), opened.codes.shape))
 
 
 def _even(total: int, count: int, offset: float = 0.25) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -32,7 +33,8 @@ def write_report(run: RunFolder, *, seed: int = 0, say: Say = print, device: tor
     """Write run/report.html: what was trained on what, pictures of all it can do, curves and settings.
 
     The page needs no other file and no network. A run whose prior is missing gets the tokenizer's part. One whose
-    images have moved away gets all that needs no originals, and the page says so.
+    images have moved away gets all that needs no originals, and the page says so, as it does where codes are left out
+    that another tokenizer has made.
 
     Args:
         run: the folder.
@@ -83,7 +85,7 @@ def _sections(opened: OpenedRun, contents: Contents, seed: int) -> dict[str, Any
     return {
         **sections,
         "reconstructions": reconstruction_section(opened, contents),
-        "bits": bits_section(opened.cache) if opened.cache is not None and opened.tokenizer.is_binary else None,
+        "bits": bits_section(opened.codes) if opened.codes is not None and opened.tokenizer.is_binary else None,
         "curves": curve_section(opened),
     }
 
@@ -115,6 +117,7 @@ def _data(opened: OpenedRun) -> dict[str, Any]:
         "compression": raw / code_bytes,
         "missing": opened.missing,
         "changed": opened.remark,
+        "encode": f"bld encode --out {shlex.quote(str(opened.run.path))}" if opened.stale else None,
         "has_prior": opened.pipeline is not None,
     }
 

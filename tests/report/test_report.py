@@ -15,7 +15,10 @@ from PIL import Image
 
 from bld.cli import main
 from bld.errors import CheckpointError
+from bld.priors import GaussianDiffusion
+from bld.priors.absorbing import AbsorbingDiffusion
 from bld.report.page import write_report
+from bld.report.samples import _noise
 from bld.serialization.models import load_tokenizer, save_model
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
@@ -229,3 +232,17 @@ def test_an_empty_run_is_refused_in_a_sentence(run_copy: Path):
     (run_copy / "model_index.json").unlink()
     with pytest.raises(CheckpointError, match=rf"{run_copy} .*tokenizer"):
         write_report(RunFolder(run_copy), device="cpu")
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_noise_of_a_gaussian_step_is_the_share_that_its_schedule_says(schedule: str):
+    pytest.importorskip("diffusers")
+    process = GaussianDiffusion(10, schedule)
+    x0, noise = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+    for step in (0, 5, 10):
+        assert _noise(process, step) == pytest.approx(process.noised(x0, noise, step).item() ** 2)
+    assert 0.87 < _noise(GaussianDiffusion(1000), 500) < 0.89
+
+
+def test_what_is_made_position_by_position_counts_those_still_to_be_made():
+    assert _noise(AbsorbingDiffusion(16), 4) == 0.25

@@ -127,6 +127,10 @@ class GaussianDiffusion:
         kept = self._table.on(x0.device)[t].view(-1, 1, 1)
         return kept.sqrt().to(x0.dtype) * x0 + (1 - kept).sqrt().to(x0.dtype) * noise
 
+    def retention(self, t: int) -> float:
+        """ᾱ_t: which share of the variance of x_t is still the data's, for t in 0 … T."""
+        return self._kept[t]
+
     def bound_at(self, denoise: Denoise, z0: Tensor, t: Tensor, generators: Generators = None) -> Tensor:
         """Refused: real numbers have a density, not a code length."""
         raise SettingError("The Gaussian prior gives densities of real numbers, not bits: it has no code length.")

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from bld.data import ImageSet
-from bld.diffusion import BernoulliDiffusion
 from bld.diffusion.process import Process, spaced_steps
 from bld.evaluation.held_out_conditions import Conditions, held_out_conditions
 from bld.evaluation.load_run import OpenedRun
@@ -207,7 +206,8 @@ def strip_section(opened: OpenedRun, generated: Generated, contents: Contents) -
 
 def _noise(process: Process, s: int) -> float:
     """0 … 1: how much of a code is still noise, or still to be made, at step s."""
-    return 1 - process.retention(s) if isinstance(process, BernoulliDiffusion) else s / process.steps
+    retention = getattr(process, "retention", None)  # of a diffusion; the others make one position after another
+    return s / process.steps if retention is None else 1 - retention(s)
 
 
 # -- copies? ----------------------------------------------------------------------------------------------

@@ -28,27 +28,9 @@ from bld.experiments.verdict import Comparison
 from bld.io.files import read_json
 from bld.training.config import FAITHFUL, load_settings
 
-pytest.importorskip("torch_fidelity")
+from .tiny import TINY
 
-TINY = replace(
-    DIGITS,
-    name="tiny",
-    overrides=(
-        *DIGITS.overrides,
-        "tokenizer.base_channels=8",
-        "tokenizer.embed_dim=8",
-        "tokenizer_training.steps=4",
-        "tokenizer_training.previews=1",
-        "prior.dim=32",
-        "prior.depth=1",
-        "prior.heads=2",
-        "prior_training.steps=4",
-        "prior_training.previews=1",
-    ),
-    samples=24,
-    classifier_steps=3,
-    cas=("small", 5),
-)
+pytest.importorskip("torch_fidelity")
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def train_classifier(
 ) -> ClassifierFeatures:
     """Train a classifier, measure it on held-out images and save it into `out`.
 
-    Where `out` holds a classifier of the same data and settings, that one is loaded instead.
+    Where `out` holds a classifier of the same data and settings, that one is loaded instead, wherever the data lay.
 
     Args:
         train: images with classes. They are mirrored where their preprocessing says so.
@@ -76,7 +76,7 @@ def train_classifier(
     }
     if (out / "config.json").is_file():
         before = {**NOT_ALWAYS_NOTED, **read_json(out / "config.json")}
-        if {name: before.get(name) for name in settings} == settings:
+        if all(before.get(name) == value for name, value in settings.items() if name != "data"):  # a name, no contents
             say(f"The classifier in {out} was trained so already: it is used as it is.")
             return ClassifierFeatures.load(out, device)
     torch.manual_seed(derive_seed(seed, "classifier"))

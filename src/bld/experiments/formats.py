@@ -19,7 +19,6 @@ from bld.experiments.verdict import Comparison, Gate, mean_and_spread
 from bld.seeding import derive_seed, keyed_draws
 from bld.serialization.models import load_tokenizer
 from bld.tokenizer import BinaryAutoencoder
-from bld.training.config import load_settings
 
 RECONSTRUCTED, AT_A_TIME = 2000, 250
 NEAR_REAL_DB = 0.5
@@ -113,36 +112,35 @@ def _paired(words: str, low: list[float], high: list[float]) -> Comparison:
 
 
 def _reconstruction(runner: Runner, name: str, seed: int) -> dict[str, Any]:
-    words = runner.overrides(name, "bernoulli", seed)
-    key = {"tokenizer": name, "seed": seed, "words": words, **runner.given(), "error": True}
+    key = runner.tokenizer_key(name, seed, drawn_by=seed)
 
     def compute() -> dict[str, Any]:
         runner.say(f"Reconstructing with {name}, seed {seed}.")
-        return _measured(runner, load_tokenizer(runner.tokenizer(name, seed).tokenizer))
+        return _measured(runner, load_tokenizer(runner.tokenizer(name, seed).tokenizer), seed)
 
     return runner.kept("reconstruction", key, compute)
 
 
 def _untrained(runner: Runner, seed: int) -> float:
     """Squared error of a tokenizer of 32 bits before any training."""
-    key = {"words": runner.overrides("binary", "bernoulli", seed), "seed": seed, **runner.given()}
+    key = runner.tokenizer_key("binary", seed, drawn_by=seed)
 
     def compute() -> dict[str, Any]:
         torch.manual_seed(derive_seed(seed, "untrained"))
         trained = load_tokenizer(runner.tokenizer("binary", seed).tokenizer)
-        return _measured(runner, BinaryAutoencoder(trained.config).eval())
+        return _measured(runner, BinaryAutoencoder(trained.config).eval(), seed)
 
     return float(runner.kept("untrained-tokenizer", key, compute)["squared_error"])
 
 
 @torch.no_grad()
-def _measured(runner: Runner, model: BinaryAutoencoder) -> dict[str, Any]:
+def _measured(runner: Runner, model: BinaryAutoencoder, seed: int) -> dict[str, Any]:
     images, model = runner.unseen(0), model.to(runner.device)
     rows = torch.linspace(0, len(images) - 1, min(len(images), RECONSTRUCTED)).long()
     drawn, likely, similar, errors = [], [], [], []
     for part in rows.split(AT_A_TIME):
         x = images.centre(part).to(runner.device)
-        again = model.decode(model.encode(x, keyed_draws(0, "reconstruct", part.tolist()))).clamp(-1, 1)
+        again = model.decode(model.encode(x, keyed_draws(seed, "reconstruct", part.tolist()))).clamp(-1, 1)
         drawn.append(psnr(x, again).cpu())
         similar.append(structural_similarity(x, again).cpu())
         errors.append((x - again).square().mean((1, 2, 3)).cpu())
@@ -217,14 +215,13 @@ def _reconstruction_picture(runner: Runner) -> Picture:
                 shown.append(model.decode(codes).clamp(-1, 1))
         return make_grid(torch.cat(shown), columns=12, scale=runner.scale.enlarged)
 
-    words = {name: runner.overrides(name, "bernoulli", 0) for name in formats}
-    grid = kept_picture(runner.root / "results", "reconstructions", {"words": words, **runner.given()}, draw)
+    key = {name: runner.tokenizer_key(name, 0) for name in formats}
+    grid = kept_picture(runner.root / "results", "reconstructions", key, draw)
     said = ", ".join(PAPER_TABLE_4[name][0] for name in formats)
     caption = f"Unseen images on top, below them the formats that in the paper are {said}"
     return f"table4-{runner.scale.label}.png", caption, grid
 
 
 def _steps(runner: Runner) -> str:
-    words = runner.overrides(runner.scale.formats[0], "bernoulli", 0)
-    settings = load_settings(runner.scale.preset, overrides=words).tokenizer_training
+    settings = runner.settings(runner.scale.formats[0], "bernoulli", 0).tokenizer_training
     return f"{settings.steps:,} of {settings.batch_size} images, learning rate {settings.learning_rate:g}"

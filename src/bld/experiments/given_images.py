@@ -61,7 +61,7 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
             values[f"{name}: {row}"] = {metric: [value] * seeds for metric, value in metrics.items()}
     comparisons = [comparison for name in masks for comparison in _figure_n_claims(values, name)]
     usual = USUAL.guided(runner.scale.guidance)
-    distances = [runner.quality("bernoulli", seed, usual)["fd"] for seed in range(seeds)]
+    distances = [runner.quality("bernoulli", seed, replace(usual, seed=seed))["fd"] for seed in range(seeds)]
     untrained = [runner.untrained("bernoulli", replace(usual, seed=seed))["fd"] for seed in range(seeds)]
     moved = {"error": [metrics["error"] for metrics in values.values()]}
     table = Table(
@@ -127,14 +127,21 @@ def _given(runner: Runner) -> Given:
 
 def _filled(runner: Runner, seed: int, given: Given, masks: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Metrics of a training's fillings, by mask."""
-    drawn = {"originals": len(given.originals), "fillings": FILLINGS, "sampling": asdict(USUAL)}
-    key = runner.key("bernoulli", seed, **drawn, **runner.given())
+    drawn = {
+        "originals": len(given.originals),
+        "fillings": FILLINGS,
+        "sampling": asdict(USUAL),
+        "drawn_from": seed * GIVEN,
+    }
+    key = runner.key("bernoulli", seed, **drawn)
 
     def compute() -> dict[str, dict[str, float]]:
         runner.say(f"Filling holes with bernoulli, seed {seed}.")
         pipeline, found = runner.pipeline("bernoulli", seed), {}
         for name, hole in masks.items():
-            filled = torch.stack([_fillings(pipeline, image, hole, i) for i, image in enumerate(given.originals)])
+            filled = torch.stack(
+                [_fillings(pipeline, image, hole, seed * GIVEN + i) for i, image in enumerate(given.originals)]
+            )
             found[name] = _metrics(filled, given.originals, hole)
         return found
 

@@ -55,7 +55,7 @@ def novelty(runner: Runner, prior: str, seed: int, sampling: Sampling) -> float:
     About 1 for new images; well below it for a prior that repeats what it was trained on, which a Fréchet distance
     rewards: training images are as near to unseen ones as any others.
     """
-    drawn = {"samples": COUNT, "sampling": asdict(sampling), **runner.given()}
+    drawn = {"samples": COUNT, "sampling": asdict(sampling)}
 
     def compute() -> dict[str, float]:
         found = nearness(runner, prior, seed, sampling)

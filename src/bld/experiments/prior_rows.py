@@ -156,10 +156,9 @@ def metrics_of(runner: Runner, metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def measure(runner: Runner, row: Row, seeds: int, metrics: Sequence[str]) -> dict[str, list[float]]:
-    """Each metric over training seeds; with one of those, over sampling seeds."""
-    runs = [(seed, row.sampling) for seed in range(seeds)]
-    if seeds == 1:
-        runs = [(0, replace(row.sampling, seed=sampling)) for sampling in range(SAMPLING_SEEDS)]
+    """Each metric over training seeds, each sampled with a seed of its own; with one of those, over sampling seeds."""
+    drawn = [replace(row.sampling, seed=seed) for seed in range(seeds if seeds > 1 else SAMPLING_SEEDS)]
+    runs = [(sampling.seed if seeds > 1 else 0, sampling) for sampling in drawn]
     found: dict[str, list[float]] = {name: [] for name in metrics}
     for seed, sampling in runs:
         quality = runner.quality(row.prior, seed, sampling) if row.prior else {}

@@ -10,12 +10,11 @@ A stopped experiment goes on where it was: trainings resume, and what is measure
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ import torch
 from torch import Tensor
 
 from bld.data import ImageSet, Preprocessing, meet_by_name, to_uint8
-from bld.errors import SettingError
+from bld.errors import DataError, SettingError
 from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
 from bld.experiments.kept import kept_metrics
+from bld.experiments.keys import OF_THE_TOKENIZER, agree, what_counts
 from bld.experiments.page import machine
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
@@ -41,12 +41,11 @@ from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.run_images import DataRecord, held_out_below, refuse_others, split_images
-from bld.training.settings import leaves, settings_tree
+from bld.training.settings import Settings
 from bld.training.stages.prior import build_network
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
-OF_BUDGETS = ("sizes_by_budget", "tokenizer_share")  # settings of no effect where steps are said
 Say = Callable[[str], None]
 
 
@@ -64,12 +63,19 @@ class Runner:
         data = data or scale.data
         self.data = str(Path(data).resolve()) if Path(data).exists() else data  # the command may come from elsewhere
         self.test, self.features = test, features
+        self._loaded: dict[tuple[str, str, int], Settings] = {}
 
     # -- training -----------------------------------------------------------------------------------------
 
     def overrides(self, tokenizer: str, prior: str, seed: int) -> list[str]:
         """All settings of a run, on top of the scale's preset."""
         return [*self.scale.overrides, *self.scale.tokenizers[tokenizer], *self.scale.prior(prior), f"seed={seed}"]
+
+    def settings(self, tokenizer: str, prior: str, seed: int) -> Settings:
+        """All settings of a run, those of the preset included."""
+        if (asked := (tokenizer, prior, seed)) not in self._loaded:
+            self._loaded[asked] = load_settings(self.scale.preset, overrides=self.overrides(*asked))
+        return self._loaded[asked]
 
     def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
         """The run that holds a trained tokenizer, and codes drawn with the seed; trained now if it is not."""
@@ -125,19 +131,21 @@ class Runner:
         """A finished run is taken only if it was made from these images with these settings, `besides` left out.
 
         Images that were added or removed since move the line between those trained on and those held out: it must lie
-        where it lay, or images that were trained on would count as unseen.
+        where it lay, or images that were trained on would count as unseen.  Where the images lie is not asked.
         """
-        wanted = load_settings(self.scale.preset, overrides=[*overrides, f"data.location={json.dumps(self.data)}"])
-        besides = (*besides, *OF_BUDGETS)
-        theirs, ours = (leaves(settings_tree(settings)) for settings in (run.settings(), wanted))
-        differs = any(their != our and not our[0].startswith(besides) for their, our in zip(theirs, ours, strict=True))
+        wanted = load_settings(self.scale.preset, overrides=overrides)
         record = DataRecord.read(run)  # without it the images were divided otherwise
-        if differs or record is None or record.held_out_below != held_out_below(self.images, wanted):
+        try:
+            if record is None or record.held_out_below != held_out_below(self.images, wanted):
+                raise DataError(f"{run.path} divided its images otherwise.")
+            if not agree(run.settings(), wanted, besides):
+                raise SettingError(f"{run.path} has other settings.")
+            refuse_others(run, record, self.images.source)
+        except (DataError, SettingError) as error:
             raise SettingError(
                 f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
                 "--out, or delete it."
-            )
-        refuse_others(run, record, self.images.source)
+            ) from error
 
     def pipeline(self, prior: str, seed: int) -> BinaryLatentDiffusionPipeline:
         """A trained prior with its tokenizer, on a GPU if there is one."""
@@ -158,12 +166,12 @@ class Runner:
         return ImageSet.open(self.data, prep, progress=True)
 
     @cached_property
-    def _settings(self) -> Any:
-        return load_settings(self.scale.preset, overrides=self.overrides(self.scale.base, "bernoulli", 0))
+    def _settings(self) -> Settings:
+        return self.settings(self.scale.base, "bernoulli", 0)
 
     def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
         """(train, held out), as the runs of this seed have it; every scale holds out the same for all seeds."""
-        return split_images(self.images, dataclasses.replace(self._settings, seed=seed))
+        return split_images(self.images, replace(self._settings, seed=seed))
 
     @cached_property
     def reference(self) -> ImageSet:
@@ -196,14 +204,13 @@ class Runner:
         """The judge."""
         if self.features or not self.scale.classifier_steps:
             return load_extractor(self.features or "inception")
-        folder = self.root / "classifier"
-        if (folder / "config.json").is_file():
-            return load_extractor(folder)
-        flips = self._settings.data.flip or self.scale.name == "cifar10"
-        size = self._settings.tokenizer.image_size
-        everything = ImageSet.open(self.data, Preprocessing(size, flip=flips))
-        train, rest = split_images(everything, self._settings)
-        return train_classifier(train, rest, folder, steps=self.scale.classifier_steps, say=self.say)
+        images, flips = self.images, self._settings.data.flip or self.scale.name == "cifar10"
+        shown = replace(images.preprocessing, flip=flips)
+        judged = ImageSet(images.source, shown, images.rows, images.pixels, images.skipped)
+        train, rest = split_images(judged, self._settings)
+        return train_classifier(  # one that was made so is taken
+            train, rest, self.root / "classifier", steps=self.scale.classifier_steps, say=self.say
+        )
 
     @property
     def judge_knows_classes(self) -> bool:
@@ -217,13 +224,21 @@ class Runner:
         return kept_metrics(self.root / "results", name, key, compute)
 
     def key(self, prior: str | None, seed: int, **more: Any) -> dict[str, Any]:
-        """What made a measurement: the prior's own settings, and `more`."""
-        words = self.overrides(self.tokenizer_of(prior), prior, seed) if prior else []
-        return {"prior": prior, "seed": seed, "words": words, **more}
+        """What made a measurement: the prior's settings (without one the data's), the images, and `more`."""
+        tokenizer = self.tokenizer_of(prior) if prior else self.scale.base
+        settings = self.settings(tokenizer, prior or "bernoulli", seed)
+        made = {"settings": what_counts(settings, ("",) if prior else ("seed", "data."))}
+        shared = {"shares": tokenizer} if prior and self.scale.shares(tokenizer) else {}
+        return {"prior": prior, "seed": seed, **made, **shared, **self.given(), **more}
+
+    def tokenizer_key(self, name: str, seed: int, **more: Any) -> dict[str, Any]:
+        """What made a measurement of a tokenizer alone, which no setting of a prior changes."""
+        settings = what_counts(self.settings(name, "bernoulli", seed), OF_THE_TOKENIZER)
+        return {"tokenizer": name, "seed": seed, "settings": settings, **self.given(), **more}
 
     def _judged(self, sampling: Sampling) -> dict[str, Any]:
         """What samples are made of and held against, for a key."""
-        drawn = {"samples": self.scale.samples, "sampling": dataclasses.asdict(sampling)}
+        drawn = {"samples": self.scale.samples, "sampling": asdict(sampling)}
         return {**drawn, **self._images_and_judge()}
 
     def given(self) -> dict[str, str]:
@@ -280,7 +295,7 @@ class Runner:
 
     def best(self) -> float:
         """The distance of the reference images themselves, rebuilt from drawn codes: no prior can be asked for less."""
-        key = {"words": self.overrides(self.scale.base, "bernoulli", 0), **self._images_and_judge()}
+        key = self.tokenizer_key(self.scale.base, 0, **self._images_and_judge())
 
         @torch.no_grad()
         def compute() -> dict[str, float]:
@@ -315,7 +330,7 @@ class Runner:
 
     def seconds(self, rows: Sequence[tuple[str, Sampling]], count: int, rounds: int) -> list[list[float]]:
         """Seconds per sample of each (prior, sampling), `count` at once and decoded; in turns, should others work."""
-        drawn = [(self.key(prior, 0), dataclasses.asdict(sampling)) for prior, sampling in rows]
+        drawn = [(self.key(prior, 0), asdict(sampling)) for prior, sampling in rows]
         key = {"rows": drawn, "samples": count, "rounds": rounds, "device": machine()}
 
         def compute() -> dict[str, Any]:
@@ -336,8 +351,8 @@ class Runner:
 
         prior None: by as many real training images, the most that samples can be hoped to teach.
         """
-        drawn = {"samples": self.scale.samples, "sampling": dataclasses.asdict(sampling)}
-        key = self.key(prior, seed, **drawn, **self.given(), cas=self.scale.cas)
+        drawn = {"samples": self.scale.samples, "sampling": asdict(sampling)}
+        key = self.key(prior, seed, **drawn, cas=self.scale.cas)
 
         def compute() -> dict[str, float]:
             self.say(f"Teaching a classifier by {prior or 'real images'}, seed {seed}.")
@@ -369,14 +384,14 @@ class Runner:
     def likelihood(self, prior: str, seed: int) -> dict[str, float]:
         """Bits that the prior needs for codes of unseen images (`likelihood_metrics`).
 
-        The codes are drawn as in training, once each, the same ones for every prior on the same tokenizer.
+        The codes are drawn as in training, once each, the same ones for every prior of the seed on the same tokenizer.
         """
-        key = self.key(prior, seed, codes=LIKELIHOOD_CODES, draws=1)
+        key = self.key(prior, seed, codes=LIKELIHOOD_CODES, draws=1, drawn_by=seed)
 
         def compute() -> dict[str, float]:
             self.say(f"Counting the bits of {prior}, seed {seed}.")
             unseen = self.split(seed)[1]
-            return likelihood_metrics(self.pipeline(prior, seed), unseen, LIKELIHOOD_CODES, 0, BATCH, draws=1)
+            return likelihood_metrics(self.pipeline(prior, seed), unseen, LIKELIHOOD_CODES, seed, BATCH, draws=1)
 
         return self.kept("bits", key, compute)
 

@@ -23,6 +23,11 @@ from bld.tokenizer import BinaryAutoencoder
 RECONSTRUCTED, AT_A_TIME = 2000, 250
 NEAR_REAL_DB = 0.5
 GATE_SHARE = 0.5  # of an untrained tokenizer's squared error: few bits leave much of it, however long they are trained
+GATE_RULE = (
+    "Before any of that, the tokenizer of each of the paper's formats must have halved an untrained one's squared "
+    "error, and the format must change a metric (analysis of variance, p < 0.05); else there is *too little training "
+    "to say*, or nothing to decide."
+)
 METRICS = ("psnr", "ssim", "psnr_likely", "squared_error")
 
 PAPER_TABLE_4 = {
@@ -46,6 +51,7 @@ def table4(runner: Runner, seeds: int) -> Findings:
         for name, found in measured.items():
             found.append(_reconstruction(runner, name, seed))
     values = {name: {metric: [one[metric] for one in found] for metric in METRICS} for name, found in measured.items()}
+    claimed = {name: of for name, of in values.items() if name in PAPER_TABLE_4}  # all that the claim is about
     untrained = [_untrained(runner, seed) for seed in range(seeds)]
     findings = Findings(
         "Table 4: reconstruction by format of the code",
@@ -53,9 +59,10 @@ def table4(runner: Runner, seeds: int) -> Findings:
         comparisons=list(_of_the_paper(values)),
         basis=f"over {seeds} training seeds" if seeds > 1 else "with one training of each row, which decides nothing",
         gate=Gate(
-            {name: of["squared_error"] for name, of in values.items()}, untrained,
-            {metric: [of[metric] for of in values.values()] for metric in METRICS}, share=GATE_SHARE,
+            {name: of["squared_error"] for name, of in claimed.items()}, untrained,
+            {metric: [of[metric] for of in claimed.values()] for metric in METRICS}, share=GATE_SHARE,
         ),
+        gate_rule=GATE_RULE,
         values={**values, "an untrained tokenizer": {"squared_error": untrained}},
     )  # fmt: skip
     images = min(len(runner.unseen(0)), RECONSTRUCTED)

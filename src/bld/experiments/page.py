@@ -43,6 +43,7 @@ class Findings:
         notes: what differs from the paper, what to think of it.
         basis: what the spread is over, said beside the verdict, which may not claim more.
         gate: what must be so before the claim is judged.
+        gate_rule: the same in words, which only a page with a gate prints.
         values: row → metric → its values over seeds: all that the page rests on.
         looked_at: for an experiment that only shows: what the picture shows, in place of a verdict.
     """
@@ -55,6 +56,7 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     basis: str = ""
     gate: Gate | None = None
+    gate_rule: str = ""
     values: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
     looked_at: str = ""
 
@@ -62,7 +64,9 @@ class Findings:
 RULE = (
     "Fixed beforehand: each comparison is a two-sided t-test of the difference of the means, paired by seed where both "
     "sides share a tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided "
-    "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*. "
+    "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*."
+)
+GATED = (
     "Before any of that, every network that the claim is about, at its best sampling, must have come two thirds of the "
     "way from an untrained one's distance to that of real images rebuilt from their codes, and what is varied "
     "must change a metric (analysis of variance, p < 0.05); else there is *too little training to say*, or nothing to "
@@ -75,6 +79,11 @@ def verdict(findings: Findings) -> str:
     if not findings.comparisons:
         return findings.looked_at or "Nothing was compared."
     return f"**{judge(findings.comparisons, findings.gate).capitalize()}**, {findings.basis}."
+
+
+def rule(findings: Findings) -> str:
+    """How the page is judged, in words; of a gate only where there is one."""
+    return RULE if findings.gate is None else f"{RULE} {findings.gate_rule or GATED}"
 
 
 def machine() -> str:
@@ -111,7 +120,7 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
         said = f"{caption}; of networks too little trained to be judged" if undertrained else caption
         lines += [f"![{said}]({file})", "", f"*{said}*", ""]
     if findings.comparisons:
-        lines += ["## How it was judged", "", RULE, ""]
+        lines += ["## How it was judged", "", rule(findings), ""]
         lines += [f"- {findings.gate}"] if findings.gate is not None else []
         lines += [f"- {comparison}" for comparison in findings.comparisons] + [""]
         lines += [f"Every number of every seed: [{name}.json]({name}.json).", ""]
@@ -136,7 +145,7 @@ def _raw(findings: Findings, command: str) -> dict[str, Any]:
         "bld": __version__,
         "judged": _today(),
         "machine": machine(),
-        "rule": RULE,
+        "rule": rule(findings),
         "verdict": judge(findings.comparisons, findings.gate) if findings.comparisons else None,
         "basis": findings.basis,
         "gate": None if findings.gate is None else findings.gate.raw(),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bld.experiments.figures import FIGURES
 from bld.experiments.page import write_index, write_page
+from bld.experiments.prior_rows import Row
 from bld.experiments.rates import TRIAL_SEED
 from bld.experiments.runner import Runner
 from bld.experiments.sweeps import SWEEPS
@@ -16,6 +17,7 @@ from bld.training.config import load_settings
 
 ITEMS = [*TABLES, *SWEEPS]
 UNGUIDED = ("table6", "figure5")  # where a pass a step is timed, and bits of given codes are flipped
+OF_ONE_TRAINING = ("table6", "figure5", "figureO")  # that of seed 0
 NAMES = {item.name: item for item in ITEMS}
 
 
@@ -35,8 +37,13 @@ def reproduce(runner: Runner, name: str, seeds: int, pages: Path, command: str) 
 
 def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     """Lines on data, seeds and budget."""
-    trained = [TRIAL_SEED] if name == "rates" else range(seeds)
-    yield f"Images: {Path(runner.data).name}; training seeds: {', '.join(map(str, trained))}."
+    trained = [TRIAL_SEED] if name == "rates" else range(1 if name in OF_ONE_TRAINING else seeds)
+    many = "s" * (len(trained) > 1)
+    yield f"Images: {Path(runner.data).name}; training seed{many}: {', '.join(map(str, trained))}."
+    rows: list[Row] = []
+    if name in NAMES:
+        rows = NAMES[name].rows(runner.scale, runner.pipeline("bernoulli", 0).prior.code_shape.positions)
+    kinds = sorted({row.prior for row in rows if row.prior})
     if name not in ("table4", "rates"):  # the one trains no prior, the other none of the usual length
         base = runner.tokenizer(runner.scale.base, 0).settings().tokenizer_training
         yield f"Tokenizer: {base.steps:,} steps of {base.batch_size}, shared by all rows that use its codes."
@@ -44,16 +51,22 @@ def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
         training = prior.prior_training
         yield (
             f"Prior: {training.steps:,} steps of {training.batch_size}, width {prior.prior.dim}, depth "
-            f"{prior.prior.depth}, the same for every row."
+            f"{prior.prior.depth}, the same for every row{_but(runner, kinds, training.steps)}."
         )
         if runner.scale.guidance and name not in UNGUIDED:
             yield (
                 "Priors know the classes, the same number of samples of each is asked for, and where nothing else is "
                 f"said they are guided by {runner.scale.guidance:g} (1 is without guidance)."
             )
-    if name in NAMES:
-        kinds = {row.prior for row in NAMES[name].rows(runner.scale, 1) if row.prior}
-        yield "Parameters: " + ", ".join(f"{kind} {runner.parameters(kind):,}" for kind in sorted(kinds)) + "."
+    if kinds:
+        yield "Parameters: " + ", ".join(f"{kind} {runner.parameters(kind):,}" for kind in kinds) + "."
+
+
+def _but(runner: Runner, kinds: Sequence[str], usual: int) -> str:
+    """Which kinds of prior are trained for another number of steps, as the end of a sentence."""
+    steps = {kind: runner.settings(runner.tokenizer_of(kind), kind, 0).prior_training.steps for kind in kinds}
+    others = [f"{kind}, trained for {count:,} steps" for kind, count in steps.items() if count != usual]
+    return f" but {' and '.join(others)}" if others else ""
 
 
 def work(runner: Runner, name: str, seeds: int) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bld.experiments.runner import Runner
 
 SHOWN = 20
-COLOURS = ("#1b7f7f", "#c4572e", "#5b5b9a", "#8a8a2a", "#7a3b69", "#4a90c2")
+COLOURS = ("#1b7f7f", "#c4572e", "#5b5b9a", "#8a8a2a", "#7a3b69", "#4a90c2", "#6b6b6b")
 
 
 def chart(

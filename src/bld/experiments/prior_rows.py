@@ -56,7 +56,7 @@ class Row:
         sampling: how the prior is sampled.
         paper: the paper's metrics for it, as text, by heading.
         has_bits: whether the code length of this prior is of this row too: it visits every step, in the order that the
-            bound is of.
+            bound is of.  Table 7, which compares what networks learn, has it in every row, and says so.
     """
 
     label: str

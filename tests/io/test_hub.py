@@ -259,6 +259,13 @@ def test_the_verb_shares_a_run_that_another_process_loads_by_name(hub, trained_r
     assert found == FILES
     assert main(["share", str(tmp_path / "nothing"), "me/digits"]) == 2
     assert "no folder" in capsys.readouterr().err
+    assert main(["share", str(trained_run), "digits", "--dry-run", str(tmp_path / "unnamed")]) == 2
+    assert "such as you/flowers" in capsys.readouterr().err and not (tmp_path / "unnamed").exists()
+
+
+def test_a_commit_without_a_message_says_what_it_is(hub, pipe):
+    pipe.push_to_hub("me/digits", commit_message=" ")
+    assert hub.messages == ["Share a binary latent diffusion model"]
 
 
 def test_judging_a_model_of_the_hub_makes_no_folder_that_stands_in_its_way(hub, pipe, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from pathlib import Path
 from bld.cli.common import add_device_arguments, load_pipeline, precision, say
 from bld.cli.outputs import refuse_foreign_folder
 from bld.errors import SettingError
+from bld.io.hub import MESSAGE, refuse_name
 
 HELP = "put a trained run on the Hugging Face hub"
 WRITTEN = [
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--private", action="store_true", help="only you can see it: a repository that is public already is refused"
     )
     parser.add_argument("--license", "--licence", default="other", metavar="NAME", help="of the weights: cc-by-4.0, …")
-    parser.add_argument("--message", default="Share a binary latent diffusion model", help="of the commit")
+    parser.add_argument("--message", default=MESSAGE, help="of the commit")
     parser.add_argument("--revision", metavar="BRANCH", help="a branch other than main, made if need be")
     parser.add_argument("--create-pr", action="store_true", help="propose it to the repository's owner")
     parser.add_argument("--token", help="of the hub (default: that of `hf auth login`, or HF_TOKEN)")
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.io.files import folder_written_aside
     from bld.pipeline.card import loading
 
+    refuse_name(args.repo_id)
     pipe = load_pipeline(args)
     with precision(args, pipe.device):
         if args.dry_run is not None:

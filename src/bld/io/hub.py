@@ -13,6 +13,7 @@ from bld.errors import CheckpointError, SettingError
 TEXT_ENCODER = "text_encoder"  # the folder of a model that holds one
 LOADED = ["*.json", "*.safetensors", f"{TEXT_ENCODER}/*.txt"]  # the last: the words a text encoder knows
 SHARED = [*LOADED, "README.md", "*.png"]
+MESSAGE = "Share a binary latent diffusion model"  # of a commit
 
 
 def download(
@@ -55,6 +56,12 @@ class Address(str):
     revision: str | None = None
 
 
+def refuse_name(repo_id: str) -> None:
+    """Refuse, as `SettingError`, a name that no model can be shared under."""
+    if repo_id.count("/") != 1:
+        raise SettingError(f"A model is shared under a name such as you/flowers, not '{repo_id}'.")
+
+
 def prepare(
     repo_id: str,
     *,
@@ -78,8 +85,7 @@ def prepare(
         SettingError: for a name that is not of the form you/flowers, or a licence that the hub does not know.
         CheckpointError: if the hub refuses or cannot be reached, or if a repository that has to be private is not.
     """
-    if repo_id.count("/") != 1:
-        raise SettingError(f"A model is shared under a name such as you/flowers, not '{repo_id}'.")
+    refuse_name(repo_id)
     from huggingface_hub import HfApi, ModelCard
 
     api = HfApi(token=token)
@@ -133,7 +139,7 @@ def upload(
         commit = HfApi(token=token).upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            commit_message=commit_message,
+            commit_message=commit_message.strip() or MESSAGE,  # the hub refuses an empty one
             revision=revision,
             create_pr=create_pr,
             allow_patterns=SHARED,

@@ -14,7 +14,7 @@ from torch import Tensor
 from bld.data import make_grid, save_png
 from bld.diffusion import BernoulliDiffusion
 from bld.io.files import as_utf8, written_aside
-from bld.io.hub import Address, prepare, upload
+from bld.io.hub import MESSAGE, Address, prepare, upload
 from bld.pipeline.base import PipelineBase
 from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card, sampler_of
 
@@ -32,7 +32,7 @@ class ShareablePipeline(PipelineBase):
         *,
         private: bool = False,
         token: str | None = None,
-        commit_message: str = "Share a binary latent diffusion model",
+        commit_message: str = MESSAGE,
         revision: str | None = None,
         create_pr: bool = False,
         license: str = LICENCE_UNKNOWN,

@@ -32,6 +32,10 @@ def test_the_largest_sizes_are_taken_that_still_make_enough_steps(minutes: float
     for stage in STAGES:
         most = getattr(settings, f"{stage}_training").steps
         other = {key: value for key, value in bought.sizes.items() if not key.startswith(stage)}
+        usual = getattr(settings, f"{stage}_training").batch_size
+        smaller = usual // bought.sizes.get(
+            f"{stage}_training.batch_size", usual
+        )  # batches, of as many images together
         steps = [
             split(60 * minutes, STAGES, settings.tokenizer_share)[stage] * getattr(pace, stage)
             / training_flops(budget.with_sizes(settings, {**other, **size}), stage)
@@ -41,7 +45,26 @@ def test_the_largest_sizes_are_taken_that_still_make_enough_steps(minutes: float
         enough = [i for i, (n, least) in enumerate(zip(steps, wanted, strict=True)) if n >= least]
         expected = max(enough, default=0)
         assert sizes[stage][expected].items() <= bought.sizes.items()
-        assert bought.steps[stage] == min(int(steps[expected]), most)
+        assert bought.steps[stage] == min(smaller * int(steps[expected]), most)
+        assert (smaller > 1) == (stage == "tokenizer" and not enough)
+        assert smaller <= 2 or smaller * steps[expected] < 2 * wanted[expected]  # no smaller than need be
+
+
+def test_where_even_the_smallest_tokenizer_sees_few_images_they_come_in_smaller_batches(monkeypatch, capsys):
+    settings = load_settings("photos64")
+    slow = plan(settings, 1800, LAPTOP)
+    assert slow.sizes["tokenizer.base_channels"] == min(CHANNELS) and slow.sizes["tokenizer_training.batch_size"] == 16
+    fast = plan(settings, 1800, Pace(10 * LAPTOP.tokenizer, LAPTOP.prior))
+    assert "tokenizer_training.batch_size" not in fast.sizes
+    given = plan(settings, 1800, LAPTOP, ["tokenizer_training.batch_size"])
+    assert given.sizes == {key: size for key, size in slow.sizes.items() if not key.endswith("batch_size")}
+    assert slow.steps["tokenizer"] == 2 * given.steps["tokenizer"]
+    assert plan(settings, 60, LAPTOP).sizes["tokenizer_training.batch_size"] == 8  # the least
+    assert "tokenizer_training.batch_size" not in plan(settings, 1800, LAPTOP, ["tokenizer.base_channels"]).sizes
+    assert f"{slow.steps['tokenizer']:,} tokenizer steps of 16" in slow.sentence(settings)
+    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    assert main(["info", "photos64", "--budget", "30m"]) == 0
+    assert f"about {slow.steps['tokenizer']:,} steps of 16" in capsys.readouterr().out
 
 
 def test_a_larger_prior_is_to_see_more_images():

@@ -78,13 +78,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _bought(settings: Settings, seconds: float, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(what, how much) of a training in this time on this machine."""
-    from bld.planning.budget import measure, plan
+    from bld.planning.budget import measure, plan, with_sizes
 
     pace = measure(settings)
     bought = plan(settings, seconds, pace, [override.partition("=")[0] for override in overrides])
+    sized = with_sizes(settings, bought.sizes)
     yield "-- this machine --", ""
     for stage, steps in bought.steps.items():
-        batch = getattr(settings, f"{stage}_training").batch_size
+        batch = getattr(sized, f"{stage}_training").batch_size
         yield f"{stage} training reaches", f"{getattr(pace, stage) / 1e9:,.0f} GFLOP/s"
         yield f"in {bought.seconds[stage] / 60:,.1f} minutes", f"about {steps:,} steps of {batch}"
     for key, value in bought.sizes.items():

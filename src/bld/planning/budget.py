@@ -2,6 +2,7 @@
 
 A network too large for its time sees too few images to learn anything, and one too small stops learning early.  So the
 largest of a few sizes is taken that still sees enough of them; for the prior docs/what-works.md says how many that is.
+Where even the smallest tokenizer sees too few, smaller batches make more steps of them.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from bld.training.time_budget import STAGES, split
 CHANNELS = (32, 64, 96, 128)  # of the tokenizer's first resolution
 PRIORS = ((128, 4), (192, 6), (256, 8), (384, 8), (512, 12), (512, 24))  # width and blocks
 WANTED_TOKENIZER_IMAGES = 60_000
+BATCH, LEAST_BATCH = "tokenizer_training.batch_size", 8
 WANTED_IMAGES_PER_PARAMETER = 0.018  # of the prior
 WIDTH_OF_A_HEAD = 32
 TRAINING_COST = 3  # forward passes that a training step takes: one, and two as many operations backward
@@ -55,8 +57,9 @@ class Plan(NamedTuple):
 
     def sentence(self, settings: Settings) -> str:
         """The plan for these settings in a sentence, for users."""
+        sized = with_sizes(settings, self.sizes)
         made = " and ".join(
-            f"{steps:,} {stage} steps of {getattr(settings, f'{stage}_training').batch_size}"
+            f"{steps:,} {stage} steps of {getattr(sized, f'{stage}_training').batch_size}"
             for stage, steps in self.steps.items()
         )
         sizes = " ".join(f"{key}={value}" for key, value in self.sizes.items())
@@ -72,7 +75,8 @@ def plan(
 ) -> Plan:
     """The sizes for a time budget: for each stage the largest that still sees enough images, else the smallest.
 
-    Sizes are chosen only where the settings leave them to the budget (`sizes_by_budget`).
+    The smallest tokenizer, where it would see too few, sees them in batches half as large and twice as many, and so on
+    down to `LEAST_BATCH`. Sizes are chosen only where the settings leave them to the budget (`sizes_by_budget`).
 
     Args:
         settings: of the run.
@@ -93,6 +97,12 @@ def plan(
             if steps[stage] >= wanted_steps(with_sizes(settings, {**sizes, **chosen}), stage):
                 break
         sizes |= chosen
+        if stage == "tokenizer" and chosen and BATCH not in given:
+            batch = settings.tokenizer_training.batch_size
+            wanted = wanted_steps(with_sizes(settings, sizes), stage)
+            while steps[stage] < wanted and batch >= 2 * LEAST_BATCH:
+                batch, steps[stage] = batch // 2, 2 * steps[stage]
+                sizes[BATCH] = batch
         steps[stage] = min(steps[stage], getattr(settings, f"{stage}_training").steps)
     return Plan(sizes, steps, seconds)
 

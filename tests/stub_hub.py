@@ -27,6 +27,7 @@ class StubHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
         self.private: set[str] = set()
+        self.private_by_default = False
         self.commits: dict[str, dict[str, bytes]] = {}
         self.large: dict[str, bytes] = {}
         self.messages: list[str] = []
@@ -116,7 +117,12 @@ class _Handler(BaseHTTPRequestHandler):
         if repo in self.server.repositories:
             return self._send(409, {"error": "exists", "url": f"{self.server.url}/{repo}"})
         self.server.repositories[repo] = {"main": {}}
-        if asked.get("private") or asked.get("visibility") == "private":
+        asks = "private" in asked or "visibility" in asked
+        if (
+            asked.get("private")
+            or asked.get("visibility") == "private"
+            or (self.server.private_by_default and not asks)
+        ):
             self.server.private.add(repo)
         self._send(200, {"url": f"{self.server.url}/{repo}", "id": repo, "name": repo})
 

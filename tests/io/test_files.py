@@ -10,7 +10,7 @@ import pytest
 from bld.cli import main
 from bld.data import open_images
 from bld.errors import SettingError
-from bld.io.files import read_json, write_json
+from bld.io.files import folder_written_aside, read_json, write_json
 from bld.studio.export import png, pretty
 from bld.studio.model import Model
 from bld.training.run_folder import RunFolder
@@ -51,3 +51,18 @@ def test_a_run_folder_whose_name_is_no_utf8_is_refused_before_it_is_made(tmp_pat
     with pytest.raises(SettingError, match="--out"):
         RunFolder(tmp_path / LATIN).adopt("digits", [], "digits")
     assert not (tmp_path / LATIN).exists()
+
+
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o077, 0o600, 0o700), (0o022, 0o644, 0o755), (0o002, 0o664, 0o775)]
+)
+def test_what_is_written_can_be_read_by_those_whom_the_user_lets_read(tmp_path, umask, file, folder):
+    before = os.umask(umask)
+    try:
+        write_json(tmp_path / "a.json", 1)
+        with folder_written_aside(tmp_path / "made") as aside:
+            write_json(aside / "b.json", 2)
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("a.json", "made/b.json", "made")]
+    assert modes == [file, file, folder]

@@ -127,6 +127,12 @@ def test_a_private_model_opens_with_its_token_only(hub, pipe, monkeypatch):
     assert BinaryLatentDiffusionPipeline.from_pretrained("me/secret", token=TOKEN).image_size == 8
 
 
+def test_an_organisation_that_makes_private_repositories_is_not_overruled(hub, pipe):
+    hub.private_by_default = True
+    pipe.push_to_hub("house/digits")
+    assert hub.private == {"house/digits"}
+
+
 def test_what_is_to_be_private_goes_into_no_public_repository(hub, pipe):
     pipe.push_to_hub("me/digits", commit_message="First")
     before = dict(hub.repositories["me/digits"])

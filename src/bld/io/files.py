@@ -6,8 +6,8 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,14 +38,12 @@ def written_aside(path: Path, sync: bool = True) -> Iterator[Path]:
     aside: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        os.close(descriptor)
-        aside = Path(name)
+        aside = _beside(path, path.parent)
+        aside.touch(exist_ok=False)  # as readable for others as the user wants new files to be, and so below
         yield aside
         if sync:
             with aside.open("rb") as file:
                 os.fsync(file.fileno())
-        aside.chmod(0o644)  # mkstemp makes files that others cannot read
         aside.replace(path)
     except (OSError, SafetensorError) as error:
         if _disk_is_full(error):
@@ -72,11 +70,11 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
     is_there = folder.is_dir()  # it may be a mounted disk, or where a shell stands: only its files can be replaced
     place = folder if is_there else folder.parent
     place.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=place))
+    aside = _beside(folder, place)
+    aside.mkdir()
     try:
         yield aside
         if not is_there:
-            aside.chmod(0o755)  # mkdtemp makes folders that others cannot read
             aside.rename(folder)
             return
         for path in sorted(aside.rglob("*"), key=lambda path: -len(path.parts)):  # an index after what it names
@@ -86,6 +84,11 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
                 path.replace(target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _beside(path: Path, place: Path) -> Path:
+    """A name in `place` that nobody else chooses, for what is to become `path`."""
+    return place / f".{path.name}.{secrets.token_hex(4)}.part"
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -75,7 +75,7 @@ def prepare(
 
     Args:
         repo_id: the repository, such as you/flowers.
-        private: whether it has to be private, as one that is made then is.
+        private: whether it has to be private, as one that is made then is; else as the owner's settings on the hub say.
         token: what lets you write; by default that of `hf auth login`.
         revision: a branch, made if it is not there.
         create_pr: whether a pull request is to be opened; then no branch is made.
@@ -96,7 +96,7 @@ def prepare(
             raise SettingError(
                 f"The hub knows no licence '{license}': name one of its identifiers, such as cc-by-4.0 or mit."
             ) from error
-        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_repo(repo_id, private=private or None, exist_ok=True)  # False would overrule an organisation
         is_open = private and not api.model_info(repo_id).private  # what is there stays as it is
     if is_open:
         raise CheckpointError(

@@ -280,6 +280,15 @@ def test_reconstruct_prints_the_psnr_it_writes(trained_run, tmp_path, capsys):
     assert (tmp_path / "pairs.png").is_file()
 
 
+def test_who_asks_for_centre_views_holds_nothing_of_what_random_crops_are_cut_from(run_copy, image_folder, monkeypatch):
+    """Of photographs that would be gigabytes, made by decoding them at their full width."""
+    monkeypatch.setattr("bld.data.strips.Strips.put", lambda *_: pytest.fail("held"))
+    config, images = run_copy / "config.yaml", str(image_folder(40))
+    config.write_text(config.read_text().replace("crop: center", "crop: random"))
+    assert "crop: random" in config.read_text()
+    assert main(["reconstruct", str(run_copy), "--data", images]) == 0
+
+
 def test_info_works_for_presets_and_runs_with_settings_anywhere(trained_run, capsys):
     assert main(["info", "churches256", "prior.depth=12", "--images", "126227", "prior.dim=256"]) == 0
     assert "1,024 bytes" in capsys.readouterr().out

@@ -165,6 +165,16 @@ def test_images_of_another_program_do_not_pass_for_the_runs_own(
     assert "fd" not in page_of(run_copy, tmp_path / "page")
 
 
+def test_of_given_samples_no_more_than_the_centres_is_held(run_copy, features, image_folder, monkeypatch):
+    """Of photographs what random crops are cut from would be gigabytes, which nobody reads here."""
+    monkeypatch.setattr("bld.data.strips.Strips.put", lambda *_: pytest.fail("held"))
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("crop: center", "crop: random"))
+    assert "crop: random" in config.read_text()
+    words = ["evaluate", str(run_copy), "--samples", str(image_folder(12)), "--features", str(features)]
+    assert main([*words, "--metrics", "fd"]) == 0
+
+
 def test_without_a_run_images_of_another_program_are_told_apart_too(features, image_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["evaluate", "--samples", str(image_folder(12)), "--data", "digits", "--features", str(features)]

@@ -55,7 +55,7 @@ def test_memory_holds_what_random_crops_are_cut_from(pack, png, monkeypatch):
     centres, strips = 8 * 3 * 8 * 8, sum(strip.numel() for strip in held.strips.rows)
     assert strips > centres
     fits, too_large = (ImageSet.open(path, prep, memory_limit_bytes=centres + strips - less) for less in (0, 1))
-    assert fits.strips and too_large.pixels is not None and not too_large.strips
+    assert fits.strips and fits.pixels is not None and too_large.pixels is None and not too_large.strips
     decoded = ImageSet.open(path, prep, **ON_DEMAND)
     assert decoded.pixels is None and not decoded.strips
     indices, batches = [3, 0, 7, 3, 5], [([3, 0, 7, 3, 5], seeds(5, first)) for first in range(0, 50, 5)]

@@ -215,6 +215,25 @@ def test_what_was_unreadable_is_looked_at_again_where_a_run_opens(pack, png, tmp
     assert (kept / "skipped_images.txt").read_text().startswith("03.png\t")
 
 
+def test_random_crops_that_do_not_fit_in_memory_are_decoded_for_nothing_once(pack, png, tmp_path: Path, monkeypatch):
+    """Opening again, as encoding and the prior do, would decode all photographs anew before the first step."""
+    images, kept = pack("folder", {f"{i}.png": png(i, 9 + i, 30) for i in range(6)}), tmp_path / "run"
+    read, looks = folder_module.FolderSource._read, []
+    monkeypatch.setattr(folder_module.FolderSource, "_read", lambda self, i: looks.append(i) or read(self, i))
+
+    def decoded(limit: int) -> int:
+        looks.clear()
+        opened = ImageSet.open(images, prep, memory_limit_bytes=limit, index_to=kept)
+        assert (opened.pixels is None) == (not opened.strips)
+        return len(looks)
+
+    prep, centres = Preprocessing(8, crop="random"), 6 * 3 * 8 * 8
+    assert [decoded(centres) for _ in range(3)] == [6, 0, 0]
+    assert [decoded(centres + 100) for _ in range(2)] == [6, 0]  # another limit might have sufficed
+    assert [decoded(1 << 20) for _ in range(2)] == [6, 6]  # they fit, and are held
+    assert [decoded(0) for _ in range(2)] == [6, 0]
+
+
 def test_another_limit_of_pixels_or_other_decoders_are_another_look(pack, png, tmp_path: Path, monkeypatch):
     files = {f"{i:02d}.png": png(i) for i in range(20)} | {"19.png": png(19, 20, 20)}
     images, kept = pack("folder", files), tmp_path / "run"

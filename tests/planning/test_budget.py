@@ -42,7 +42,7 @@ def test_the_largest_sizes_are_taken_that_still_make_enough_steps(minutes: float
             for size in sizes[stage]
         ]  # fmt: skip
         wanted = [wanted_steps(budget.with_sizes(settings, {**other, **size}), stage) for size in sizes[stage]]
-        enough = [i for i, (n, least) in enumerate(zip(steps, wanted, strict=True)) if n >= least]
+        enough = [i for i, (n, least) in enumerate(zip(steps, wanted, strict=True)) if n >= min(least, most)]
         expected = max(enough, default=0)
         assert sizes[stage][expected].items() <= bought.sizes.items()
         assert bought.steps[stage] == min(smaller * int(steps[expected]), most)
@@ -62,9 +62,61 @@ def test_where_even_the_smallest_tokenizer_sees_few_images_they_come_in_smaller_
     assert plan(settings, 60, LAPTOP).sizes["tokenizer_training.batch_size"] == 8  # the least
     assert "tokenizer_training.batch_size" not in plan(settings, 1800, LAPTOP, ["tokenizer.base_channels"]).sizes
     assert f"{slow.steps['tokenizer']:,} tokenizer steps of 16" in slow.sentence(settings)
-    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
     assert main(["info", "photos64", "--budget", "30m"]) == 0
     assert f"about {slow.steps['tokenizer']:,} steps of 16" in capsys.readouterr().out
+
+
+def test_who_limits_the_steps_loses_no_images_to_smaller_batches():
+    """As many steps of half the batch would be half the images; the time is better spent on a larger network."""
+    for most in (500, 1000, 1400, 5000):
+        limited = load_settings("photos64", overrides=[f"tokenizer_training.steps={most}"])
+        bought = plan(limited, 1800, LAPTOP)
+        seen = bought.steps["tokenizer"] * bought.sizes.get("tokenizer_training.batch_size", 32)
+        smallest = budget.with_sizes(limited, {"tokenizer.base_channels": min(CHANNELS)})
+        in_time = bought.seconds["tokenizer"] * LAPTOP.tokenizer / training_flops(smallest, "tokenizer")
+        assert seen >= 32 * min(int(in_time), most)
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 16), (16, 1), (4, 2), (64, 1)])
+def test_a_smaller_batch_still_has_images_for_every_process_and_piece(processes: int, accumulate: int):
+    settings = load_settings("photos64", overrides=[f"tokenizer_training.accumulate={accumulate}"])
+    bought = plan(settings, 30, LAPTOP, processes=processes)
+    assert bought.sizes.get("tokenizer_training.batch_size", 32) >= min(32, max(8, processes * accumulate))
+
+
+def test_processes_together_make_as_many_more_steps_and_are_measured_with_their_part_of_the_batch(monkeypatch):
+    settings = load_settings("cifar10")
+    alone, together = plan(settings, 600, LAPTOP), plan(settings, 150, LAPTOP, processes=4)
+    assert together.sizes == alone.sizes
+    assert together.steps["prior"] == pytest.approx(alone.steps["prior"], abs=1)
+    batches = []
+    monkeypatch.setattr(budget, "_seconds", lambda *_: 1.0)
+    for stage in STAGES:
+        monkeypatch.setattr(
+            budget,
+            f"{stage}_step",
+            lambda settings, _, stage=stage: batches.append(getattr(settings, f"{stage}_training").batch_size),
+        )
+    twice = load_settings("cifar10", overrides=["prior_training.accumulate=2"])
+    paces = measure(twice, processes=4)
+    assert batches == [twice.tokenizer_training.batch_size // 4, twice.prior_training.batch_size // 8]
+    assert paces.prior == pytest.approx(training_flops(twice, "prior") / 8)
+
+
+def test_what_a_settings_file_of_the_user_says_is_chosen(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("base: photos64\ntokenizer_training: {batch_size: 64}\nprior: {dim: 160}\n")
+    words = ["train", "--data", "digits", "--preset", str(mine), "--budget", "1m", "--out", str(tmp_path / "a")]
+    with recipe_from(build_parser(only="train").parse_args(words)) as recipe:
+        settings = recipe.settings
+    assert settings.tokenizer_training.batch_size == 64 and settings.prior.dim == 160
+    assert settings.tokenizer.base_channels == min(CHANNELS)  # of which it says nothing
+    assert main(["info", str(mine), "--budget", "1m"]) == 0
+    told = capsys.readouterr().out
+    assert "with tokenizer.base_channels" in told
+    assert "with prior.dim" not in told and "with tokenizer_training.batch_size" not in told
 
 
 def test_a_larger_prior_is_to_see_more_images():
@@ -128,7 +180,7 @@ def test_measuring_changes_no_random_draw_and_takes_some_seconds_at_most(tiny_ov
 
 
 def test_a_run_that_begins_with_a_budget_is_sized_once(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
     words = ["train", "--data", "digits", "--preset", "cifar10", "--budget", "30m", "--out", str(tmp_path / "a")]
     expected = plan(load_settings("cifar10"), 1800, LAPTOP).sizes
     with recipe_from(build_parser(only="train").parse_args([*words, "seed=3"])) as recipe:
@@ -136,15 +188,16 @@ def test_a_run_that_begins_with_a_budget_is_sized_once(tmp_path: Path, monkeypat
     assert settings.prior.dim == expected["prior.dim"] and settings.prior.depth == expected["prior.depth"]
     assert settings.tokenizer.base_channels == expected["tokenizer.base_channels"] and settings.seed == 3
     assert f"prior.dim={settings.prior.dim}" in capsys.readouterr().out
-    monkeypatch.setattr(budget, "measure", lambda settings: pytest.fail("sized again"))
+    monkeypatch.setattr(budget, "measure", lambda *_: pytest.fail("sized again"))
     words[words.index("30m")] = "8h"
     with recipe_from(build_parser(only="train").parse_args(words)) as recipe:  # goes on with what it is
         assert recipe.settings.prior == settings.prior
+    assert f"{tmp_path / 'a'} goes on with the sizes" in capsys.readouterr().out  # of half an hour, for eight
     assert RunFolder(tmp_path / "a").settings().prior == settings.prior
 
 
 def test_info_of_a_run_keeps_the_sizes_that_the_run_has(tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
     RunFolder(tmp_path / "run").adopt("cifar10", ["prior.dim=128"], "digits")
     for what, sized in ((str(tmp_path / "run"), False), ("cifar10", True)):
         assert main(["info", what, "--budget", "8h", "--show-settings"]) == 0
@@ -153,7 +206,7 @@ def test_info_of_a_run_keeps_the_sizes_that_the_run_has(tmp_path: Path, monkeypa
 
 
 def test_info_foretells_what_a_budget_buys(monkeypatch, capsys):
-    monkeypatch.setattr(budget, "measure", lambda settings: LAPTOP)
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
     assert main(["info", "cifar10", "--budget", "30m", "prior.dim=384"]) == 0
     lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
     shown = {name: value.strip() for name, value in lines.items()}

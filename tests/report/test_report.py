@@ -5,21 +5,24 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from bld.cli import main
+from bld.cli import COMMANDS, main
 from bld.errors import CheckpointError
+from bld.evaluation.held_out_conditions import Conditions
 from bld.priors import GaussianDiffusion
 from bld.priors.absorbing import AbsorbingDiffusion
 from bld.report.page import write_report
-from bld.report.samples import _noise
-from bld.serialization.models import load_tokenizer, save_model
+from bld.report.samples import Generated, _command, _noise
+from bld.serialization.models import SamplingDefaults, load_tokenizer, save_model
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 
@@ -204,6 +207,21 @@ def test_hostile_class_names_and_paths_stay_text(run_copy: Path, tmp_path: Path)
     assert not page.all("script") and HOSTILE in page.text
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     assert all(attrs["src"].startswith("data:") for attrs in page.all("img"))
+
+
+def test_a_command_takes_classes_and_captions_that_begin_with_a_dash(monkeypatch):
+    classes, captions = ["-1", "0", "1"], Conditions(["-dog", "cat"], torch.zeros(2, 3), True)
+    pipeline = SimpleNamespace(index=SimpleNamespace(sampling=SamplingDefaults(4, 0.9, 1.0)), classes=classes)
+    opened = SimpleNamespace(pipeline=pipeline, run=SimpleNamespace(path=Path("runs/x")))
+    asked = [
+        Generated(torch.zeros(2, 3, 8, 8), [0, 1], classes, []),
+        Generated(torch.zeros(2, 3, 8, 8), [0, 1], ["-dog", "cat"], [], captions),
+    ]
+    seen = []
+    monkeypatch.setattr(f"{COMMANDS['sample']}.run", seen.append)
+    for generated in asked:
+        assert main(shlex.split(_command(opened, generated, 4, 0))[1:]) == 0
+    assert seen[0].classes == "-1,0" and seen[1].prompt == ["-dog", "cat"]
 
 
 def test_unlabelled_images_of_a_folder(image_folder, tiny_overrides: list[str], tmp_path: Path, capsys):

@@ -112,7 +112,10 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
 
             over = init.settings()
             if budget is not None and not run.has_settings():
-                over = sized(preset, overrides, over, budget, args.stages if init.tokenizer is None else ("prior",))
+                stages = args.stages if init.tokenizer is None else ("prior",)
+                over = sized(preset, overrides, over, budget, stages, processes.count)
+            elif budget is not None and processes.is_main and run.settings().sizes_by_budget:
+                say(f"{args.out} goes on with the sizes that it began with, whatever time it has now.")
             settings = run.adopt(preset, overrides, args.data, processes.is_main, over, check)
             if processes.is_main:
                 init.record(run)
@@ -125,6 +128,7 @@ def sized(
     over: dict[str, Any],
     seconds: float,
     stages: Sequence[str] = ("tokenizer", "prior"),
+    processes: int = 1,
 ) -> dict[str, Any]:
     """`over`, with sizes that suit the time for these stages on this machine, where the settings leave them open.
 
@@ -136,16 +140,18 @@ def sized(
         over: a tree above the preset and below the overrides.
         seconds: the time.
         stages: those that are trained in it.
+        processes: that train together.
     """
     from bld.planning.budget import measure, plan
-    from bld.training.config import load_settings, overlaid
+    from bld.training.config import load_settings, overlaid, said_by_files
     from bld.training.settings import leaves, tree_of
 
     settings = load_settings(preset, overrides=overrides, over=over)
     if not settings.sizes_by_budget:
         return over
-    given = [*(override.partition("=")[0] for override in overrides), *(key for key, _ in leaves(over))]
-    bought = plan(settings, seconds, measure(settings), given, stages)
+    given = [override.partition("=")[0] for override in overrides]
+    given += [*said_by_files(preset), *(key for key, _ in leaves(over))]
+    bought = plan(settings, seconds, measure(settings, processes), given, stages, processes)
     say(bought.sentence(settings))
     return overlaid(over, tree_of(bought.sizes))
 

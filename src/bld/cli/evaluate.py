@@ -166,7 +166,7 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path)
         raise SettingError("Samples are judged against real images: name them with --data.")
     reference = _images(args, Path(args.run_folder) if args.run_folder else None, say)[0]
     size = reference.preprocessing.image_size
-    given = ImageSet.open(args.samples, reference.preprocessing, labels="none")
+    given = ImageSet.open(args.samples, reference.preprocessing.of_centres(), labels="none")
     tell_left_out(given)
     if not args.resize:
         evaluate.refuse_other_size(given, size)
@@ -215,7 +215,7 @@ def _images(
     if args.data:
         if args.run_folder:
             prep = Origin.find(args.run_folder).preprocessing()
-            prep = replace(prep, image_size=args.image_size or prep.image_size, crop="center", flip=False)
+            prep = replace(prep.of_centres(), image_size=args.image_size or prep.image_size)
         else:
             prep = Preprocessing(args.image_size or size_of_images(args.data))
         try:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     """Print a table."""
     from bld.planning.cost import describe, plan
     from bld.training.code_cache import CodeCache
-    from bld.training.config import load_settings
+    from bld.training.config import load_settings, said_by_files
     from bld.training.run_folder import RunFolder
     from bld.training.settings import settings_tree
 
@@ -68,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
     if args.budget:
         say("")
         budgeted = replace(settings, sizes_by_budget=settings.sizes_by_budget and not folder.has_settings())
-        for name, value in _bought(budgeted, duration(args.budget), args.settings):
+        given = [*said_by_files(args.what), *(override.partition("=")[0] for override in args.settings)]
+        for name, value in _bought(budgeted, duration(args.budget), given):
             say(f"{name:<34}{value}")
     if args.show_settings:
         import yaml
@@ -76,12 +77,12 @@ def run(args: argparse.Namespace) -> None:
         say("\n" + yaml.safe_dump(settings_tree(settings), sort_keys=False))
 
 
-def _bought(settings: Settings, seconds: float, overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _bought(settings: Settings, seconds: float, given: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(what, how much) of a training in this time on this machine."""
     from bld.planning.budget import measure, plan, with_sizes
 
     pace = measure(settings)
-    bought = plan(settings, seconds, pace, [override.partition("=")[0] for override in overrides])
+    bought = plan(settings, seconds, pace, given)
     sized = with_sizes(settings, bought.sizes)
     yield "-- this machine --", ""
     for stage, steps in bought.steps.items():

@@ -82,8 +82,8 @@ class ImageSet:
             preprocessing: how the images become squares.
             report_to: folder that receives skipped_images.txt when images are left out; an older one is removed when
                 none are. Images that an earlier look listed as unreadable are looked at again then.
-            memory_limit_bytes: the centre views are kept in memory up to this size, and beside them up to what is left
-                of it all that random crops are cut from.
+            memory_limit_bytes: the centre views are kept in memory up to this size; for random crops, with all that
+                these are cut from, or neither.
             max_bad_fraction: 0 … 1; more unreadable images than that are a DataError.
             progress: show a bar.
             threads: decoders at work at once.
@@ -102,15 +102,18 @@ class ImageSet:
         pixels = torch.empty((len(source), 3, size, size), dtype=torch.uint8) if left >= 0 else None
         is_random = preprocessing.crop == "random"
         strips = Strips(len(source), left) if pixels is not None and is_random else None
-        verdict_in = index_to if pixels is None else None
-        key = verified_by(source)
-        kept = read_verified(verdict_in, key) if verdict_in is not None else None
-        failures = kept
+        key = verified_by(source) | ({} if strips is None else {"strips_larger_than": left})
+        verdict_in = index_to if pixels is None or strips is not None else None
+        failures = kept = read_verified(verdict_in, key) if verdict_in is not None else None
+        if kept is not None:  # the strips, if any are wanted, do not fit
+            pixels = strips = None
         if kept is None and (verify or pixels is not None):
             failures = decode_all(source, preprocessing, pixels, threads=threads, progress=progress, strips=strips)
         elif kept and report_to is not None:  # their fault may have passed; who does not report takes what is written
             failures = decode_all(source, preprocessing, None, threads=threads, progress=progress, only=[*kept])
-        if verdict_in is not None and failures is not None and failures != kept:
+        if strips is not None and not strips:  # what is decoded for each view need not be decoded beforehand too
+            pixels = strips = None
+        if verdict_in is not None and pixels is None and failures is not None and failures != kept:
             write_verified(verdict_in, key, failures)
         failures = failures or {}
         skipped = [(source.names[index], reason) for index, reason in failures.items()]

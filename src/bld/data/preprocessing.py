@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,6 +52,10 @@ class Preprocessing:
         if not _is_colour(self.background):
             raise SettingError(f"background is {self.background!r}; it is three whole numbers from 0 to 255.")
         object.__setattr__(self, "background", tuple(self.background))  # YAML and JSON bring lists
+
+    def of_centres(self) -> Preprocessing:
+        """The same for who asks for centre views alone, so that nothing is held for others."""
+        return replace(self, crop="center", flip=False)
 
     def key(self) -> dict[str, Any]:
         """What the centre view depends on, ready for JSON; `crop` and `flip` concern training views only."""

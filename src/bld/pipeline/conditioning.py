@@ -175,6 +175,11 @@ def class_names(text: str, known: Sequence[str]) -> list[str]:
     return names
 
 
+def option_words(name: str, value: str) -> list[str]:
+    """An option of the command line and its value, as words; as one where the value would be taken for an option."""
+    return [f"{name}={value}"] if value.startswith("-") else [name, value]
+
+
 def class_words(labels: Sequence[int] | None, known: Sequence[str]) -> str | None:
     """What `--classes` is to be for these classes in turn, None for no class; None where no words say it.
 

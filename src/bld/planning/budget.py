@@ -2,7 +2,8 @@
 
 A network too large for its time sees too few images to learn anything, and one too small stops learning early.  So the
 largest of a few sizes is taken that still sees enough of them; for the prior docs/what-works.md says how many that is.
-Where even the smallest tokenizer sees too few, smaller batches make more steps of them.
+Where even the smallest tokenizer sees too few, smaller batches make more steps of them.  Nobody's own limit of steps is
+passed: what is enough then is as many steps as that allows.
 """
 
 from __future__ import annotations
@@ -72,19 +73,22 @@ def plan(
     pace: Pace,
     given: Sequence[str] = (),
     stages: Sequence[str] = STAGES,
+    processes: int = 1,
 ) -> Plan:
     """The sizes for a time budget: for each stage the largest that still sees enough images, else the smallest.
 
     The smallest tokenizer, where it would see too few, sees them in batches half as large and twice as many, and so on
-    down to `LEAST_BATCH`. Sizes are chosen only where the settings leave them to the budget (`sizes_by_budget`).
+    down to `LEAST_BATCH`, or as many as are needed for each process to have some. Sizes are chosen only where the
+    settings leave them to the budget (`sizes_by_budget`).
 
     Args:
         settings: of the run.
         budget_seconds: the time for all stages together.
-        pace: what this machine reaches.
+        pace: what one process reaches here.
         given: dotted names that users have asked for. If one of them is a size of a stage, all sizes of that stage stay
             as they are.
         stages: those that are trained.
+        processes: that train together, each with its part of the batch.
     """
     seconds = split(budget_seconds, stages, settings.tokenizer_share)
     sizes: dict[str, int] = {}
@@ -92,18 +96,19 @@ def plan(
     for stage in stages:
         chosen: dict[str, int] = {}
         for chosen in _candidates(stage, settings, given):  # the largest first
-            flops = training_flops(with_sizes(settings, {**sizes, **chosen}), stage)
-            steps[stage] = int(seconds[stage] * getattr(pace, stage) / flops)
-            if steps[stage] >= wanted_steps(with_sizes(settings, {**sizes, **chosen}), stage):
+            sized = with_sizes(settings, {**sizes, **chosen})
+            steps[stage] = int(seconds[stage] * processes * getattr(pace, stage) / training_flops(sized, stage))
+            most, wanted = getattr(settings, f"{stage}_training").steps, wanted_steps(sized, stage)
+            if steps[stage] >= min(wanted, most):
                 break
         sizes |= chosen
         if stage == "tokenizer" and chosen and BATCH not in given:
             batch = settings.tokenizer_training.batch_size
-            wanted = wanted_steps(with_sizes(settings, sizes), stage)
-            while steps[stage] < wanted and batch >= 2 * LEAST_BATCH:
+            least = max(LEAST_BATCH, processes * settings.tokenizer_training.accumulate)
+            while steps[stage] < wanted and batch >= 2 * least and 2 * steps[stage] <= most:
                 batch, steps[stage] = batch // 2, 2 * steps[stage]
                 sizes[BATCH] = batch
-        steps[stage] = min(steps[stage], getattr(settings, f"{stage}_training").steps)
+        steps[stage] = min(steps[stage], most)
     return Plan(sizes, steps, seconds)
 
 
@@ -140,8 +145,14 @@ def training_flops(settings: Settings, stage: str) -> float:
     return TRAINING_COST * forward * getattr(settings, f"{stage}_training").batch_size
 
 
-def measure(settings: Settings) -> Pace:
-    """The pace of this machine: trains networks of the settings' sizes on noise, for a few seconds each."""
+def measure(settings: Settings, processes: int = 1) -> Pace:
+    """The pace of one process here: trains networks of the settings' sizes on noise, for a few seconds each.
+
+    Args:
+        settings: of the run.
+        processes: that share a batch; this one takes as many images at once as it would then.
+    """
+    settings = _of_one_process(settings, processes)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(autocast_dtype(settings.mixed_precision, device))
     rates = []
@@ -155,6 +166,13 @@ def measure(settings: Settings) -> Pace:
                     taken.append(_seconds(step, device))
             rates.append(training_flops(settings, stage) / statistics.median(taken[1:] or taken))  # the first is slow
     return Pace(*rates)
+
+
+def _of_one_process(settings: Settings, processes: int) -> Settings:
+    """The settings with batches of what one process takes at once."""
+    trainings = {f"{stage}_training": getattr(settings, f"{stage}_training") for stage in STAGES}
+    pieces = {name: max(1, one.batch_size // (processes * one.accumulate)) for name, one in trainings.items()}
+    return with_sizes(settings, {f"{name}.batch_size": piece for name, piece in pieces.items()})
 
 
 def tokenizer_step(settings: Settings, device: torch.device) -> Callable[[], None]:

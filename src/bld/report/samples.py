@@ -16,7 +16,7 @@ from bld.evaluation.held_out_conditions import Conditions, held_out_conditions
 from bld.evaluation.load_run import OpenedRun
 from bld.evaluation.neighbours import Neighbours, nearest
 from bld.io.files import written_aside
-from bld.pipeline import BinaryLatentDiffusionPipeline, class_words
+from bld.pipeline import BinaryLatentDiffusionPipeline, class_words, option_words
 from bld.report.contents import MOST_CLASSES_SHOWN, Contents, default_steps
 from bld.report.pictures import Picture, picture
 from bld.training.order import evenly
@@ -161,7 +161,7 @@ def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> 
     words = ["bld", "sample", str(opened.run.path), *options.split()]
     if generated.conditions is not None:
         names = generated.conditions.names
-        captions = [word for name in names for word in ("--prompt", name)]
+        captions = [word for name in names for word in option_words("--prompt", name)]
         words += (
             captions if generated.conditions.are_captions else ["--condition", str(_saved_vectors(opened, generated))]
         )
@@ -169,7 +169,7 @@ def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> 
         classes = class_words(list(dict.fromkeys(labels)), opened.pipeline.classes)
         if classes is None:
             return None
-        words += ["--classes", classes]
+        words += option_words("--classes", classes)
     return shlex.join([*words, "--precision", "float32"])
 
 

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from bld._version import __version__
 from bld.io.files import as_utf8
-from bld.pipeline import class_words
+from bld.pipeline import class_words, option_words
 
 if TYPE_CHECKING:
     from bld.studio.made import Made
@@ -71,10 +71,9 @@ def _command(model: Model, call: Mapping[str, Any]) -> str | None:
         classes = class_words(labels and list(dict.fromkeys(labels)), model.classes)
         if classes is None:
             return None
-        words += [f"--classes={classes}"] if classes.startswith("-") else ["--classes", classes]
+        words += option_words("--classes", classes)
     if "prompt" in call:
-        prompt = call["prompt"]
-        words += [f"--prompt={prompt}"] if prompt.startswith("-") else ["--prompt", prompt]
+        words += option_words("--prompt", call["prompt"])
     return shlex.join([*words, "--precision", model.precision])
 
 

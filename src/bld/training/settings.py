@@ -231,8 +231,8 @@ class Settings:
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
         sizes_by_budget: whether a time budget chooses tokenizer.base_channels, prior.dim, prior.depth and prior.heads,
-            so that this machine can train them in that time; where overrides set one, that network keeps all its own.
-            Where even the smallest tokenizer sees few images, its batch is halved, unless it is set
+            so that this machine can train them in that time; where a user's file or overrides set one, that network
+            keeps all its own. Where even the smallest tokenizer sees few images, its batch is halved, unless it is set
         tokenizer_share: part of the time budget of a whole run that the tokenizer gets, above 0 and below 1; the prior
             gets the rest
         compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training

@@ -318,6 +318,44 @@ def test_what_happens_in_place_of_damaged_checkpoints_is_said(tmp_path: Path, sa
     assert len(said) == 3 - whole and all(then in text for text in said)
 
 
+def damage(*folders: Path) -> None:
+    for folder in folders:
+        (folder / "state.json").write_text("{}")
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return [folder.name for folder in store.list()]
+
+
+def test_what_a_training_that_began_anew_saves_outlives_the_damaged_checkpoints_beyond_it(tmp_path: Path, said):
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1900, 2000):
+        store.save(state(step))
+    damage(*store.list())
+    assert store.latest(said.append) is None
+    for step in (100, 200, 300):
+        assert store.save(state(step)).is_dir()
+        assert CheckpointStore(tmp_path).latest(said.append).step == step
+    assert names(store) == ["step-00000200", "step-00000300", "step-00001900", "step-00002000"]
+    store.save(state(2100))  # beyond them: nothing in them could be of use any more
+    assert names(store) == ["step-00000300", "step-00002100"]
+
+
+def test_a_damaged_checkpoint_takes_no_whole_one_s_place(tmp_path: Path, said):
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2):
+        store.save(state(step))
+    damage(store.list()[1])
+    assert store.latest(said.append).step == 1
+    store.save(state(3))
+    assert names(store) == ["step-00000001", "step-00000003"]
+    damage(store.list()[1])
+    assert store.latest(said.append).step == 1
+    store.save(state(3))  # written anew, it is whole
+    store.save(state(4))
+    assert names(store) == ["step-00000003", "step-00000004"]
+
+
 def test_a_crash_while_saving_leaves_nothing_that_is_taken_for_a_checkpoint(tmp_path: Path, said: list[str]):
     store = CheckpointStore(tmp_path)
     store.save(state(1))

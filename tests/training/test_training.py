@@ -204,6 +204,18 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_is_used(tmp_path, ti
     assert same(weights(whole, "tokenizer"), weights(run, "tokenizer"))
 
 
+def test_a_training_that_began_anew_goes_on_from_its_own_checkpoint(tmp_path, tiny_overrides):
+    overrides = [*tiny_overrides, *CONSTANT, "tokenizer_training.checkpoint_seconds=0"]
+    run = train(tmp_path / "run", overrides, stages=["tokenizer"])
+    for checkpoint in run.checkpoints("tokenizer").list():
+        (checkpoint / "state.safetensors").write_bytes(b"cut short")
+    train(run.path, ["tokenizer_training.steps=3"], stages=["tokenizer"], heard=(anew := []))
+    train(run.path, ["tokenizer_training.steps=4"], stages=["tokenizer"], heard=(again := []))
+    assert any("begins anew" in line for line in anew) and any("from step 3" in line for line in again)
+    whole = train(tmp_path / "whole", [*overrides, "tokenizer_training.steps=4"], stages=["tokenizer"])
+    assert same(weights(whole, "tokenizer"), weights(run, "tokenizer"))
+
+
 def test_no_space_left_is_one_sentence_and_the_last_checkpoint_survives(tmp_path, tiny_overrides, monkeypatch):
     run = train(tmp_path / "run", tiny_overrides, stages=["tokenizer"])
     survivor = run.checkpoints("tokenizer").list()[-1]

@@ -42,9 +42,17 @@ class CheckpointStore:
     def __init__(self, folder: Path, keep: int = 2):
         self.folder = folder
         self.keep = keep
+        self._damaged: set[Path] = set()
 
     def save(self, state: TrainingState) -> Path:
-        """Write one checkpoint aside, sync it, rename it; then drop all but the last few. Returns its folder."""
+        """Write one checkpoint aside, sync it, rename it; then drop all before it but the last few whole ones.
+
+        Those of higher steps stay: they were found damaged, and until a training that began anew has gone as far, they
+        may yet be restored from a copy.
+
+        Returns:
+            Its folder.
+        """
         target = self.folder / f"step-{state.step:08d}"
         aside = self.folder / f".{target.name}.part"
         shutil.rmtree(aside, ignore_errors=True)
@@ -59,8 +67,12 @@ class CheckpointStore:
             aside.replace(target)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for old in self.list()[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        self._damaged.discard(target)
+        passed = [folder for folder in self.list() if folder <= target]
+        kept = [folder for folder in passed if folder not in self._damaged][-self.keep :]
+        for folder in passed:
+            if folder not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
         return target
 
     def list(self) -> list[Path]:
@@ -69,18 +81,19 @@ class CheckpointStore:
 
     def latest(self, say: Callable[[str], None]) -> TrainingState | None:
         """The newest checkpoint that is whole, or None; each damaged one is named through `say`."""
-        state, damaged = None, []
+        state, damaged = None, {}
         for folder in reversed(self.list()):
             try:
                 state = self._load(folder)
                 break
             except CheckpointError as error:
-                damaged.append(error)
+                damaged[folder] = error
         then = (
             "No other is whole: the training begins anew." if state is None else f"That of step {state.step:,} is used."
         )
-        for reason in damaged:
+        for reason in damaged.values():
             say(f"{reason} {then}")
+        self._damaged = set(damaged)
         return state
 
     def _load(self, folder: Path) -> TrainingState:

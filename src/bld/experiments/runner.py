@@ -10,8 +10,6 @@ A stopped experiment goes on where it was: trainings resume, and what is measure
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
@@ -29,6 +27,7 @@ from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
+from bld.experiments.handed_on import hand_on
 from bld.experiments.kept import kept_metrics
 from bld.experiments.keys import OF_THE_TOKENIZER, agree, what_counts
 from bld.experiments.page import machine
@@ -82,12 +81,13 @@ class Runner:
         run = RunFolder(self.root / "tokenizers" / f"{name}-seed{seed}")
         overrides = self.overrides(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
         encoded = (run.codes / "header.json").is_file()
-        if (run.tokenizer / "model.safetensors").is_file() and (encoded or not with_codes):
+        trained = run.tokenizer.is_dir() and "goal" in run.progress().get("tokenizer", {})  # which is noted last
+        if trained and (encoded or not with_codes):
             self._refuse_another(run, overrides, besides=("prior", "diffusion.", "sampling."))
             return run
         recipe = self._recipe(run, overrides)
         if self.scale.shares(name) and seed:
-            self._hand_on(self.tokenizer(name, 0), run)
+            hand_on(self.tokenizer(name, 0), run)
         else:
             recipe.train_tokenizer()
         if with_codes:
@@ -103,19 +103,9 @@ class Runner:
             return run
         base = self.tokenizer(tokenizer, seed, with_codes=True)
         recipe = self._recipe(run, self.overrides(tokenizer, name, seed))
-        self._hand_on(base, run)
+        hand_on(base, run)
         recipe.train_prior()
         return run
-
-    @staticmethod
-    def _hand_on(base: RunFolder, run: RunFolder) -> None:
-        """Give a run another's tokenizer, list of images and codes."""
-        if not run.tokenizer.is_dir():
-            run.record("tokenizer", **base.progress()["tokenizer"])
-            shutil.copy(base.data, run.data)
-            if base.codes.is_dir():
-                shutil.copytree(base.codes, run.codes, copy_function=os.link, dirs_exist_ok=True)
-            shutil.copytree(base.tokenizer, run.tokenizer)
 
     def tokenizer_of(self, prior: str) -> str:
         """Name of the tokenizer whose codes a prior models."""

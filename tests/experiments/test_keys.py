@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +12,17 @@ from typing import Any
 import pytest
 import torch
 
+from bld.errors import SettingError
 from bld.experiments import formats, given_images, runner
 from bld.experiments.novelty import novelty
 from bld.experiments.prior_rows import Row, measure
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
+from bld.experiments.scales import Scale
 from bld.training.config import load_settings
+from bld.training.loop import StageRun
+from bld.training.recipe import Recipe
+from bld.training.run_folder import RunFolder
 
 from .tiny import TINY
 
@@ -176,3 +182,83 @@ def test_runs_of_the_same_images_are_taken_wherever_those_lie_now(tmp_path, imag
     assert (now.prior("bernoulli", 0).path, now.extractor.sha256) == before
     now.tokenizer("binary", 0, with_codes=True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == files
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, stage: str, train: Callable[[], RunFolder]) -> None:
+    """Train, and be interrupted after the stage's last step: there is a checkpoint, and no model yet."""
+
+    def stop(run: StageRun, log: Any, *words: Any) -> None:
+        if run.stage.name != stage:
+            return finish(run, log, *words)
+        run.checkpoint(log)
+        raise KeyboardInterrupt
+
+    finish = StageRun._finish
+    with monkeypatch.context() as patch:
+        patch.setattr(StageRun, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+
+
+def with_words(*words: str) -> Scale:
+    return replace(TINY, overrides=(*TINY.overrides, *words))
+
+
+def refused(train: Callable[[], RunFolder], config: Path) -> None:
+    """Another scale's run is refused, and what its settings are can still be told."""
+    before = config.read_text()
+    with pytest.raises(SettingError, match="other images or with other settings"):
+        train()
+    assert config.read_text() == before
+
+
+OTHER_TOKENIZER = with_words("tokenizer_training.learning_rate=0.0123")
+OTHER_PRIOR = with_words("prior_training.learning_rate=0.0123", "diffusion.steps=32", "sampling.temperature=0.5")
+
+
+def test_a_tokenizer_of_other_settings_gets_no_codes(tmp_path):
+    run = Runner(TINY, tmp_path, QUIET).tokenizer("binary", 0)
+    refused(lambda: Runner(OTHER_TOKENIZER, tmp_path, QUIET).tokenizer("binary", 0, with_codes=True), run.config)
+    refused(lambda: Runner(OTHER_TOKENIZER, tmp_path, QUIET).prior("bernoulli", 0), run.config)
+    assert not run.codes.exists()
+
+
+def test_a_tokenizer_gets_codes_for_a_prior_of_any_settings(tmp_path):
+    made = Runner(TINY, tmp_path, QUIET).tokenizer("binary", 0)
+    stamp = (made.tokenizer / "model.safetensors").stat().st_mtime_ns
+    assert Runner(OTHER_PRIOR, tmp_path, QUIET).prior("bernoulli", 0).index.is_file()
+    assert (made.tokenizer / "model.safetensors").stat().st_mtime_ns == stamp
+    assert Runner(TINY, tmp_path, QUIET).tokenizer("binary", 0, with_codes=True).codes.is_dir()
+
+
+def test_a_stopped_tokenizer_goes_on_with_its_own_settings_and_images_alone(tmp_path, image_folder, monkeypatch):
+    data, other = (str(image_folder(n, size=8, classes=2, name=f"of{n}")) for n in (110, 114))
+    stopped(monkeypatch, "tokenizer", lambda: Runner(TINY, tmp_path, QUIET, data).tokenizer("binary", 0))
+    config = tmp_path / "tiny" / "tokenizers" / "binary-seed0" / "config.yaml"
+    refused(lambda: Runner(OTHER_TOKENIZER, tmp_path, QUIET, data).tokenizer("binary", 0), config)
+    refused(lambda: Runner(TINY, tmp_path, QUIET, other).tokenizer("binary", 0), config)
+    said: list[str] = []
+    Runner(OTHER_PRIOR, tmp_path, said.append, data).tokenizer("binary", 0)
+    assert "The tokenizer goes on from step 4." in said
+
+
+def test_a_stopped_prior_goes_on_with_its_own_settings_alone(tmp_path, monkeypatch):
+    stopped(monkeypatch, "prior", lambda: Runner(TINY, tmp_path, QUIET).prior("bernoulli", 0))
+    config = tmp_path / "tiny" / "priors" / "bernoulli-seed0" / "config.yaml"
+    refused(lambda: Runner(OTHER_PRIOR, tmp_path, QUIET).prior("bernoulli", 0), config)
+    said: list[str] = []
+    Runner(with_words("sampling.temperature=0.5"), tmp_path, said.append).prior("bernoulli", 0)
+    assert "The prior goes on from step 4." in said
+
+
+def test_a_run_that_was_stopped_before_it_had_seen_an_image_goes_on(tmp_path, monkeypatch):
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "images", stop)
+        with pytest.raises(KeyboardInterrupt):
+            Runner(TINY, tmp_path, QUIET).tokenizer("binary", 0)
+    config = tmp_path / "tiny" / "tokenizers" / "binary-seed0" / "config.yaml"
+    refused(lambda: Runner(OTHER_TOKENIZER, tmp_path, QUIET).tokenizer("binary", 0), config)
+    assert Runner(TINY, tmp_path, QUIET).tokenizer("binary", 0).tokenizer.is_dir()

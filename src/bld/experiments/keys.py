@@ -9,6 +9,8 @@ from bld.training.settings import Settings, leaves, settings_tree
 OF_BUDGETS = ("sizes_by_budget", "tokenizer_share")  # settings of no effect where steps are said
 WHERE = "data.location"  # the same images may lie elsewhere; what they are is asked of their contents
 OF_THE_TOKENIZER = ("seed", "mixed_precision", "compile", "tokenizer.", "tokenizer_training.", "objective.", "data.")
+OF_A_PRIOR = ("prior", "diffusion.", "sampling.")
+OF_SAMPLES = ("sampling.",)
 NO_MATTER = (*OF_BUDGETS, WHERE, "preset", "trackers", "sampling.", "data.workers", "data.memory_limit_gb")
 NOTED = ("log_every_steps", "previews", "checkpoint_seconds")  # of a training: what is looked at on the way
 

@@ -29,7 +29,7 @@ from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classi
 from bld.evaluation.metrics.distances import extract, reference_features, score
 from bld.experiments.handed_on import hand_on
 from bld.experiments.kept import kept_metrics
-from bld.experiments.keys import OF_THE_TOKENIZER, agree, what_counts
+from bld.experiments.keys import OF_A_PRIOR, OF_SAMPLES, OF_THE_TOKENIZER, agree, what_counts
 from bld.experiments.page import machine
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
@@ -39,7 +39,7 @@ from bld.serialization.models import load_tokenizer
 from bld.training.config import load_settings
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import DataRecord, held_out_below, refuse_others, split_images
+from bld.training.run_images import DataRecord, has_seen_images, held_out_below, refuse_others, split_images
 from bld.training.settings import Settings
 from bld.training.stages.prior import build_network
 
@@ -83,9 +83,9 @@ class Runner:
         encoded = (run.codes / "header.json").is_file()
         trained = run.tokenizer.is_dir() and "goal" in run.progress().get("tokenizer", {})  # which is noted last
         if trained and (encoded or not with_codes):
-            self._refuse_another(run, overrides, besides=("prior", "diffusion.", "sampling."))
+            self._refuse_another(run, overrides, OF_A_PRIOR)
             return run
-        recipe = self._recipe(run, overrides)
+        recipe = self._recipe(run, overrides, OF_A_PRIOR)
         if self.scale.shares(name) and seed:
             hand_on(self.tokenizer(name, 0), run)
         else:
@@ -98,11 +98,12 @@ class Runner:
         """The run that holds a trained prior, on the codes of its kind's tokenizer."""
         run = RunFolder(self.root / "priors" / f"{name}-seed{seed}")
         tokenizer = self.tokenizer_of(name)
+        overrides = self.overrides(tokenizer, name, seed)
         if run.index.is_file():
-            self._refuse_another(run, self.overrides(tokenizer, name, seed), besides=("sampling.",))
+            self._refuse_another(run, overrides, OF_SAMPLES)
             return run
         base = self.tokenizer(tokenizer, seed, with_codes=True)
-        recipe = self._recipe(run, self.overrides(tokenizer, name, seed))
+        recipe = self._recipe(run, overrides, OF_SAMPLES)
         hand_on(base, run)
         recipe.train_prior()
         return run
@@ -113,24 +114,28 @@ class Runner:
             return self.scale.real
         return self.scale.small if prior == "bernoulli-small" else self.scale.base
 
-    def _recipe(self, run: RunFolder, overrides: list[str]) -> Recipe:
-        preset = None if run.has_settings() else self.scale.preset
-        return Recipe(run.adopt(preset, overrides, self.data), run, self.say)
+    def _recipe(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...]) -> Recipe:
+        """What makes a run, or goes on with one that has begun, of these settings."""
+        if not run.has_settings():
+            return Recipe(run.adopt(self.scale.preset, overrides, self.data), run, self.say)
+        self._refuse_another(run, overrides, besides)
+        return Recipe(run.adopt(None, overrides, self.data), run, self.say)
 
-    def _refuse_another(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...] = ()) -> None:
-        """A finished run is taken only if it was made from these images with these settings, `besides` left out.
+    def _refuse_another(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...]) -> None:
+        """A run that is there is taken only if it is made from these images with these settings, `besides` left out.
 
         Images that were added or removed since move the line between those trained on and those held out: it must lie
         where it lay, or images that were trained on would count as unseen.  Where the images lie is not asked.
         """
         wanted = load_settings(self.scale.preset, overrides=overrides)
-        record = DataRecord.read(run)  # without it the images were divided otherwise
+        record = DataRecord.read(run)  # without it, one that has seen images divided them otherwise
         try:
-            if record is None or record.held_out_below != held_out_below(self.images, wanted):
-                raise DataError(f"{run.path} divided its images otherwise.")
             if not agree(run.settings(), wanted, besides):
                 raise SettingError(f"{run.path} has other settings.")
-            refuse_others(run, record, self.images.source)
+            if has_seen_images(run):
+                if record is None or record.held_out_below != held_out_below(self.images, wanted):
+                    raise DataError(f"{run.path} divided its images otherwise.")
+                refuse_others(run, record, self.images.source)
         except (DataError, SettingError) as error:
             raise SettingError(
                 f"{run.path} was trained on other images or with other settings than this experiment's: choose another "

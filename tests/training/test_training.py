@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -283,6 +285,58 @@ def test_an_edited_file_of_settings_counts_when_the_run_goes_on_and_what_it_says
     file.write_text("base: cifar10\nprior: {depth: 1}\n")
     with pytest.raises(SettingError, match=r"prior\.depth=\d+, .* 1: .*--out"):
         run.adopt(str(file), [], None)
+
+
+def test_a_line_taken_out_of_a_file_of_settings_counts_no_longer(tmp_path):
+    """The base's value comes back, a default where it has none, as in a new run of the same file."""
+    run, file = RunFolder(tmp_path / "run"), tmp_path / "mine.yaml"
+    file.write_text("base: photos64\nprior_training: {learning_rate: 5e-4, beta2: 0.9}\nsampling: {temperature: 0.5}\n")
+    first = run.adopt(str(file), [], "digits")
+    assert (first.prior_training.learning_rate, first.prior_training.beta2) == (5e-4, 0.9)
+    assert run.adopt(None, [], None) == first  # which does not read the file
+    file.write_text("base: photos64\nsampling: {temperature: 0.6}\n")
+    run.adopt(None, [], None)
+    second, new = (RunFolder(path).adopt(str(file), [], "digits") for path in (run.path, tmp_path / "new"))
+    assert second == new and new.prior_training.learning_rate == 1e-3
+    assert run.adopt(str(file), [], None) == second
+    run.prior.mkdir()
+    file.write_text("base: photos64\nprior: {depth: 2}\n")
+    with pytest.raises(SettingError, match=r"prior\.depth=\d+"):
+        run.adopt(str(file), [], None)
+
+
+def test_what_was_said_over_a_line_stays_when_the_line_is_taken_out(tmp_path):
+    """On the command line, by --budget or by --init-from, now or when the run began; and so do its images."""
+    run, file = RunFolder(tmp_path / "run"), tmp_path / "mine.yaml"
+    lines = "prior: {dim: 32}\nprior_training: {learning_rate: 5e-4}\nsampling: {temperature: 0.5}\n"
+    file.write_text(f"base: digits\ndata: {{location: digits, captions: none}}\n{lines}")
+    first = run.adopt(str(file), ["prior_training.learning_rate=2e-4"], None, over={"prior": {"dim": 64}})
+    file.write_text("base: digits\n")
+    second = run.adopt(str(file), ["sampling.temperature=0.5"], None)
+    assert (second.prior.dim, second.prior_training.learning_rate, second.sampling.temperature) == (64, 2e-4, 0.5)
+    assert second.data == replace(first.data, captions="auto")
+    third = run.adopt("cifar10", [], None)
+    assert run.adopt("cifar10", [], None) == third  # the file's lines are another preset's
+
+
+def test_a_base_that_is_taken_out_counts_no_longer(tmp_path):
+    run, file = RunFolder(tmp_path / "run"), tmp_path / "mine.yaml"
+    file.write_text("base: digits\nseed: 3\n")
+    run.adopt(str(file), [], "digits")
+    for base in ("base: cifar10\n", ""):
+        file.write_text(f"{base}seed: 3\n")
+        assert run.adopt(str(file), [], None) == RunFolder(tmp_path / f"new{base[:4]}").adopt(str(file), [], "digits")
+
+
+def test_a_path_taken_out_of_a_file_of_settings_counts_no_longer(tmp_path, monkeypatch):
+    """config.yaml holds it made absolute."""
+    monkeypatch.chdir(tmp_path)
+    Path("captions.jsonl").touch()
+    file = Path("mine.yaml")
+    file.write_text("base: digits\ndata: {captions: captions.jsonl}\n")
+    assert RunFolder("run").adopt("mine.yaml", [], "digits").data.captions == str(tmp_path / "captions.jsonl")
+    file.write_text("base: digits\n")
+    assert RunFolder("run").adopt("mine.yaml", [], None).data.captions == "auto"
 
 
 def test_what_a_base_of_a_base_says_counts_when_it_is_edited(tmp_path):

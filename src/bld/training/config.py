@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import yaml
 
 from bld.errors import SettingError, did_you_mean
-from bld.training.settings import Settings, leaves, settings_tree, tree_of
+from bld.training.settings import Settings, leaves, plain, settings_tree, tree_of
 
 FAITHFUL = (
     "tokenizer.decoder_res_blocks=3",
@@ -95,6 +96,20 @@ def said_by_files(preset: str | None) -> dict[str, Any]:
     return dict(leaves(_read_preset(preset, shipped=False)))
 
 
+def values_of(said: dict[str, Any]) -> dict[str, Any]:
+    """Every setting by dotted key, as a preset of which `said_by_files` returned this has it; defaults are included.
+
+    Whether they fit together is not asked. What is no setting or no shipped preset, or is none any more, counts as not
+    said.
+    """
+    base = said.get("base")
+    tree = tree_of({key: value for key, value in said.items() if key in known_keys()})
+    if base in preset_names():
+        tree = overlaid(_read_preset(base), tree)
+    with _refusals():
+        return dict(leaves(plain(_parser().parse_object(tree).as_dict())))
+
+
 def _read_preset(name: str, above: tuple[str, ...] = (), shipped: bool = True) -> dict[str, Any]:
     """The leaves of a preset over those of its `base`, another preset.
 
@@ -166,8 +181,15 @@ def _parser() -> Any:
 def _build(tree: dict[str, Any]) -> Settings:
     """The typed tree; jsonargparse checks and converts each value."""
     parser = _parser()
-    try:
+    with _refusals():
         return Settings(**vars(parser.instantiate(parser.parse_object(tree))))
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Whatever is wrong with a value as one sentence."""
+    try:
+        yield
     except SettingError:
         raise
     except Exception as error:

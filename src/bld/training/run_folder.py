@@ -22,7 +22,7 @@ from bld.io.files import read_json, write_json, written_aside
 from bld.serialization.models import GUIDE
 from bld.training.checkpoints import CheckpointStore
 from bld.training.condition_cache import is_moved
-from bld.training.config import is_file, load_settings, overlaid, said_by_files
+from bld.training.config import is_file, load_settings, overlaid, said_by_files, values_of
 from bld.training.settings import Settings, leaves, settings_tree, tree_of
 
 # What cannot change once a stage has begun: another value makes another model, or measures on what it was trained on.
@@ -193,8 +193,8 @@ class RunFolder:
     ) -> Settings:
         """Determine the settings of a new or resumed run and write them to config.yaml.
 
-        A resumed run keeps its settings, except those that another preset, an edit of its own preset's file, or an
-        override changes. Settings that define a model cannot change once its training has started.
+        A resumed run keeps its settings, except those that another preset, an edit of its own preset's file (as taking
+        out a line), or an override changes. Settings that define a model cannot change once its training has started.
 
         Args:
             preset: name of a preset, or a YAML file; None for none.
@@ -216,12 +216,13 @@ class RunFolder:
                 raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
         else:
             before = self.settings()
-            edited = self._edited(preset) if preset == before.preset else {}
+            edited, unsaid = self._edited(preset, before)
             kept = [] if "data.location" in edited else [f"data.location={json.dumps(before.data.location)}"]
             # Its own preset says nothing new but what was edited, on another base all of it.
             other = preset if preset != before.preset or "base" in edited else None
             over = overlaid({} if "base" in edited else tree_of(edited), over or {})
-            settings = load_settings(other, settings_tree(before), [*kept, *overrides], over)
+            base = overlaid(settings_tree(before), tree_of(unsaid))
+            settings = load_settings(other, base, [*kept, *overrides], over)
             self._refuse_other_shape(before, settings)
         settings = with_absolute_paths(settings)
         self._refuse_name()
@@ -235,12 +236,21 @@ class RunFolder:
             write_json(self.preset, said_by_files(preset))
         return settings
 
-    def _edited(self, preset: str | None) -> dict[str, Any]:
-        """What the run's own preset says by dotted key, where that is a file that says otherwise than it did."""
-        if not self.preset.is_file():  # a run from before that was kept
-            return {}
-        said = read_json(self.preset)
-        return {key: value for key, value in said_by_files(preset).items() if key not in said or said[key] != value}
+    def _edited(self, preset: str | None, before: Settings) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What the preset says otherwise than it did, where it is the run's own and a file, by dotted key.
+
+        Returns:
+            What is new or another in the file, and what the base or a default says where lines were taken out or the
+                base is another. What had been said over such a line, on the command line or by a time budget, stays.
+        """
+        if preset is None or preset != before.preset or not is_file(preset) or not self.preset.is_file():
+            return {}, {}
+        said, says = read_json(self.preset), said_by_files(preset)
+        edited = {key: value for key, value in says.items() if key not in said or said[key] != value}
+        was, now, has = values_of(said), values_of(says), dict(leaves(settings_tree(before)))
+        was |= {key: _absolute(was[key]) for key in PATH_KEYS}
+        unsaid = {key: now[key] for key in now.keys() - says.keys() if now[key] != was[key] == has[key]}
+        return edited, unsaid
 
     def _refuse_foreign(self) -> None:
         """Refuse to begin a run where it would write over what it has not written."""

@@ -355,7 +355,7 @@ class Settings:
 
 def settings_tree(settings: Settings) -> dict[str, Any]:
     """The settings as nested dicts of plain values, as `config.yaml` holds them."""
-    return _plain(dataclasses.asdict(settings))
+    return plain(dataclasses.asdict(settings))
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -379,7 +379,8 @@ def tree_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The value with lists in place of tuples, wherever in nested dicts."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, tuple | list) else value
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, tuple | list) else value

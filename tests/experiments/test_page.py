@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,7 @@ import pytest
 
 from bld.experiments import formats, given_images, scales
 from bld.experiments.figures import table4
-from bld.experiments.page import Findings, write_page
+from bld.experiments.page import RULES, Findings, rules_of, write_index, write_page
 from bld.experiments.reproduce import _setting
 from bld.experiments.runner import Runner
 from bld.experiments.verdict import Comparison, Gate, judge
@@ -29,6 +31,24 @@ def test_a_page_tells_of_a_gate_where_there_is_one(gate, tmp_path):
     page = write_page(tmp_path, "x", Findings("X", "a below b", comparisons=[HOLDS], gate=gate), "bld", [])
     for text in (page.read_text(encoding="utf-8"), page.with_suffix(".json").read_text(encoding="utf-8")):
         assert ("two thirds of the way" in text) == (gate is not None)
+
+
+def test_pages_and_their_index_say_by_which_edition_of_the_rules_they_were_judged(tmp_path):
+    claim = Findings("X", "a below b", comparisons=[HOLDS])
+    today = write_page(tmp_path, "today-x", claim, "bld", [])
+    write_page(tmp_path, "picture-x", Findings("Y", "a drawing"), "bld", [])
+    second = write_page(tmp_path, "second-x", claim, "bld", []).with_suffix(".json")
+    raw = json.loads(second.read_text())
+    assert raw.pop("rules") == RULES and f" by rules {RULES}." in today.read_text()
+    second.write_text(json.dumps(raw))  # as pages were before editions were counted
+    write_page(tmp_path, "first-x", claim, "bld", []).with_suffix(
+        ".json"
+    ).unlink()  # and before numbers lay beside them
+    names = ("first", "second", "today", "picture")
+    assert [rules_of(tmp_path / f"{name}-x.md") for name in names] == [1, 2, RULES, None]
+    write_index(tmp_path)
+    rows = dict(re.findall(r"^\| \[(\w+)-x\].* \| (\S+) \|$", (tmp_path / "README.md").read_text(), re.MULTILINE))
+    assert rows == {"first": "1", "second": "2", "today": str(RULES), "picture": "–"}
 
 
 def test_nothing_is_said_of_the_nearest_images_of_noise(root):

@@ -61,6 +61,9 @@ class Findings:
     looked_at: str = ""
 
 
+RULES = 3
+"""The edition of all rules by which verdicts are reached (docs/reproduce.md lists them): one more where any changes."""
+
 RULE = (
     "Fixed beforehand: each comparison is a two-sided t-test of the difference of the means, paired by seed where both "
     "sides share a tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided "
@@ -111,7 +114,7 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
         f"    {command}",
         "",
     ]
-    lines += [f"- {line}" for line in [f"Judged on {_today()}.", f"Machine: {machine()}.", *setting]] + [""]
+    lines += [f"- {line}" for line in [_judged(findings), f"Machine: {machine()}.", *setting]] + [""]
     for caption, table in findings.tables:
         lines += [caption, "", str(table), ""]
     undertrained = findings.gate is not None and bool(findings.gate.far_off)
@@ -137,6 +140,10 @@ def _today() -> str:
     return time.strftime("%Y-%m-%d")
 
 
+def _judged(findings: Findings) -> str:
+    return f"Judged on {_today()} by rules {RULES}." if findings.comparisons else f"Made on {_today()}."
+
+
 def _raw(findings: Findings, command: str) -> dict[str, Any]:
     """All that a reader needs to judge again."""
     return {
@@ -144,6 +151,7 @@ def _raw(findings: Findings, command: str) -> dict[str, Any]:
         "command": command,
         "bld": __version__,
         "judged": _today(),
+        "rules": RULES if findings.comparisons else None,
         "machine": machine(),
         "rule": rule(findings),
         "verdict": judge(findings.comparisons, findings.gate) if findings.comparisons else None,
@@ -167,20 +175,28 @@ def save_small(image: Image.Image, path: Path) -> None:
 
 
 def write_index(folder: Path) -> None:
-    """README.md: every page of the folder with its title and verdict; what has no numbers beside it is older."""
+    """README.md: every page of the folder with its title, its verdict, and the edition of the rules that it is of."""
     rows = []
     for path in sorted(folder.glob("*-*.md")):
         text = path.read_text(encoding="utf-8").split("\n")
         said = next((line for line in text[3:] if line and not line.startswith("*The paper")), "")
-        older = "" if path.with_suffix(".json").is_file() else " *(older rule)*"
-        rows.append([f"[{path.stem}]({path.name})", text[0].removeprefix("# "), said + older])
-    table = Table(["page", "what", "verdict"], rows)
+        rows.append([f"[{path.stem}]({path.name})", text[0].removeprefix("# "), said, str(rules_of(path) or "–")])
+    table = Table(["page", "what", "verdict", "rules"], rows)
     head = (
         "# The paper's experiments, repeated\n\nMade by `bld reproduce NAME --scale SCALE`; how they are "
         "done and judged: "
         "[../reproduce.md](../reproduce.md).\n\n"
-        "*Older rule*: twice the standard error instead of Student's t, and no gate against untrained networks, at "
-        "the scale cifar10 with smaller networks than today's; the page waits to be judged again.\n\n"
+        f"Today's rules are {RULES} ([what changed](../reproduce.md#how-a-verdict-is-reached)): a page of older ones "
+        "waits to be made again. Those of rules 1 are of smaller networks than today's too.\n\n"
     )
     with written_aside(folder / "README.md") as aside:
         aside.write_text(head + str(table) + "\n", encoding="utf-8")
+
+
+def rules_of(page: Path) -> int | None:
+    """The edition of the rules that a page was judged by; None where it judges nothing."""
+    numbers = page.with_suffix(".json")
+    if not numbers.is_file():
+        return 1
+    raw = json.loads(numbers.read_text(encoding="utf-8"))
+    return int(raw.get("rules") or 2) if raw["comparisons"] else None

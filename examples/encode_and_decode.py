@@ -2,8 +2,8 @@
 
     python examples/encode_and_decode.py demo
 
-A code is bits of 0 and 1, (B, h, w, c) uint8. Packed, eight to a byte, it is what `bld encode` stores and the prior
-learns from.
+A code is bits of 0 and 1, (B, h, w, c) uint8; packed, eight to a byte. `bld encode` stores codes so, or, with
+`codes.fresh`, how probable each bit is, from which the prior draws codes anew in each step.
 """
 
 import sys

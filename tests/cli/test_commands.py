@@ -4,6 +4,7 @@ import errno
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -294,6 +295,20 @@ def test_info_works_for_presets_and_runs_with_settings_anywhere(trained_run, cap
     assert "1,024 bytes" in capsys.readouterr().out
     assert main(["info", str(trained_run), "--show-settings"]) == 0
     assert "4×4×32" in capsys.readouterr().out
+
+
+def test_info_counts_the_runs_images_before_they_are_encoded_too(run_copy, capsys):
+    def told() -> str:
+        assert main(["info", str(run_copy)]) == 0
+        return capsys.readouterr().out
+
+    encoded = told()
+    assert "code cache of 1,617 images" in encoded
+    shutil.rmtree(run_copy / "codes")
+    assert told() == encoded
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("location: digits", "location: gone"))
+    assert "--images and --classes" in told()
 
 
 def test_a_preset_is_chosen_by_the_size_of_the_images(tmp_path, image_folder, capsys):

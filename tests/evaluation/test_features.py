@@ -47,6 +47,15 @@ def test_the_same_settings_train_nothing_and_others_do(digits, folder):
     train_classifier(*digits, folder, steps=40, width=8)
 
 
+def test_a_judge_of_other_settings_is_replaced_only_where_that_is_meant(digits, folder):
+    """Distances compare under one judge alone: whoever trains another by mistake would lose that of earlier results."""
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(SettingError, match=r"\(steps\).*--out"):
+        train_classifier(*digits, folder, steps=41, width=8, replace=False)
+    assert (folder / "model.safetensors").read_bytes() == before
+    train_classifier(*digits, folder, steps=40, width=8, replace=False)
+
+
 def test_features_do_not_depend_on_the_batch_and_images_are_resized_alike(digits, folder):
     made = load_extractor(folder)
     images = digits[1].uint8_centre(range(6))

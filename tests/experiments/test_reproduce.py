@@ -50,6 +50,12 @@ def run(root: Path, name: str, *more: str) -> str:
     return (root / "pages" / f"{name}-tiny.md").read_text(encoding="utf-8")
 
 
+def test_the_list_keeps_names_and_titles_apart(capsys):
+    assert main(["reproduce", "list"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert {name: title.strip() for name, title in lines.items()} == titles()
+
+
 def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
     page = run(root, "table5")
     assert "bld reproduce table5 --scale tiny --seeds 2" in page and str(root) not in page

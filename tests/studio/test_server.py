@@ -16,6 +16,12 @@ from bld.studio.model import Model
 from bld.studio.server import FIRST_PORT, free_port, gradio_settings, is_loopback, launch
 
 
+@pytest.mark.parametrize("port", [0, None, 7860])
+def test_an_address_that_is_not_of_this_machine_is_named(port):
+    with pytest.raises(SettingError, match=r"203\.0\.113\.7 .*--host"):  # kept for examples: nobody has it
+        free_port("203.0.113.7", port)
+
+
 def test_zero_is_any_free_port_and_none_the_first_from_7860():
     assert free_port("127.0.0.1", 0) > 1023
     assert FIRST_PORT <= free_port("127.0.0.1", None) < FIRST_PORT + 100

@@ -270,13 +270,33 @@ def test_made_lists_the_pictures_of_all_groups(model: Model):
     assert made.pictures == pictures
 
 
+@pytest.mark.parametrize(("typed", "named"), [("runs/photos", "runs/photos"), ("/somewhere/photos", "photos")])
+def test_the_command_names_the_run_as_it_was_typed_but_no_folders_of_the_disk(monkeypatch, typed: str, named: str):
+    from types import SimpleNamespace
+
+    from bld.cli import COMMANDS, build_parser
+    from bld.studio import export
+
+    made = []
+    monkeypatch.setattr("bld.cli.studio.load_pipeline", lambda _: SimpleNamespace(device=torch.device("cpu")))
+    monkeypatch.setattr("bld.studio.server.serve", lambda model, *_: made.append(model))
+    monkeypatch.setattr(Path, "is_dir", lambda self: str(self) == typed)
+    import importlib
+
+    importlib.import_module(COMMANDS["studio"]).run(build_parser(only="studio").parse_args(["studio", typed]))
+    assert made[0].name == "photos"
+    call = {"num_images": 1, "generator": 0, "num_inference_steps": 1, "temperature": 0.9, "guidance_scale": 1.0}
+    model = SimpleNamespace(run=made[0].run, classes=[], precision="float32")
+    assert shlex.split(export._command(model, call))[:3] == ["bld", "sample", named]
+
+
 def test_a_class_that_begins_with_a_dash_is_named_so_that_the_command_takes_it(monkeypatch):
     from types import SimpleNamespace
 
     from bld.cli import COMMANDS
     from bld.studio import export
 
-    model = SimpleNamespace(name="run", classes=["-x", "y"], precision="float32")
+    model = SimpleNamespace(run="run", classes=["-x", "y"], precision="float32")
     call = {"num_images": 1, "generator": 0, "num_inference_steps": 1, "temperature": 0.9, "guidance_scale": 1.0,
             "class_labels": 0}  # fmt: skip
     seen = []

@@ -7,7 +7,7 @@ from shlex import quote
 
 from bld.cli.common import add_training_arguments, recipe_from
 
-HELP = "images → the cache of packed bits that the prior is trained on"
+HELP = "images → the cache of bits, or of how probable each is, that the prior is trained on"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print a table."""
+    from bld.evaluation.load_run import images_without_decoding
     from bld.planning.cost import describe, plan
     from bld.training.code_cache import CodeCache
     from bld.training.config import load_settings, said_by_files
@@ -55,6 +56,13 @@ def run(args: argparse.Namespace) -> None:
             cache = CodeCache(folder.codes)
             images = len(cache) if args.images is None else images
             classes = len(cache.classes) if args.classes is None else classes
+        elif folder.data.is_file():  # which is before the images are encoded
+            train, _, why = images_without_decoding(folder.settings(), folder)
+            if train is None and None in (args.images, args.classes):
+                say(f"The run's images are not counted ({why}): say them by --images and --classes.")
+            elif train is not None:
+                images = len(train) if args.images is None else images
+                classes = len(train.classes) if args.classes is None else classes
     else:
         settings = load_settings(preset=args.what, overrides=args.settings)
     for name, value in describe(settings, images, classes):

@@ -44,8 +44,9 @@ def run(args: argparse.Namespace) -> None:
     from bld.experiments.scales import scale_for
 
     if args.name == "list":
+        width = max(map(len, reproduce.titles())) + 2
         for name, title in reproduce.titles().items():
-            say(f"{name:<12}{title}")
+            say(f"{name:<{width}}{title}")
         return
     if args.name not in reproduce.titles():
         raise SettingError(f"There is no experiment '{args.name}'.{did_you_mean(args.name, reproduce.titles())}")

@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> None:
             with folder_written_aside(args.dry_run) as aside:
                 pipe.save_pretrained(aside)
                 pipe.save_card(aside, args.repo_id, args.license, args.revision)
-            say(f"Written: {args.dry_run}; look at README.md, and leave out --dry-run to share it.")
+            say(
+                f"Written: {args.dry_run}; look at README.md, and leave out --dry-run to share it"
+                + (", when the hub is asked whether it knows the licence." if args.license != "other" else ".")
+            )
             return
         address = pipe.push_to_hub(
             args.repo_id,

@@ -32,7 +32,9 @@ def run(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args)
     bf16 = autocast_dtype(args.precision, pipe.device) == "bf16"
     allow_tf32(pipe.device, bf16)
-    name = Path(args.run_folder).resolve().name if Path(args.run_folder).is_dir() else args.run_folder
+    folder = Path(args.run_folder)
+    name = folder.resolve().name if folder.is_dir() else args.run_folder
+    typed = name if folder.is_absolute() else args.run_folder  # what visitors save says nothing of the disk's folders
     examples = tuple(decode_file(path).convert("RGB") for path in RunFolder(args.run_folder).example_images())
-    model = Model(pipe, name, "bf16" if bf16 else "float32", examples)
+    model = Model(pipe, name, "bf16" if bf16 else "float32", examples, typed)
     serve(model, say, args.host, args.port, args.queue, args.open)

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> None:
     tell_left_out(everything)
     train, held_out = everything.split(0.1, args.seed)
     made = train_classifier(
-        train, held_out, args.out, steps=args.steps, batch_size=args.batch_size, seed=args.seed, say=say
-    )
+        train, held_out, args.out, steps=args.steps, batch_size=args.batch_size, seed=args.seed, replace=False,
+        say=say,
+    )  # fmt: skip
     next_one = f"bld evaluate RUN --features {quote(str(args.out))}"
     say(f"{made.name}: {100 * made.accuracy:.1f}% of held-out images; next: {next_one}")

@@ -35,6 +35,7 @@ def train_classifier(
     seed: int = 0,
     width: int = 32,
     device: torch.device | str = "cpu",
+    replace: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> ClassifierFeatures:
     """Train a classifier, measure it on held-out images and save it into `out`.
@@ -51,11 +52,13 @@ def train_classifier(
         seed: of the weights, the order of the images and their views.
         width: channels of the first layer of the `SmallResNet`.
         device: where it is trained.
+        replace: whether another classifier in `out` is replaced.
         say: is handed lines about the progress.
 
     Raises:
         DataError: for images without classes, or of one class only.
-        SettingError: for steps, a batch size or a width below 1, or a learning rate that is not above 0.
+        SettingError: for steps, a batch size or a width below 1, or a learning rate that is not above 0; or for another
+            classifier in `out` that is not to be replaced.
     """
     if train.labels is None or held_out.labels is None or len(train.classes) < 2:
         raise DataError(f"{train.location} has no classes to learn: put its images into one folder per class.")
@@ -79,6 +82,9 @@ def train_classifier(
         if all(before.get(name) == value for name, value in settings.items() if name != "data"):  # a name, no contents
             say(f"The classifier in {out} was trained so already: it is used as it is.")
             return ClassifierFeatures.load(out, device)
+        if not replace:
+            other = ", ".join(name for name, value in settings.items() if before.get(name) != value and name != "data")
+            raise SettingError(f"{out} holds a classifier that was trained otherwise ({other}): choose another --out.")
     torch.manual_seed(derive_seed(seed, "classifier"))
     network = SmallResNet(train.preprocessing.image_size, len(train.classes), width).to(device)
     order, labels = KeyedOrder(len(train), batch_size, seed, "classifier-order"), train.labels

@@ -104,13 +104,13 @@ def open_run(run: RunFolder, device: torch.device) -> OpenedRun:
         pipeline = BinaryLatentDiffusionPipeline.from_pretrained(run.path).to(device)
     tokenizer = pipeline.tokenizer if pipeline is not None else load_tokenizer(run.tokenizer).to(device)
     cache = CodeCache(run.codes) if (run.codes / "header.json").is_file() else None
-    train, held_out, missing = _images(settings, run)
+    train, held_out, missing = images_without_decoding(settings, run)
     changed = cache is not None and train is not None and cache.key.data != train.fingerprint
     stale = cache is not None and cache.key.tokenizer != tokenizer_hash(tokenizer)
     return OpenedRun(run, settings, tokenizer, pipeline, cache, train, held_out, missing, changed, stale, device)
 
 
-def _images(settings: Settings, run: RunFolder) -> tuple[ImageSet | None, ImageSet | None, str]:
+def images_without_decoding(settings: Settings, run: RunFolder) -> tuple[ImageSet | None, ImageSet | None, str]:
     """(train, held out, ""), split as in the training, or (None, None, why not)."""
     try:
         images = _open_unverified(settings, run.path)

@@ -61,7 +61,7 @@ def _autocast(model: Model) -> str:
 
 def _command(model: Model, call: Mapping[str, Any]) -> str | None:
     """The `bld sample` that makes the same pictures; None where no words name their classes."""
-    words = ["bld", "sample", model.name, "--num", str(call["num_images"]), "--seed", str(call["generator"])]
+    words = ["bld", "sample", model.run, "--num", str(call["num_images"]), "--seed", str(call["generator"])]
     if call["num_inference_steps"] is not None:
         words += ["--steps", str(call["num_inference_steps"])]
     words += ["--temperature", f"{call['temperature']:g}", "--guidance-scale", f"{call['guidance_scale']:g}"]

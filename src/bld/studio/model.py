@@ -30,16 +30,19 @@ class Model:
         name: of the run, without its path.
         precision: what the networks compute in.
         examples: pictures of the run's data that it was not trained on, for visitors who bring none.
+        run: what the command line calls it; by default its name.
     """
 
     pipe: BinaryLatentDiffusionPipeline
     name: str
     precision: Literal["float32", "bf16"] = "float32"
     examples: tuple[Image.Image, ...] = ()
+    run: str = ""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self.name = as_utf8(self.name).decode()  # no page can hold what is no UTF-8
+        self.run = as_utf8(self.run).decode() or self.name
 
     @contextmanager
     def in_use(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -175,8 +176,9 @@ def free_port(host: str, port: int | None) -> int:
             raise SettingError(f"There is no host '{host}' here: try 127.0.0.1.") from error
         except PermissionError as error:
             raise SettingError(f"Port {candidate} may not be used: name one above 1023 with --port.") from error
-        except OSError:
-            continue
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise SettingError(f"{host} is no address of this machine: try --host 127.0.0.1.") from error
     where = f"{FIRST_PORT} to {FIRST_PORT + PORTS_TRIED - 1}" if port is None else str(port)
     raise SettingError(f"Port {where} of {host} cannot be used: name another with --port, or 0 for any free one.")
 

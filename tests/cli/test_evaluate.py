@@ -206,10 +206,38 @@ def test_a_second_evaluation_keeps_the_figures_of_the_first_that_were_measured_a
     assert both["figures"].keys() > {"fd", "psnr"} and both["counts"].keys() == both["figures"].keys()
     assert both["extractor"] == first["extractor"] and both["request"]["metrics"] == ["fd", "psnr"]
     assert "no longer" not in capsys.readouterr().out
-    other = evaluate(run_copy, features, "--num", "20", "--metrics", "psnr", "--seed", "1")
-    assert "fd" not in other["figures"] and other["extractor"] is None
+    other = evaluate(run_copy, features, "--num", "20", "--metrics", "kid", "--seed", "1")
+    assert "fd" not in other["figures"] and other["request"]["metrics"] == ["psnr", "kid"]
     told = [line for line in capsys.readouterr().out.splitlines() if "no longer" in line]
     assert len(told) == 1 and re.search(r"\bfd\b", told[0]) and "psnr" not in told[0]
+
+
+def test_figures_stay_where_nothing_that_moves_them_has_changed(run_copy, features, tmp_path, capsys):
+    """Each still with the settings that it was measured with, in the file and on the page."""
+    first = evaluate(run_copy, features, "--num", "20", "--classes", "all", "--metrics", "fd,kid,psnr,ssim,bits")
+    second = evaluate(run_copy, features, "--num", "30", "--temperature", "0.5", "--metrics", "psnr")
+    assert second["figures"] == first["figures"] and second["counts"] == first["counts"]
+    assert second["samples"] == first["samples"] and second["request"]["num"] == 20
+    assert "no longer" not in capsys.readouterr().out
+    assert page_of(run_copy, tmp_path / "page")["fd"][1].startswith("20 samples, ")
+    third = evaluate(run_copy, features, "--num", "30", "--seed", "2", "--metrics", "diversity")
+    assert third["figures"].keys() == {*first["figures"], "diversity"} - {"fd", "kid_mean", "kid_std"}
+    assert third["samples"]["seed"] == 2 and third["draws"] == {"seed": 0}
+    lost = re.search("no longer holds (.*), which", capsys.readouterr().out)
+    assert lost is not None and lost[1] == "fd, kid_mean, kid_std"
+
+
+def test_figures_of_other_images_or_draws_are_not_put_beside_these(run_copy, features, image_folder, capsys):
+    first = evaluate(run_copy, features, "--num", "20", "--metrics", "fd,psnr,bits")
+    drawn = {name for name in first["figures"] if "bits" in name or name == "code_draws"}
+    capsys.readouterr()
+    other_draws = evaluate(run_copy, features, "--num", "20", "--seed", "1", "--metrics", "psnr")
+    assert other_draws["figures"].keys() == first["figures"].keys() - drawn
+    lost = re.search("no longer holds (.*), which", capsys.readouterr().out)
+    assert lost is not None and set(lost[1].split(", ")) == drawn
+    others = evaluate(run_copy, features, "--data", str(image_folder(12)), "--metrics", "ssim")
+    assert others["figures"].keys() == {"fd", "ssim", "ssim_std"}
+    assert others["unseen"]["images"] == 12 and others["reference"] == first["reference"]
 
 
 def test_figures_of_other_features_are_not_put_beside_these():

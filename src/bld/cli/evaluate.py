@@ -175,7 +175,8 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path)
         say(warning)
     metrics = evaluate.evaluate_samples(given, reference, request, extractor, folder / "evaluation")
     counts = {name: {"samples": len(given)} for name in metrics}
-    return recording.record(metrics, request, extractor, reference, None, recording.describe_images(given), counts)
+    judged = replace(request, num=len(given))
+    return recording.record(metrics, judged, extractor, reference, None, recording.describe_images(given), counts)
 
 
 def _meet(images: ImageSet, classes: list[str], needed: str) -> None:

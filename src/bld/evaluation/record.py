@@ -13,6 +13,22 @@ from bld.data import ImageSet
 from bld.evaluation.features import PRECISION, FeatureExtractor
 from bld.evaluation.request import Request
 
+PARTS: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "sampling": {
+        "samples": ("seed", "steps", "temperature", "guidance_scale"),
+        "request": ("num", "seed", "steps", "temperature", "guidance_scale", "classes"),
+    },
+    "asked": {"samples": ("asked",)},
+    "reference": {"reference": None},
+    "extractor": {"extractor": None},
+    "cas": {"request": ("cas_epochs", "cas_network")},
+    "unseen": {"unseen": None},
+    "reconstructed": {"request": ("reconstructed",)},
+    "codes": {"request": ("codes", "code_draws")},
+    "draws": {"draws": None},
+}
+"""What moves some figures and not others: the sections of a record, and what of them (None: all)."""
+
 
 def record(
     metrics: dict[str, Any],
@@ -39,6 +55,7 @@ def record(
         "counts": counts,
         "samples": made,
         "request": asdict(request),
+        "draws": {"seed": request.seed},
         "reference": describe_images(reference),
         "unseen": None if unseen is None else describe_images(unseen),
         "extractor": None
@@ -58,7 +75,10 @@ def record(
 
 
 def joined(new: dict[str, Any], earlier: object) -> tuple[dict[str, Any], list[str]]:
-    """The new record with the figures of an earlier one that were measured alike.
+    """The new record with those figures of an earlier one that everything the record then says is true of.
+
+    A figure moves with some parts of a record only (`_moves_with`). Each part is told once, so that an earlier figure
+    stays where none of its parts differs from one that a new figure moves with.
 
     Args:
         new: as `record` gives it.
@@ -69,26 +89,70 @@ def joined(new: dict[str, Any], earlier: object) -> tuple[dict[str, Any], list[s
     """
     if not isinstance(earlier, dict) or not isinstance(earlier.get("figures"), dict):
         return new, []
-    lost = [name for name in earlier["figures"] if name not in new["figures"]]
-    if _alike(new) != _alike(earlier):
+    others = [name for name in earlier["figures"] if name not in new["figures"]]
+    asked, counts = earlier.get("request"), earlier.get("counts") or {}
+    if not isinstance(asked, dict) or _shared(new) != _shared(earlier):
+        return new, others
+    earlier = {"draws": {"seed": asked.get("seed")}, **earlier, "counts": counts}  # older files tell one seed of all
+    needed = {part for name in new["figures"] for part in _moves_with(new, name)}
+    differing = {part for part in needed if _part(new, part) != _part(earlier, part)}
+    kept = [name for name in others if not differing & set(_moves_with(earlier, name))]
+    lost = [name for name in others if name not in kept]
+    if not kept:
         return new, lost
-    extractors = [record["extractor"] for record in (earlier, new) if record.get("extractor")]
-    if extractors[1:] and extractors[0] != extractors[1]:
-        return new, lost
-    metrics = dict.fromkeys([*earlier["request"]["metrics"], *new["request"]["metrics"]])
-    return {
+    both = {
         **new,
-        "figures": {**earlier["figures"], **new["figures"]},
-        "counts": {**earlier.get("counts", {}), **new["counts"]},
-        "request": {**new["request"], "metrics": list(metrics)},
-        "extractor": extractors[0] if extractors else None,
-    }, []
+        "samples": {**new["samples"]},
+        "figures": {name: earlier["figures"][name] for name in kept} | new["figures"],
+        "counts": {name: counts[name] for name in kept if name in counts} | new["counts"],
+        "request": {**new["request"]},
+    }
+    for part in {part for name in kept for part in _moves_with(earlier, name)} - needed:
+        for section, names in PARTS[part].items():
+            found = earlier.get(section)
+            both[section] = found if names is None else both[section] | {k: v for k, v in found.items() if k in names}
+    measured = [name for name in asked.get("metrics", []) if not any(_is_of(figure, name) for figure in lost)]
+    both["request"]["metrics"] = list(dict.fromkeys([*measured, *new["request"]["metrics"]]))
+    return both, lost
 
 
-def _alike(record: dict[str, Any]) -> Any:
-    """All that moves a figure, but for the extractor, as the file holds it."""
-    request = {name: value for name, value in record["request"].items() if name not in ("metrics", "batch_size")}
-    return json.loads(json.dumps([request, *(record.get(k) for k in ("samples", "reference", "unseen", "versions"))]))
+def _shared(record: dict[str, Any]) -> Any:
+    """What moves every figure, as the file holds it: the weights, their process and precision, and the libraries."""
+    apart = {name for sections in PARTS.values() for name in sections.get("samples") or ()}
+    samples = {name: value for name, value in (record.get("samples") or {}).items() if name not in apart}
+    return json.loads(json.dumps([samples, record.get("versions")]))
+
+
+def _moves_with(record: dict[str, Any], figure: str) -> list[str]:
+    """The names of the `PARTS` of a record that a figure moves with; all where nothing says what it is of."""
+    counts = record.get("counts", {}).get(figure)
+    if not counts:
+        return list(PARTS)
+    if "samples" in counts:
+        return ["sampling", "asked", *(["reference", "extractor"] if len(counts) == 1 else ["cas", "unseen"])]
+    if _is_of(figure, "bits"):
+        is_told = record["figures"].get("bits_given") in ("caption", "vector")
+        return ["unseen", "codes", "draws", *(["asked"] if is_told else [])]
+    rest = ["extractor"] if figure == "rfd" else ["draws"] if figure.startswith("drawn_") else []
+    return ["unseen", "reconstructed", *rest]
+
+
+def _is_of(figure: str, metric: str) -> bool:
+    """Whether a metric of the request gave this figure."""
+    if metric == "bits":
+        return "bits" in figure or figure == "code_draws"
+    return figure == metric or figure.startswith(f"{metric}_")
+
+
+def _part(record: dict[str, Any], part: str) -> Any:
+    """What a record says of one of the `PARTS`, as the file holds it."""
+    said = []
+    for section, names in PARTS[part].items():
+        found = record.get(section)
+        if part == "sampling" and section == "request":
+            names = ("num",)  # the rest is in the section of samples, as it came out with the run's defaults
+        said.append(found if names is None else [(found or {}).get(name) for name in names])
+    return json.loads(json.dumps(said))
 
 
 def describe_images(images: ImageSet) -> dict[str, Any]:

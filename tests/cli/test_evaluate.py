@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -197,6 +198,27 @@ def test_a_figure_says_of_how_many_images_it_is(run_copy, features, tmp_path):
     assert page["cas_top1"][1].startswith("20 samples, 180 unseen images, steps 4")
     request = ["--num", "20", "--metrics", "psnr,bits", "--data", str(run_copy / "examples")]
     assert evaluate(run_copy, features, *request)["counts"]["bits_per_bit"]["unseen"] < 180
+
+
+def test_images_that_the_run_was_trained_on_do_not_count_as_unseen(run_copy, features, image_folder, tmp_path, capsys):
+    """Of the run's own images the held-out ones are measured; where only some are known, nothing calls them unseen."""
+    own = evaluate(run_copy, features, "--metrics", "psnr", name="own.json")
+    named = evaluate(run_copy, features, "--metrics", "psnr", "--data", "digits", name="named.json")
+    assert named["counts"]["psnr"] == {"unseen": 180} and named["reference"]["images"] == 1617
+    assert named["figures"] == own["figures"]
+    assert re.search("digits .*trained on: of them its 180 held-out ones are measured", capsys.readouterr().out)
+    folder = image_folder(12)
+    with Image.open(folder / "003.png") as image:
+        pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=8).hexdigest()
+    data = json.loads((run_copy / "data.json").read_text())
+    data |= {"contents": {"a/003.png": pixels, "a/x.png": "", "a/y.png": ""}, "held_out_below": 0.0}
+    (run_copy / "data.json").write_text(json.dumps(data))
+    some = evaluate(run_copy, features, "--metrics", "psnr", "--data", str(folder))
+    assert some["counts"]["psnr"] == {"partly_seen": 12} and some["unseen"] is None
+    assert some["partly_seen"]["images"] == 12
+    assert re.search(r"003\.png is one.*not of unseen images", capsys.readouterr().out)
+    how = page_of(run_copy, tmp_path / "page")["psnr"][1]
+    assert how == "12 images, some of which it was trained on, precision float32"
 
 
 def test_a_second_evaluation_keeps_the_figures_of_the_first_that_were_measured_alike(run_copy, features, capsys):

@@ -141,6 +141,9 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     _refuse_other_size(args.image_size, pipeline.image_size)
     quiet = say if processes.is_main else (lambda _: None)
     reference, unseen, opened = _images(args, folder, quiet, _without_labels(request, pipeline))
+    are_unseen = True
+    if args.data:
+        reference, unseen, are_unseen = _told_apart(folder, reference, quiet)
     labelled = {"bits", "cas"} & set(request.metrics)
     for images in (reference, unseen):
         _meet(images, pipeline.classes, needed=", ".join(sorted(labelled)))
@@ -154,7 +157,7 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
         pipeline, reference, unseen, request, extractor, where, quiet, processes, asked, counts
     )
     made = {**evaluate.made_by(pipeline, request, asked), "format": "uint8 straight from the model, no file"}
-    return recording.record(metrics, request, extractor, reference, unseen, made, counts)
+    return recording.record(metrics, request, extractor, reference, unseen, made, counts, are_unseen)
 
 
 def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path) -> dict[str, Any]:
@@ -241,6 +244,27 @@ def _images(
         tell(opened.remark)
     _refuse_other_size(args.image_size, opened.train.preprocessing.image_size)
     return opened.train, opened.held_out, opened
+
+
+def _told_apart(folder: Path, images: ImageSet, tell: Callable[[str], None]) -> tuple[ImageSet, ImageSet, bool]:
+    """(reference, what is measured in place of unseen images, whether it is unseen) of the images of --data."""
+    from bld.training.known_images import known_images
+    from bld.training.run_folder import RunFolder
+
+    known = known_images(RunFolder(folder), images)
+    if known.train is not None and known.held_out is not None:
+        tell(
+            f"{images.location} holds images that {folder} was trained on: of them its {len(known.held_out):,} "
+            f"held-out ones are measured, and samples are compared with the other {len(known.train):,}."
+        )
+        return known.train, known.held_out, True
+    if known.example:
+        tell(
+            f"{images.location} holds images that {folder} was trained on ({known.example} is one), so that what is "
+            "measured of them is not of unseen images, and is recorded so: leave out --data to measure the run's "
+            "held-out images, or name others."
+        )
+    return images, images, not known.example
 
 
 def _refuse_other_size(asked: int | None, size: int) -> None:

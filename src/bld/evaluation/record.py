@@ -22,7 +22,7 @@ PARTS: dict[str, dict[str, tuple[str, ...] | None]] = {
     "reference": {"reference": None},
     "extractor": {"extractor": None},
     "cas": {"request": ("cas_epochs", "cas_network")},
-    "unseen": {"unseen": None},
+    "unseen": {"unseen": None, "partly_seen": None},
     "reconstructed": {"request": ("reconstructed",)},
     "codes": {"request": ("codes", "code_draws")},
     "draws": {"draws": None},
@@ -38,8 +38,20 @@ def record(
     unseen: ImageSet | None,
     made: dict[str, Any],
     counts: dict[str, dict[str, int]],
+    are_unseen: bool = True,
 ) -> dict[str, Any]:
-    """What `evaluation.json` holds: the metrics, how many images each is of, and all that changes them."""
+    """What `evaluation.json` holds: the metrics, how many images each is of, and all that changes them.
+
+    Args:
+        metrics: by name.
+        request: what was asked for.
+        extractor: of the features, if any were needed.
+        reference: what samples were compared with.
+        unseen: what reconstruction and likelihood were measured of, if anything.
+        made: what decides the samples.
+        counts: how many images each metric is of, as `evaluate_run` tells it.
+        are_unseen: whether none of the unseen images was trained on; if not, they are recorded as "partly_seen".
+    """
     import importlib.metadata
 
     from bld._version import __version__
@@ -50,6 +62,12 @@ def record(
         except importlib.metadata.PackageNotFoundError:
             return "not installed"
 
+    described = None if unseen is None else describe_images(unseen)
+    if not are_unseen:
+        counts = {
+            name: {"partly_seen" if of == "unseen" else of: count for of, count in counted.items()}
+            for name, counted in counts.items()
+        }
     return {
         "figures": metrics,
         "counts": counts,
@@ -57,7 +75,8 @@ def record(
         "request": asdict(request),
         "draws": {"seed": request.seed},
         "reference": describe_images(reference),
-        "unseen": None if unseen is None else describe_images(unseen),
+        "unseen": described if are_unseen else None,
+        "partly_seen": None if are_unseen else described,
         "extractor": None
         if extractor is None
         else {

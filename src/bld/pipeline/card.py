@@ -24,7 +24,11 @@ BOUNDS = {  # as the training logs them, the first that is there; older runs hav
     "held_out_drawn_bits_per_bit": "codes drawn of held-out images",
     "held_out_bits_per_bit": "most probable codes of held-out images",
 }
-WORDS = {"samples": "samples", "unseen": "unseen images"}  # of what a metric counts
+WORDS = {  # of what a metric counts
+    "samples": "samples",
+    "unseen": "unseen images",
+    "partly_seen": "images, some of which it was trained on",
+}
 TAGS = ["binary-latent-diffusion", "bernoulli-diffusion", "image-generation", "binary-tokenizer"]
 
 
@@ -174,7 +178,7 @@ def _how(evaluation: dict[str, Any], name: str) -> str:
     samples, counts = evaluation["samples"], (evaluation.get("counts") or {}).get(name) or {}
     extractor = (evaluation.get("extractor") or {}).get("name")
     reference = (evaluation.get("reference") or {}).get("images")
-    if "unseen" in counts:  # which are the reference then
+    if {"unseen", "partly_seen"} & counts.keys():  # which are the reference then
         reference, extractor = None, extractor if name == "rfd" else None
     sampling = ("steps", "temperature", "guidance_scale") if "samples" in counts or not counts else ()
     parts = [

@@ -87,7 +87,7 @@ def images_of_run(
     else:  # a run that begins, or one from before there were records
         below = None if begun else held_out_below(everything, settings)
         classes = (_older_classes(run) if begun else []) or source.classes
-        record = DataRecord(source.location, source.fingerprint, len(source), classes, _contents(source), below)
+        record = DataRecord(source.location, source.fingerprint, len(source), classes, hashes(source), below)
     if run.has_begun("prior"):
         _meet(run, record.classes, source)
     else:
@@ -205,7 +205,7 @@ def refuse_others(run: RunFolder, record: DataRecord, source: ImageSource) -> li
     """Raises DataError where too few of the images that were looked at are what they were; remarks on the rest."""
     if source.fingerprint == record.fingerprint or not record.contents:
         return []
-    now = _contents(source, list(record.contents))
+    now = hashes(source, list(record.contents))
     same = sum(now.get(name) == content for name, content in record.contents.items())
     if same < LEAST_SAME * len(record.contents):
         raise DataError(
@@ -235,7 +235,7 @@ def _meet(run: RunFolder, known: list[str], source: ImageSource) -> None:
         )
 
 
-def _contents(source: ImageSource, names: list[str] | None = None) -> dict[str, str]:
+def hashes(source: ImageSource, names: list[str] | None = None) -> dict[str, str]:
     """A hash of the pixels of some images, by name: those that come first by `name_fractions`, or the named ones."""
     if names is None:
         first = np.argsort(name_fractions(source.names, 0), kind="stable")[: 4 * LOOKED_AT].tolist()

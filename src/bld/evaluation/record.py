@@ -129,7 +129,9 @@ def joined(new: dict[str, Any], earlier: object) -> tuple[dict[str, Any], list[s
     for part in {part for name in kept for part in _moves_with(earlier, name)} - needed:
         for section, names in PARTS[part].items():
             found = earlier.get(section)
-            both[section] = found if names is None else both[section] | {k: v for k, v in found.items() if k in names}
+            both[section] = (
+                found if names is None else both[section] | {k: v for k, v in (found or {}).items() if k in names}
+            )
     measured = [name for name in asked.get("metrics", []) if not any(_is_of(figure, name) for figure in lost)]
     both["request"]["metrics"] = list(dict.fromkeys([*measured, *new["request"]["metrics"]]))
     return both, lost

@@ -326,6 +326,39 @@ def test_training_on_vectors_goes_on_exactly(vectors: tuple[Path, Path], vector_
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@pytest.mark.parametrize("fault", ["missing", "too few", "no captions", "no encoder", "no table"])
+def test_conditions_that_no_prior_can_be_trained_on_are_refused_before_the_tokenizer_is_trained(
+    vectors: tuple[Path, Path], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture, fault: str
+):
+    images, out = vectors[0], tmp_path / "run"
+    if fault == "too few":
+        np.save(tmp_path / "few.npy", np.zeros((59, 2)))
+    asked, told = {
+        "missing": (["--condition", tmp_path / "nope.npy"], "nope.npy is not there"),
+        "too few": (["--condition", tmp_path / "few.npy"], "59 vectors for the 60 images"),
+        "no captions": ([f"prior.text_encoder={clip}"], "needs captions"),
+        "no encoder": ([f"prior.text_encoder={tmp_path}"], f"{tmp_path}"),
+        "no table": ([f"prior.text_encoder={clip}", f"data.captions={tmp_path / 'nope.csv'}"], "nope.csv"),
+    }[fault]
+    words = ["train", "--data", images, "--out", out, "--preset", "digits", *OVERRIDES, *asked]
+    assert told in run_bld(capsys, *words, status=2)
+    assert not (out / "tokenizer").exists() and not (out / "checkpoints").exists()
+    assert out.exists() == (fault in ("too few", "no captions"))  # which the images tell
+
+
+def test_a_finished_run_asks_for_its_vectors_no_more(vector_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shutil.copytree(vector_run, tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
+    file = Path(run.settings().data.condition)
+    file.rename(tmp_path / "aside.npy")
+    try:
+        Recipe(run.settings(), run, print).train()
+        run_bld(capsys, "train-tokenizer", "--out", run.path)
+        assert "is not there" in run_bld(capsys, "train", "--out", run.path, "prior_training.steps=401", status=2)
+    finally:
+        (tmp_path / "aside.npy").rename(file)
+
+
 def cached(folder: Path, file: Path, images: Path, said: list[str] | None = None) -> VectorCache:
     settings = load_settings(overrides=[f"data.condition={file}"])
     say = (lambda _: None) if said is None else said.append
@@ -452,7 +485,7 @@ def test_a_file_without_vectors_is_refused(vectors: tuple[Path, Path], tmp_path:
     np.savez(tmp_path / "v.npz", vectors=np.zeros((1, 2)), names=["000.png"])
     np.savez(tmp_path / "w.npz", embeddings=np.zeros((60, 2)))
     for name, message in {
-        "v.npy": r"/v\.npy .*numpy", "none.npy": r"none\.npy .*No such file",
+        "v.npy": r"/v\.npy .*numpy", "none.npy": r"none\.npy is not there",
         "v.npz": r"v\.npz .*\b59 of 60 .* 001\b", "w.npz": r"w\.npz .*`vectors`.*`names`",
     }.items():  # fmt: skip
         with pytest.raises(DataError, match=message):

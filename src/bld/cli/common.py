@@ -82,6 +82,7 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
     """The recipe these arguments ask for, with the run's folder locked; without --preset, one for the images' size."""
     budget = duration(args.budget) if getattr(args, "budget", None) else None
     from bld.runtime.distributed import launched
+    from bld.training.condition_cache import refuse_missing_conditions
     from bld.training.config import FAITHFUL
     from bld.training.init_from import InitRequest
     from bld.training.recipe import Recipe
@@ -109,6 +110,8 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
                 init.check(settings)
                 _refuse_out_as_data(args.out, settings.data.location)
                 refuse_other_data(run, settings)
+                if args.condition is not None or ("prior" in args.stages and not run.has_begun("prior")):
+                    refuse_missing_conditions(settings)
 
             over = init.settings()
             if budget is not None and not run.has_settings():

@@ -139,6 +139,20 @@ def condition_width(settings: Settings) -> int:
     return _open_vectors(Path(settings.data.condition))[0].shape[1] if settings.data.condition else 0
 
 
+def refuse_missing_conditions(settings: Settings) -> None:
+    """Refuse what can be known, before any image is opened, to be nothing that a prior can be conditioned on.
+
+    Raises:
+        CheckpointError: if there is no such text encoder.
+        DataError: if the captions' table is not there, or the vectors are not there or no vectors.
+        MissingPackageError: for a text encoder without transformers.
+    """
+    condition_width(settings)
+    table = settings.data.captions
+    if settings.prior.text_encoder and table not in ("auto", "none") and not Path(table).expanduser().is_file():
+        raise DataError(f"The table of captions {table} is not there: name one that is, or leave data.captions out.")
+
+
 def condition_vectors(
     settings: Settings, source: ImageSource, folder: Path, device: torch.device, processes: Processes, say: Say
 ) -> VectorCache | None:
@@ -256,6 +270,11 @@ def _of_file(path: Path, source: ImageSource, folder: Path, processes: Processes
 
 def _open_vectors(path: Path) -> tuple[np.ndarray, list[str] | None]:
     """((n, V) numbers, mapped where they can be; the names of their images, of an .npz)."""
+    if not path.exists():
+        raise DataError(
+            f"The file of vectors {path} is not there: name one that is, an .npy of a vector for each image, or an "
+            ".npz of `vectors` and `names`."
+        )
     try:
         loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)
         given, names = (

@@ -64,6 +64,7 @@ class Recipe:
         self._started = time.monotonic()
         self._seconds_in_stages = 0.0
         self._images: tuple[ImageSet, ImageSet] | None = None
+        self._vectors: VectorCache | None = None
         self.accelerator = make_accelerator(self.settings.mixed_precision)
         self.processes = processes_of(self.accelerator)
         if not self.processes.is_main:
@@ -212,9 +213,13 @@ class Recipe:
         settings, device = self.settings, self.accelerator.device
         if not (settings.prior.text_encoder or settings.data.condition):
             return None
-        source = self.images()[0].source
-        with self.locked():
-            return condition_vectors(settings, source, self.run.conditions, device, self.processes, self.say)
+        if self._vectors is None:
+            source = self.images()[0].source
+            with self.locked():
+                self._vectors = condition_vectors(
+                    settings, source, self.run.conditions, device, self.processes, self.say
+                )
+        return self._vectors
 
     def train_prior(self, budget_seconds: float | None = None) -> None:
         """Train the prior, the second stage, and save it in RUN/prior.
@@ -247,13 +252,15 @@ class Recipe:
             budget, given = self.budget_seconds, given_tokenizer(self.run)
             if given is not None:
                 self.say(f"The tokenizer is that of {given} and used as it is.")
+            if budget is not None and budget <= 0:
+                raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
+            if not all(self._is_finished(name) for name in STAGES):
+                self.condition_vectors()  # before hours of training that a fault in them would waste
             if budget is None:
                 if given is None:
                     self.train_tokenizer()
                 self.train_prior()
                 return
-            if budget <= 0:
-                raise SettingError(f"A budget is a positive time, such as 30m, not {budget:g} s.")
             parts = split(budget, STAGES, self.settings.tokenizer_share)
             if given is None:
                 self.train_tokenizer(parts["tokenizer"])
@@ -287,11 +294,14 @@ class Recipe:
         return {"steps": training.steps, "budget_seconds": self.budget_seconds}
 
     def _finished(self, name: str) -> bool:
-        done = self.run.progress().get(name, {})
-        finished = done.get("goal") == self._goal(getattr(self.settings, f"{name}_training"))
+        finished = self._is_finished(name)
         if finished:
-            self.say(f"The {name} is trained already ({done['steps']:,} steps).")
+            self.say(f"The {name} is trained already ({self.run.progress()[name]['steps']:,} steps).")
         return finished
+
+    def _is_finished(self, name: str) -> bool:
+        done, training = self.run.progress().get(name, {}), getattr(self.settings, f"{name}_training")
+        return bool(done.get("given")) or done.get("goal") == self._goal(training)
 
     def _forget_prior_unless(self, what: str, mine: Sequence[str], changed: str) -> None:
         """A prior that was begun with another tokenizer, captions or vectors than these starts anew.

@@ -426,6 +426,36 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
         assert rates[-1] < 0.05 * max(rates)
 
 
+def test_a_stage_that_has_its_steps_says_so_with_the_cure_and_changes_nothing(run_copy):
+    """However much time it is given: steps and budget both end it, and these steps are done."""
+    run, heard = RunFolder(run_copy), []
+    before = {path: path.read_bytes() for path in (run_copy / "progress.json", run.metrics, run.index)}
+    kept = [weights(run, part) for part in ("tokenizer", "prior")]
+    for _ in range(2):  # the second time too
+        heard.clear()
+        recipe = Recipe(run.adopt(None, [], None), run, heard.append)
+        recipe.train_tokenizer(3600.0)
+        Recipe(run.settings(), run, heard.append, budget_seconds=3600).train_tokenizer(3600.0)
+        Recipe(run.settings(), run, heard.append, budget_seconds=3600).train_prior(3600.0)
+        for stage in ("tokenizer", "prior"):
+            cure = f"The {stage} has its 6 steps already: for more, give {stage}_training.steps=…"
+            assert sum(cure in line for line in heard) == 1
+        assert not any("goes on" in line for line in heard)
+    assert {path: path.read_bytes() for path in before} == before
+    assert all(same(weights(run, part), was) for part, was in zip(("tokenizer", "prior"), kept, strict=True))
+    Recipe(run.adopt(None, ["sampling.steps=3"], None), run, heard.append, budget_seconds=3600).train_prior(3600.0)
+    assert BinaryLatentDiffusionPipeline.from_pretrained(run.path).index.sampling.num_inference_steps == 3
+
+
+def test_a_stage_that_has_had_its_time_says_so_with_the_cure(run_copy):
+    run, heard = RunFolder(run_copy), []
+    spent = run.progress()["prior"]["seconds"]
+    settings = run.adopt(None, ["prior_training.steps=1000"], None)
+    Recipe(settings, run, heard.append, budget_seconds=spent / 2).train_prior(spent / 2)
+    assert any("The prior has had its " in line and "name a longer one with --budget" in line for line in heard)
+    assert run.progress()["prior"]["seconds"] == spent and run.progress()["prior"]["steps"] == 6
+
+
 def test_every_process_previews_by_the_main_processs_clock_from_the_first_step_on(
     tmp_path, tiny_overrides, monkeypatch
 ):

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from bld.training.settings import TrainingSettings
+from bld.training.time_budget import in_words
 
 WARMUP_PART_OF_BUDGET = 0.05
 
@@ -34,6 +35,17 @@ class StageClock:
         """How far the stage has come after so many steps, 0 … 1."""
         by_time = self.elapsed() / self.budget_seconds if self.budget_seconds else 0.0
         return min(1.0, max(step / self.steps, by_time))
+
+    def done(self, stage: str, step: int) -> str | None:
+        """Why there is nothing left to do for a stage after so many steps, with the cure; None where there is."""
+        if step >= self.steps:
+            return f"The {stage} has its {step:,} steps already: for more, give {stage}_training.steps=…, above {step}."
+        if self.budget_seconds and self.seconds >= self.budget_seconds:
+            return (
+                f"The {stage} has had its {in_words(self.budget_seconds)} already: a budget counts from the beginning, "
+                "so name a longer one with --budget."
+            )
+        return None
 
 
 def learning_rate(step: int, progress: float, settings: TrainingSettings, budgeted: bool) -> float:

@@ -120,7 +120,6 @@ class StageRun:
             self.images = int(state.numbers.get("images", self.step * settings.batch_size))
             self.looked = int(state.numbers.get("looked", -1))
             self.update.skipped[stage.name][0] = int(state.numbers.get("skipped", 0))
-            self.say(f"The {stage.name} goes on from step {self.step:,}.")
         if accelerator.scaler is not None:  # which the stage before may have used
             fresh = torch.amp.GradScaler("cpu").state_dict()
             saved = None if state is None else state.numbers.get("loss_scale")
@@ -128,6 +127,8 @@ class StageRun:
         if self.processes.is_main:
             run.forget_metrics_after(stage.name, self.step if state is not None else -1)
         self.clock = StageClock(settings.steps, budget_seconds, spent)
+        if state is not None:
+            self.say(self.clock.done(stage.name, self.step) or f"The {stage.name} goes on from step {self.step:,}.")
 
     # -- state --------------------------------------------------------------------------------------------
 
@@ -176,8 +177,11 @@ class StageRun:
     # -- the loop -----------------------------------------------------------------------------------------
 
     @torch.enable_grad()  # whoever calls: what measures without gradients may train what is missing
-    def train(self) -> None:
+    def train(self) -> bool:
         """Train to the end of the steps or of the budget, then save the averaged model.
+
+        Returns:
+            Whether anything came of it; where there was nothing left to do, all stays as it was.
 
         Raises:
             DivergedError: if gradients were not finite too many times in a row; the state is saved.
@@ -185,9 +189,18 @@ class StageRun:
         """
         log = MetricsLog(self.run, self.stage.name, self.stage.settings, self.say, self.step, self.processes.is_main)
         try:
-            first_step = self.step
+            first_step, first = self.step, (self.step, self.looked, self.early_step)
             self._loop(log)
-            self._finish(log, self.step > first_step, self.images / max(self.clock.elapsed(), 1e-9))
+            trained, rate = self.step > first_step, self.images / max(self.clock.elapsed(), 1e-9)
+            if self.looked != self.step:
+                self._evaluate(log)
+            is_new = first != (self.step, self.looked, self.early_step)
+            if is_new:
+                self.checkpoint(log)
+            if not is_new and self._is_recorded():
+                return False
+            self._finish(trained, rate)
+            return True
         finally:
             log.close()
 
@@ -302,10 +315,14 @@ class StageRun:
         log.picture(self.step, picture)
         self.say(f"{self.stage.name}, step {self.step:,}: " + ", ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
-    def _finish(self, log: MetricsLog, trained: bool, rate: float) -> None:
-        if self.looked != self.step:
-            self._evaluate(log)
-        self.checkpoint(log)
+    def _is_recorded(self) -> bool:
+        """Whether the model of this step was saved, after which it is recorded: a command may be killed before."""
+        recorded = self.run.progress().get(self.stage.name, {}).get("steps") == self.step
+        is_saved = recorded and (self.run.path / self.stage.name).is_dir()
+        self.processes.wait()  # all have looked before anyone writes
+        return is_saved
+
+    def _finish(self, trained: bool, rate: float) -> None:
         averaged = self.average.gathered()
         if not self.processes.is_main:
             return
@@ -314,7 +331,7 @@ class StageRun:
         self.run.record(
             self.stage.name,
             steps=self.step,
-            seconds=round(self.clock.elapsed(), 1),
+            seconds=round(self.clock.elapsed() if trained else self.clock.seconds, 1),
             images_per_second=round(rate, 1) if trained else earlier.get("images_per_second"),
             precision=precision_of(self.accelerator) if trained else earlier.get("precision"),
             skipped_steps=self.update.skips()[0],

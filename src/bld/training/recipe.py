@@ -244,7 +244,8 @@ class Recipe:
             held_out = self._held_out_codes(tokenizer, vectors)
             mine = None if vectors is None else ImageVectors(vectors, train.rows)
             stage = PriorStage(self.settings, cache, held_out, tokenizer, self.accelerator, self.run, mine)
-            self._run(stage, budget_seconds)
+            if not self._run(stage, budget_seconds):
+                self._renew_defaults()
 
     def train(self) -> None:
         """Train both stages, within the time budget if there is one."""
@@ -277,17 +278,21 @@ class Recipe:
 
     # -- pieces -------------------------------------------------------------------------------------------
 
-    def _run(self, stage: Stage, budget_seconds: float | None) -> None:
+    def _run(self, stage: Stage, budget_seconds: float | None) -> bool:
+        """Train a stage; whether anything came of it."""
         started = time.monotonic()
         origin = init_source(self.run, stage.name)
         if origin is not None:
             self.say(stage.begin_from(origin))
-        StageRun(stage, self.run, self.accelerator, budget_seconds, self.say, origin is not None).train()
-        if self.processes.is_main:
+        stage_run = StageRun(stage, self.run, self.accelerator, budget_seconds, self.say, origin is not None)
+        is_new = stage_run.train()
+        # A goal that brought nothing is not noted, so that the same command tells the cure again.
+        if self.processes.is_main and (is_new or not self.run.progress()[stage.name].get("goal")):
             self.run.record(stage.name, goal=self._goal(stage.training))
         self.processes.wait()  # so that all find the same record and the saved model
         self.accelerator.free_memory()  # or it would keep this stage's optimizers through the next
         self._seconds_in_stages += time.monotonic() - started
+        return is_new
 
     def _goal(self, training: TrainingSettings) -> dict[str, float | None]:
         """What a stage is asked for: asking again for the same trains nothing, asking for more trains on."""

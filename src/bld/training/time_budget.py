@@ -9,6 +9,13 @@ MOST_RESERVED_SECONDS = 240.0
 STAGES = ("tokenizer", "prior")
 
 
+def in_words(seconds: float) -> str:
+    """A time in the unit that reads best: 45 seconds, 30 minutes, 2.5 hours."""
+    if seconds < 90:
+        return f"{seconds:.3g} seconds"
+    return f"{seconds / 60:.3g} minutes" if seconds < 5400 else f"{seconds / 3600:.3g} hours"
+
+
 def split(budget_seconds: float, stages: Sequence[str], tokenizer_share: float) -> dict[str, float]:
     """Seconds for each of the stages.
 

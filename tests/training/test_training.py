@@ -21,8 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bld
 from bld import BinaryLatentDiffusionPipeline
+from bld.cli import main
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.evaluation.load_run import open_run
+from bld.pipeline.card import training
 from bld.priors import Denoiser, DenoiserConfig
 from bld.training import loop
 from bld.training.checkpoints import CheckpointStore, TrainingState
@@ -454,6 +456,31 @@ def test_a_stage_that_has_had_its_time_says_so_with_the_cure(run_copy):
     Recipe(settings, run, heard.append, budget_seconds=spent / 2).train_prior(spent / 2)
     assert any("The prior has had its " in line and "name a longer one with --budget" in line for line in heard)
     assert run.progress()["prior"]["seconds"] == spent and run.progress()["prior"]["steps"] == 6
+
+
+def test_card_and_info_tell_how_a_run_was_trained_and_not_what_its_settings_came_to_say(run_copy, capsys):
+    """Six steps of 32 images; then of other sizes, which were asked for and had no step, or had some."""
+    run, more = RunFolder(run_copy), ["prior_training.batch_size=8", "prior_training.learning_rate=0.5"]
+
+    def told():
+        assert main(["info", str(run.path), "--images", "96"]) == 0
+        info = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("prior training"))
+        return dict(training(run.path))["training of the prior"], info
+
+    rate = run.settings().prior_training.learning_rate
+    train(run.path, more)
+    card, info = told()
+    assert f"6 steps of 32 at learning rate {rate}, in float32" in card and "6 steps of 32: 2.0 epochs" in info
+    train(run.path, ["prior_training.steps=9"])
+    card, info = told()
+    assert f"9 steps, of 32 at learning rate {rate}, then of 8 at learning rate 0.5, in float32" in card
+    assert "9 steps of 32, then of 8: 2.2 epochs" in info  # 192 + 24 of 96
+    assert main(["info", str(run.path), "--images", "96", "prior_training.steps=12"]) == 0
+    assert "12 steps of 8: 1.0 epochs" in capsys.readouterr().out  # a question of what it would cost
+    progress = run.progress()
+    del progress["prior"]["trained_with"]  # as in runs from before
+    (run.path / "progress.json").write_text(json.dumps(progress))
+    assert "9 steps of 8 at learning rate 0.5" in told()[0]
 
 
 def test_every_process_previews_by_the_main_processs_clock_from_the_first_step_on(

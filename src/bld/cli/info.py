@@ -13,6 +13,7 @@ from bld.cli.words import where
 from bld.errors import SettingError
 
 if TYPE_CHECKING:
+    from bld.training.run_folder import RunFolder
     from bld.training.settings import Settings
 
 UTILISATION = 0.4
@@ -65,8 +66,9 @@ def run(args: argparse.Namespace) -> None:
                 classes = len(train.classes) if args.classes is None else classes
     else:
         settings = load_settings(preset=args.what, overrides=args.settings)
+    done = _done(folder, images, args.settings)
     for name, value in describe(settings, images, classes):
-        say(f"{name:<34}{value}")
+        say(f"{name:<34}{done.get(name, value)}")
     if args.device:
         devices = 1 if args.devices is None else args.devices
         use = UTILISATION if args.utilisation is None else args.utilisation
@@ -83,6 +85,18 @@ def run(args: argparse.Namespace) -> None:
         import yaml
 
         say("\n" + yaml.safe_dump(settings_tree(settings), sort_keys=False))
+
+
+def _done(folder: RunFolder, images: int, overrides: Sequence[str]) -> dict[str, str]:
+    """How the stages of a run were trained, where that is recorded and no setting asks what another way would cost."""
+    found = {}
+    for stage in ("tokenizer", "prior"):
+        done = folder.progress().get(stage, {})
+        if done.get("trained_with") and not any(word.startswith(f"{stage}_training.") for word in overrides):
+            sizes = dict.fromkeys(one["batch_size"] for one in done["trained_with"])
+            of = ", then ".join(f"of {size}" for size in sizes)
+            found[f"{stage} training"] = f"{done['steps']:,} steps {of}: {done['images'] / images:,.1f} epochs"
+    return found
 
 
 def _bought(settings: Settings, seconds: float, given: Sequence[str]) -> Iterator[tuple[str, str]]:

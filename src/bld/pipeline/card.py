@@ -154,13 +154,16 @@ def training(run: Path | None) -> Iterator[tuple[str, str]]:
         if done.get("given"):
             yield f"training of the {stage}", "none here: it was given"
         elif done.get("steps"):
-            batch, rate = how.get("batch_size"), how.get("learning_rate")
+            # Of older runs only the settings tell it.
+            used = done.get("trained_with") or [{name: how.get(name) for name in ("batch_size", "learning_rate")}]
+            sizes = ", then ".join(f"of {one['batch_size']} at learning rate {one['learning_rate']}" for one in used)
+            comma = "," if len(used) > 1 else ""
             begun = ", begun with the weights of another model" if done.get("init_from") else ""
             hours = f", {_duration(done['seconds'])}" if done.get("seconds") else ""
             precision = f", in {done['precision']}" if done.get("precision") else ""
             yield (
                 f"training of the {stage}",
-                f"{done['steps']:,} steps of {batch} at learning rate {rate}{precision}{hours}{begun}",
+                f"{done['steps']:,} steps{comma} {sizes}{precision}{hours}{begun}",
             )
             if done.get("early_step"):
                 yield f"guide of the {stage}", f"its own average after {done['early_step']:,} of these steps"

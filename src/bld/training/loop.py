@@ -113,12 +113,14 @@ class StageRun:
         skipped = {name: torch.zeros(2, dtype=torch.int64, device=accelerator.device) for name in self.networks}
         self.update = Update(accelerator, self.networks, self.optimizers, settings.clip_norm, skipped)
         self.step, self.images, spent, self.looked = 0, 0, 0.0, -1
+        self.trained_with: list[dict[str, float]] = []  # batch size and learning rate, each that had a step, in order
         if state is not None:
             for name, optimizer in self.optimizers.items():
                 unpack_optimizer(f"optimizer/{name}", optimizer, state.tensors)
             self.step, spent = state.step, float(state.numbers["seconds"])
             self.images = int(state.numbers.get("images", self.step * settings.batch_size))
             self.looked = int(state.numbers.get("looked", -1))
+            self.trained_with = list(state.numbers.get("trained_with", []))
             self.update.skipped[stage.name][0] = int(state.numbers.get("skipped", 0))
         if accelerator.scaler is not None:  # which the stage before may have used
             fresh = torch.amp.GradScaler("cpu").state_dict()
@@ -165,6 +167,7 @@ class StageRun:
             tensors |= pack_optimizer(f"optimizer/{name}", optimizer)
         numbers: dict[str, Any] = {"seconds": self.clock.elapsed(), "images": self.images, "looked": self.looked}
         numbers["skipped"] = self.update.skips()[0]
+        numbers["trained_with"] = self.trained_with
         if self.accelerator.scaler is not None:
             numbers["loss_scale"] = self.accelerator.scaler.state_dict()
         if self.early is not None:
@@ -211,6 +214,7 @@ class StageRun:
         # By the main process's clock too: others that expect another preview would wait for ever.
         previews = int(self._agree(self.clock.progress(self.step), False, False)[0] * settings.previews)
         unread: Unread | None = None
+        used = {"batch_size": settings.batch_size, "learning_rate": settings.learning_rate}
         if self.is_known and self.step == 0:
             self._evaluate(log)
         bar_shown = _progress_bar(self.stage.name, self.clock.progress(self.step), self.processes.is_main)
@@ -241,6 +245,8 @@ class StageRun:
                 for optimizer in self.optimizers.values():
                     for group in optimizer.param_groups:
                         group["lr"] = rate
+                if self.trained_with[-1:] != [used]:
+                    self.trained_with.append(used)
                 values = self._train_step(batches, progress)
                 self.step += 1
                 self.images += settings.batch_size
@@ -334,6 +340,8 @@ class StageRun:
             seconds=round(self.clock.elapsed() if trained else self.clock.seconds, 1),
             images_per_second=round(rate, 1) if trained else earlier.get("images_per_second"),
             precision=precision_of(self.accelerator) if trained else earlier.get("precision"),
+            images=self.images,
+            trained_with=self.trained_with,
             skipped_steps=self.update.skips()[0],
             parameters=sum(p.numel() for p in self.average.model.parameters()),
             early_step=None if self.early is None else self.early_step,

@@ -13,7 +13,6 @@ from torch import nn
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.errors import CheckpointError
-from bld.io import files
 from bld.priors import Denoiser, DenoiserConfig
 from bld.serialization import models
 from bld.serialization.models import (
@@ -371,7 +370,7 @@ def full(*_: object, **__: object) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("where", ["save_file", "mkstemp", "replace"])
+@pytest.mark.parametrize("where", ["save_file", "touch", "replace"])
 def test_a_full_disk_is_one_sentence_and_leaves_the_previous_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], where: str
 ):
@@ -382,8 +381,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_previous_checkpoint(
         if where == "save_file":
             patch.setattr(checkpoints, "save_file", full)
             patch.setattr(models, "save_file", full)
-        elif where == "mkstemp":
-            patch.setattr(files.tempfile, "mkstemp", full)
+        elif where == "touch":
+            patch.setattr(Path, "touch", full)
         else:
             patch.setattr(Path, "replace", full)
         with pytest.raises(CheckpointError, match=rf"space .*{tmp_path}.*intact"):

@@ -130,7 +130,8 @@ class StageRun:
             run.forget_metrics_after(stage.name, self.step if state is not None else -1)
         self.clock = StageClock(settings.steps, budget_seconds, spent)
         if state is not None:
-            self.say(self.clock.done(stage.name, self.step) or f"The {stage.name} goes on from step {self.step:,}.")
+            done = self.clock.done(stage.name, self.step) if self._is_recorded() else None
+            self.say(done or f"The {stage.name} goes on from step {self.step:,}.")
 
     # -- state --------------------------------------------------------------------------------------------
 

@@ -53,6 +53,17 @@ def test_words_change_single_leaves_and_nothing_else():
     assert {key for key in before if before[key] != after[key]} == {"prior.dim", "data.flip"}
 
 
+def test_settings_are_built_once_and_values_that_only_look_alike_are_checked_each_for_itself():
+    assert load_settings("digits", overrides=["seed=1"]) is load_settings("digits", overrides=["seed=1"])
+    assert load_settings("digits", overrides=["seed=2"]).seed == 2
+    for _ in range(2):  # a refusal is not forgotten
+        with pytest.raises(SettingError, match="seed"):
+            load_settings("digits", overrides=["seed=one"])
+    assert load_settings(overrides=["prior.evidence=true"]).prior.evidence is True
+    with pytest.raises(SettingError, match="evidence"):
+        load_settings(overrides=["prior.evidence=1"])
+
+
 def test_a_yaml_file_is_a_preset(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("prior: {dim: 64}\nseed: 5\n")

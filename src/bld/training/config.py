@@ -178,11 +178,18 @@ def _parser() -> Any:
     return parser
 
 
+_built: dict[str, Settings] = {}
+"""What was built, by the text of its tree: checking takes a tenth of a second, and the same trees come again and again."""
+
+
 def _build(tree: dict[str, Any]) -> Settings:
     """The typed tree; jsonargparse checks and converts each value."""
-    parser = _parser()
-    with _refusals():
-        return Settings(**vars(parser.instantiate(parser.parse_object(tree))))
+    text = repr(tree)
+    if text not in _built:
+        parser = _parser()
+        with _refusals():
+            _built[text] = Settings(**vars(parser.instantiate(parser.parse_object(tree))))
+    return _built[text]
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,19 @@ LONGEST = ("test_processes.py", "test_reproduce.py", "test_page.py", "test_train
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest begin, so that no worker is left with one of them at the end."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: else each full garbage collection, two of a training, looks through all of it,
+    which takes longer than a tiny training's steps.
+    """
+    if "torch" in sys.modules:
+        import accelerate  # noqa: F401 (imported first, so that it is among what stays)
+        import torch.utils.tensorboard  # noqa: F401
+
+        import bld.training.recipe  # noqa: F401
+    gc.collect()
+    gc.freeze()
 
 
 TINY_OVERRIDES = [

@@ -15,9 +15,10 @@ from bld.seeding import keyed_draws, keyed_generator
 from bld.serialization.models import load_tokenizer, save_model, tokenizer_hash
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, ObjectiveConfig, ReconstructionObjective
 from bld.tokenizer.bottlenecks.gaussian import Gaussian, kl_nats
+from bld.tokenizer.bottlenecks.gray import SPREAD, Gray, folds, levels
 
 TINY = AutoencoderConfig(8, 4, 8, (1, 2), 1, attention_resolutions=(), embed_dim=8)
-KINDS = ("bernoulli", "vq", "gaussian")
+KINDS = ("bernoulli", "gray", "vq", "gaussian")
 
 
 def build(kind: str, seed: int = 0, **settings: object) -> BinaryAutoencoder:
@@ -46,8 +47,8 @@ def test_images_become_codes_and_codes_images(kind: str):
         output = model(images)
     assert torch.equal(output.bits, codes)
     torch.testing.assert_close(output.reconstruction, model.decode(codes), rtol=0, atol=1e-5)
-    assert (output.probs is not None) == (kind == "bernoulli")
-    assert set(output.penalties) == {"bernoulli": set(), "vq": {"commitment"}, "gaussian": {"kl"}}[kind]
+    assert (output.probs is not None) == (kind in ("bernoulli", "gray"))
+    assert set(output.penalties) == {"vq": {"commitment"}, "gaussian": {"kl"}}.get(kind, set())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,6 +108,51 @@ def test_each_learns_a_few_images(kind: str):
     assert losses[-1] < float(images.var())  # better than the best grey
 
 
+# -- numbers in Gray code ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_each_gray_code_names_a_level_of_its_own_and_neighbours_differ_by_one_bit(bits: int):
+    codes = (torch.arange(2**bits)[:, None] >> torch.arange(bits)) & 1
+    found = levels(2.0 * codes - 1, bits).flatten()
+    order = found.argsort()
+    assert torch.equal(found[order], (2 * torch.arange(2**bits) + 1) / 2**bits - 1)  # the middles of equal intervals
+    assert ((codes[order][1:] != codes[order][:-1]).sum(1) == 1).all()
+    assert torch.equal((folds(found[:, None], bits) > 0).long(), codes)  # each level has its own code
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5])
+def test_a_number_is_rounded_to_its_nearest_level_and_passes_on_its_gradient(bits: int):
+    gray = Gray(2 * bits, bits)
+    numbers = torch.linspace(-0.999, 0.999, 1998).view(1, 1, 999, 2)
+    features = (4 * numbers.atanh()).requires_grad_()
+    out = gray(features)
+    rounded = out.latent[..., :2] / SPREAD
+    assert (rounded - numbers).abs().max() <= 2.0**-bits + 1e-5
+    assert torch.equal(out.latent.detach(), gray.latent(gray.codes(features.detach())))
+    gradient = torch.autograd.grad(out.latent.sum(), features)[0]
+    torch.testing.assert_close(gradient, SPREAD * (1 - numbers**2) / 4, rtol=1e-3, atol=1e-6)
+
+
+def test_a_gray_bit_is_a_coin_at_its_threshold_where_all_others_are_sure():
+    """The first bit of a number of 8 levels has its threshold at 0, the second at ±1/2, the third at ±1/4 and ±3/4."""
+    gray = Gray(3, 3, bit_noise=0.2)
+    for number, coin in ((0.0, 0), (0.5, 1), (-0.5, 1), (0.25, 2), (-0.75, 2)):
+        probs = gray.probs(4 * torch.tensor([number]).atanh().view(1, 1, 1, 1)).flatten()
+        assert probs[coin] == pytest.approx(0.5, abs=1e-4)
+        assert all(min(p, 1 - p) < 1e-4 for i, p in enumerate(probs.tolist()) if i != coin)
+
+
+def test_bits_turned_over_are_seen_by_the_decoder_alone():
+    gray, features = Gray(4, 2), torch.randn(2, 3, 3, 2, generator=torch.Generator().manual_seed(0))
+    flips = torch.zeros(2, 3, 3, 4, dtype=torch.bool)
+    flips[0, 0, 0, 0] = True
+    plain, turned = gray(features), gray(features, flips=flips)
+    assert torch.equal(plain.codes, turned.codes)
+    torch.testing.assert_close(turned.latent[0, 0, 0, 0], -plain.latent[0, 0, 0, 0])  # the first bit is the sign
+    assert torch.equal((turned.latent != plain.latent).nonzero(), torch.tensor([[0, 0, 0, 0]]))
+
+
 # -- real values ------------------------------------------------------------------------------------------
 
 
@@ -157,6 +203,11 @@ def test_only_bits_that_are_drawn_have_probabilities(kind: str):
     "settings, message",
     [
         ({"bottleneck": "gausian"}, r"tokenizer\.bottleneck 'gausian'.*'gaussian'\?"),
+        (
+            {"bottleneck": "gray", "code_bits": 16, "bits_per_value": 3},
+            r"tokenizer\.bits_per_value is 3\b.*\b16: choose 1 or 2 or 4 or 8\.",
+        ),
+        ({"bottleneck": "gray", "bits_per_value": 16}, r"tokenizer\.bits_per_value is 16\b.*choose 1 or 2 or 4 or 8\."),
         ({"bottleneck": "vq"}, r"tokenizer\.code_bits is 32\b.*\bvq\b.* 16\b"),
     ],
 )

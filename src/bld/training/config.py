@@ -179,7 +179,7 @@ def _parser() -> Any:
 
 
 _built: dict[str, Settings] = {}
-"""What was built, by the text of its tree: checking takes a tenth of a second, and the same trees come again and again."""
+"""What was built, by the text of its tree: checking takes a tenth of a second, and the same trees come again."""
 
 
 def _build(tree: dict[str, Any]) -> Settings:

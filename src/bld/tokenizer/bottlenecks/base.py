@@ -31,6 +31,10 @@ class Options(Protocol):
     def bit_noise(self) -> float:
         """η."""
 
+    @property
+    def bits_per_value(self) -> int:
+        """k, of a bottleneck that writes numbers as several bits each."""
+
 
 class Bottlenecked(NamedTuple):
     """A training pass through a bottleneck."""

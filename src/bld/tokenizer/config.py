@@ -36,18 +36,17 @@ class AutoencoderConfig:
             the last resolution
         out_activation: whether SiLU stands between the last norm and the last 3×3 convolution of encoder and decoder;
             the paper's public code has none
-        bottleneck: bernoulli (the paper's bits, a logit each) or gray (numbers, each rounded and written as several
-            bits), or what the paper compares with: vq (the nearest of 2^code_bits vectors, its index written as bits)
-            or gaussian (real numbers)
-        bit_noise: η above 0, at most 1: a trained tokenizer draws bits with probability σ(logit/η), so that a
+        bottleneck: bernoulli (the paper's bits), or what it is compared with: vq (the nearest of 2^code_bits vectors,
+            its index written as bits) or gaussian (real numbers)
+        bit_noise: η above 0, at most 1: a trained bernoulli tokenizer draws bits with probability σ(logit/η), so that a
             small one makes them decisive; training begins with the paper's 1 and approaches η in its second half
         patch_size: side of the squares of pixels that the first convolution takes as one position each, and the last
             one gives, so that no layer works at full resolution; 1, as in the paper, is single pixels
         resampling: convolution (the paper's: of stride 2, and after nearest-neighbour doubling) or shuffle (a square of
             four positions becomes one, and back, by 1×1 convolutions), which is cheaper
         middle: whether residual, attention, residual stand at the lowest resolution, as in the paper
-        bits_per_value: bits of a number of the gray bottleneck, a divisor of code_bits, at most 8: one says only on
-            which side of a threshold it lies, k say on which of 2^k levels
+        bits_per_value: of a bernoulli bottleneck: 1 gives each bit a logit of its own, as in the paper; k, a divisor of
+            code_bits of at most 8, rounds code_bits/k numbers to 2^k levels each and writes them in Gray code
     """
 
     image_size: int = 256
@@ -67,7 +66,7 @@ class AutoencoderConfig:
     patch_size: int = 1
     resampling: Resampling = "convolution"
     middle: bool = True
-    bits_per_value: int = 2
+    bits_per_value: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))

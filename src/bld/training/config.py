@@ -17,6 +17,7 @@ from bld.training.settings import Settings, leaves, plain, settings_tree, tree_o
 FAITHFUL = (
     "tokenizer.decoder_res_blocks=3",
     "tokenizer.bit_noise=1",
+    "tokenizer.bits_per_value=1",
     "objective.bit_flips=0",
     "tokenizer_training.ema_decay=0",
     "tokenizer_training.clip_norm=0",
@@ -34,9 +35,10 @@ FAITHFUL = (
     "prior_training.optimizer=adamw",
     "sampling.steps=0",
 )
-"""The paper's method to the letter, over any preset: three residual blocks a level in the decoder, codes drawn anew at
-each step, a token for each position, the network's output as it is, the condition's token left out for guidance, flip
-as the target, all T steps, Adam, and neither weight averages nor gradient clipping, of which the paper says nothing."""
+"""The paper's method to the letter, over any preset: three residual blocks a level in the decoder, a logit for each
+bit, codes drawn anew at each step, a token for each position, the network's output as it is, the condition's token left
+out for guidance, flip as the target, all T steps, Adam, and neither weight averages nor gradient clipping, of which the
+paper says nothing."""
 
 
 def preset_names() -> list[str]:

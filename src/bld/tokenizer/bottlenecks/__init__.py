@@ -19,4 +19,4 @@ def kinds() -> dict[str, type[Bottleneck]]:
         known += subclasses
         found += subclasses
     known.sort(key=lambda bottleneck: (bottleneck.kind != "bernoulli", bottleneck.kind))
-    return {bottleneck.kind: bottleneck for bottleneck in known}
+    return {bottleneck.kind: bottleneck for bottleneck in known if "kind" in vars(bottleneck)}

@@ -33,7 +33,7 @@ class Options(Protocol):
 
     @property
     def bits_per_value(self) -> int:
-        """k, of a bottleneck that writes numbers as several bits each."""
+        """k: 1 where each bit has a logit of its own, more where k bits write one number."""
 
 
 class Bottlenecked(NamedTuple):

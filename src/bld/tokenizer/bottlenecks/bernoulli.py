@@ -7,8 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bld.errors import SettingError
 from bld.seeding import uniform
 from bld.tokenizer.bottlenecks.base import Bottleneck, Bottlenecked, Generators, Options
+
+MOST_BITS_PER_VALUE = 8
 
 
 class Bernoulli(Bottleneck):
@@ -23,9 +26,24 @@ class Bernoulli(Bottleneck):
     has_probs = True
 
     @classmethod
+    def check(cls, options: Options) -> None:
+        """Raise `SettingError` for bits that do not make whole numbers."""
+        bits, most = options.bits_per_value, MOST_BITS_PER_VALUE
+        if not 1 <= bits <= most or options.code_bits % bits:
+            possible = [str(k) for k in range(1, most + 1) if options.code_bits % k == 0]
+            raise SettingError(
+                f"tokenizer.bits_per_value is {bits}, but must divide tokenizer.code_bits, which is "
+                f"{options.code_bits}: choose {' or '.join(possible)}."
+            )
+
+    @classmethod
     def of(cls, options: Options) -> Bernoulli:
-        """As the settings say."""
-        return cls(options.code_bits, options.bit_noise)
+        """As the settings say; where several bits are of one number, `bld.tokenizer.bottlenecks.gray.Gray`."""
+        if options.bits_per_value == 1:
+            return cls(options.code_bits, options.bit_noise)
+        from bld.tokenizer.bottlenecks.gray import Gray
+
+        return Gray(options.code_bits, options.bits_per_value, options.bit_noise)
 
     def __init__(self, code_bits: int, bit_noise: float = 1.0):
         super().__init__(code_bits, code_bits)

@@ -10,13 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bld.errors import SettingError
-from bld.tokenizer.bottlenecks.base import Bottlenecked, Options
+from bld.tokenizer.bottlenecks.base import Bottlenecked
 from bld.tokenizer.bottlenecks.bernoulli import Bernoulli, drawn
 
 SHARPNESS = 8.0  # the logit of a bit at the end of its range: it is a coin within about an eighth of its threshold
 SPREAD = 3**0.5  # numbers spread evenly over (-1, 1), times this, have variance 1
-MOST_BITS_PER_VALUE = 8
 
 
 class Gray(Bernoulli):
@@ -27,24 +25,6 @@ class Gray(Bernoulli):
         bits_per_value: k, a divisor of c; a position has c/k numbers of 2^k levels.
         bit_noise: η: a bit is drawn with probability σ(logit/η).
     """
-
-    kind = "gray"
-
-    @classmethod
-    def check(cls, options: Options) -> None:
-        """Raise `SettingError` for bits that do not make whole numbers."""
-        bits, most = options.bits_per_value, MOST_BITS_PER_VALUE
-        if not 1 <= bits <= most or options.code_bits % bits:
-            possible = [str(k) for k in range(1, most + 1) if options.code_bits % k == 0]
-            raise SettingError(
-                f"tokenizer.bits_per_value is {bits}, but must divide tokenizer.code_bits, which is "
-                f"{options.code_bits}: choose {' or '.join(possible)}."
-            )
-
-    @classmethod
-    def of(cls, options: Options) -> Gray:
-        """As the settings say."""
-        return cls(options.code_bits, options.bits_per_value, options.bit_noise)
 
     def __init__(self, code_bits: int, bits_per_value: int, bit_noise: float = 1.0):
         super().__init__(code_bits, bit_noise)

@@ -217,7 +217,7 @@ def test_hashes_and_configs_from_before_a_setting_was_a_choice_still_hold(tmp_pa
         parameter.data.fill_(0.5)
     assert tokenizer_hash(model) == "4e2a304104fa00c0"
     save_model(tmp_path, model)
-    later = ("features_dim", "out_activation", "bit_noise", "patch_size", "resampling", "middle")
+    later = ("features_dim", "out_activation", "bit_noise", "patch_size", "resampling", "middle", "bits_per_value")
     edit(tmp_path / "config.json", lambda config: [config.pop(name) for name in later])
     assert tokenizer_hash(load_tokenizer(tmp_path)) == "4e2a304104fa00c0"
     without = AutoencoderConfig(16, 4, 8, (1, 2), 1, embed_dim=8, out_activation=False)

@@ -155,6 +155,7 @@ SETTINGS_OF_LATER = {
     "patch_size": 1,
     "resampling": "convolution",
     "middle": True,
+    "bits_per_value": 1,
 }
 """Settings that tokenizers have not always had, with the values that hold for older ones.
 

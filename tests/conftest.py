@@ -7,6 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -29,10 +31,9 @@ def pytest_collection_finish() -> None:
     which takes longer than a tiny training's steps.
     """
     if "torch" in sys.modules:
-        import accelerate  # noqa: F401 (imported first, so that it is among what stays)
-        import torch.utils.tensorboard  # noqa: F401
-
-        import bld.training.recipe  # noqa: F401
+        for name in ("accelerate", "torch.utils.tensorboard", "bld.training.recipe"):  # so that they are among it
+            with suppress(ImportError):
+                import_module(name)
     gc.collect()
     gc.freeze()
 

@@ -14,8 +14,9 @@ from bld.errors import MissingPackageError, SettingError
 from bld.seeding import keyed_draws, keyed_generator
 from bld.serialization.models import load_tokenizer, save_model, tokenizer_hash
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, ObjectiveConfig, ReconstructionObjective
+from bld.tokenizer.bottlenecks.bernoulli import SPREAD, Gray
 from bld.tokenizer.bottlenecks.gaussian import Gaussian, kl_nats
-from bld.tokenizer.bottlenecks.gray import SPREAD, Gray, folds, levels
+from bld.tokenizer.gray_code import folds, levels
 
 TINY = AutoencoderConfig(8, 4, 8, (1, 2), 1, attention_resolutions=(), embed_dim=8)
 KINDS = ("bernoulli", "gray", "vq", "gaussian")

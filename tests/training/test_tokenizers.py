@@ -175,6 +175,21 @@ def test_the_average_copies_buffers_and_averages_parameters():
     assert torch.equal(average.model.running_mean, torch.full((2,), 5.0)) and average.model.num_batches_tracked == 4
 
 
+def test_numbers_in_gray_code_are_trained_cached_with_their_probabilities_and_sampled(
+    tmp_path: Path, tiny_overrides: list[str]
+):
+    words = ["tokenizer.bits_per_value=4", "tokenizer.bit_noise=0.2", "codes.fresh=true", "prior.soft_targets=true"]
+    made = recipe(tmp_path, [*tiny_overrides, *words])
+    made.train()
+    assert made.run.settings().tokenizer.bits_per_value == load_tokenizer(made.run.tokenizer).config.bits_per_value == 4
+    assert CodeCache(made.run.codes).shape == (4, 4, 32)
+    pipe = BinaryLatentDiffusionPipeline.from_pretrained(tmp_path)
+    bits = pipe(3, generator=0).codes
+    assert bits.shape == (3, 4, 4, 32) and pipe.decode(bits, "pt").shape == (3, 3, 8, 8)
+    costs = dict(describe(made.settings, images=1000, num_classes=0))
+    assert costs["a position"] == "8 numbers of 16 levels, in Gray code"
+
+
 TABLE_4 = {
     "bedrooms256-vq": ("vq", (16, 16, 10), "16×16×10 = 2,560 bits, 320 bytes"),
     "bedrooms256-real": ("gaussian", (16, 16, 16), "16×16×16 = 4,096 real numbers, 8,192 bytes as float16"),
@@ -201,7 +216,7 @@ def test_table_4s_six_settings_are_presets_with_one_encoder_and_decoder_per_grid
     assert settings.tokenizer_training == binary.tokenizer_training and settings.objective == binary.objective
     costs = dict(describe(settings, images=1000, num_classes=0))
     assert costs["code"] == code
-    assert ("codebook" in costs) == (kind == "vq")
+    assert ("codebook" in costs) == (kind == "vq") and "a position" not in costs
     size = int(code.split(", ")[1].split()[0].replace(",", "")) * 1000 * 2 / 2**20  # two flips, one draw
     assert costs["code cache of 1,000 images"] == f"{size:,.1f} MiB (2 views)"
 

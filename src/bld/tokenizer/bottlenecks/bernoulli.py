@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,11 @@ from torch import Tensor
 from bld.errors import SettingError
 from bld.seeding import uniform
 from bld.tokenizer.bottlenecks.base import Bottleneck, Bottlenecked, Generators, Options
+from bld.tokenizer.gray_code import folds, levels, number
 
 MOST_BITS_PER_VALUE = 8
+SHARPNESS = 8.0  # the logit of a bit at the end of its range: it is a coin within about an eighth of its threshold
+SPREAD = 3**0.5  # numbers spread evenly over (-1, 1), times this, have variance 1
 
 
 class Bernoulli(Bottleneck):
@@ -37,12 +40,17 @@ class Bernoulli(Bottleneck):
             )
 
     @classmethod
+    def facts(cls, options: Options) -> Iterator[tuple[str, str]]:
+        """The numbers that the bits of a position write, where they are several of each."""
+        if options.bits_per_value > 1:
+            bits = options.bits_per_value
+            yield "a position", f"{options.code_bits // bits} numbers of {2**bits} levels, in Gray code"
+
+    @classmethod
     def of(cls, options: Options) -> Bernoulli:
-        """As the settings say; where several bits are of one number, `bld.tokenizer.bottlenecks.gray.Gray`."""
+        """As the settings say; where several bits are of one number, a `Gray`."""
         if options.bits_per_value == 1:
             return cls(options.code_bits, options.bit_noise)
-        from bld.tokenizer.bottlenecks.gray import Gray
-
         return Gray(options.code_bits, options.bits_per_value, options.bit_noise)
 
     def __init__(self, code_bits: int, bit_noise: float = 1.0):
@@ -92,6 +100,63 @@ class Bernoulli(Bottleneck):
         bits = drawn(probs.detach(), noise)
         seen = bits if flips is None else bits ^ flips.to(bits.dtype)
         return Bottlenecked(self.latent(straight_through(seen, features.sigmoid())), bits, probs, {})
+
+
+class Gray(Bernoulli):
+    """Bits of numbers in Gray code (ours), bit planes one after the other: the first bits of all, their second, …
+
+    Bits with a logit each cut their features by one threshold, all about equally fine.  Here the first bit of a number
+    says which half of (-1, 1) it lies in, the next which quarter, and so on: what matters first, then details.  It is
+    finite scalar quantisation (Mentzer et al. 2023), written in bits that are drawn like the paper's.
+
+    Args:
+        code_bits: c.
+        bits_per_value: k, a divisor of c; a position has c/k numbers of 2^k levels.
+        bit_noise: η: a bit is drawn with probability σ(logit/η).
+    """
+
+    def __init__(self, code_bits: int, bits_per_value: int, bit_noise: float = 1.0):
+        super().__init__(code_bits, bit_noise)
+        self.bits_per_value, self.feature_channels = bits_per_value, code_bits // bits_per_value
+
+    def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
+        """P(bit = 1) = σ(logit/η), (B, h, w, c).
+
+        Args:
+            features: (B, h, w, c/k).
+            bit_noise: another η than the trained tokenizer's.
+        """
+        return super().probs(SHARPNESS * folds(number(features), self.bits_per_value), bit_noise)
+
+    def latent(self, codes: Tensor) -> Tensor:
+        """The numbers, and beside them their bits but for the first as -1 and 1: (B, h, w, c)."""
+        signs = super().latent(codes)
+        return torch.cat([SPREAD * levels(signs, self.bits_per_value), signs[..., self.feature_channels :]], -1)
+
+    def forward(
+        self,
+        features: Tensor,
+        noise: Tensor | None = None,
+        *,
+        bit_noise: Tensor | None = None,
+        flips: Tensor | None = None,
+    ) -> Bottlenecked:
+        """The training pass: levels pass on the gradient of the numbers that they were rounded from.
+
+        Args:
+            features: (B, h, w, c/k).
+            noise: (B, h, w, c), uniform in [0, 1); None takes the nearest level.
+            bit_noise: η, a scalar; None is the trained tokenizer's.
+            flips: bool (B, h, w, c), True for bits that the decoder sees turned over; the codes returned are those
+                before.
+        """
+        probs = self.probs(features, bit_noise)
+        bits = drawn(probs.detach(), noise)
+        rounded, finer = self.latent(bits if flips is None else bits ^ flips.to(bits.dtype)).split(
+            [self.feature_channels, bits.shape[-1] - self.feature_channels], -1
+        )
+        exact = SPREAD * number(features)
+        return Bottlenecked(torch.cat([rounded + (exact - exact.detach()), finer], -1), bits, probs, {})
 
 
 def drawn(probs: Tensor, noise: Tensor | None) -> Tensor:

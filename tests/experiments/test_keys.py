@@ -14,6 +14,7 @@ import torch
 
 from bld.errors import SettingError
 from bld.experiments import formats, given_images, runner
+from bld.experiments.keys import what_counts
 from bld.experiments.novelty import novelty
 from bld.experiments.prior_rows import Row, measure
 from bld.experiments.runner import Runner
@@ -27,6 +28,13 @@ from bld.training.run_folder import RunFolder
 from .tiny import TINY
 
 QUIET = lambda _: None  # noqa: E731
+
+
+def test_a_setting_that_has_not_always_been_changes_no_key_while_it_is_as_before():
+    """Else all that was measured before it came would be measured again."""
+    name = "tokenizer.bits_per_value"
+    before, now = (what_counts(load_settings("digits", overrides=[f"{name}={k}"])) for k in (1, 4))
+    assert name not in before and now == {**before, name: 4}
 
 
 # -- one seed for the training and its draws --------------------------------------------------------------

@@ -12,6 +12,10 @@ OF_THE_TOKENIZER = ("seed", "mixed_precision", "compile", "tokenizer.", "tokeniz
 OF_A_PRIOR = ("prior", "diffusion.", "sampling.")
 OF_SAMPLES = ("sampling.",)
 NO_MATTER = (*OF_BUDGETS, WHERE, "preset", "trackers", "sampling.", "data.workers", "data.memory_limit_gb")
+SINCE = {"tokenizer.bits_per_value": 1}
+"""Settings that have not always been, with what held before: at that value no part of a key, so that figures of then
+are found.
+"""
 NOTED = ("log_every_steps", "previews", "checkpoint_seconds")  # of a training: what is looked at on the way
 
 
@@ -26,5 +30,8 @@ def what_counts(settings: Settings, only: tuple[str, ...] = ("",)) -> dict[str, 
     return {
         name: value
         for name, value in leaves(settings_tree(settings))
-        if name.startswith(only) and not name.startswith(NO_MATTER) and name.rpartition(".")[2] not in NOTED
+        if name.startswith(only)
+        and not name.startswith(NO_MATTER)
+        and name.rpartition(".")[2] not in NOTED
+        and (name, value) not in SINCE.items()
     }

@@ -38,9 +38,8 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("reproduce")
 
 
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    monkeypatch.setitem(scales.SCALES, "tiny", TINY)
+def look_at_few(monkeypatch) -> None:
+    """As many images and codes as a test needs."""
     for most, enough in {
         "runner.LIKELIHOOD_CODES": 16,
         "novelty.COUNT": 24,
@@ -48,6 +47,12 @@ def tiny(monkeypatch):
         "prior_rows.TIMED_SAMPLES": 8,
     }.items():
         monkeypatch.setattr(f"bld.experiments.{most}", enough)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(scales.SCALES, "tiny", TINY)
+    look_at_few(monkeypatch)
 
 
 def run(root: Path, name: str, *more: str) -> str:
@@ -582,13 +587,7 @@ def test_runs_of_other_settings_or_images_are_never_taken(root, monkeypatch, cap
     assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root)]) == 2
     assert "trained on other images or with other settings" in capsys.readouterr().err
     monkeypatch.setitem(scales.SCALES, "tiny", TINY)
-    for most, enough in {
-        "runner.LIKELIHOOD_CODES": 16,
-        "novelty.COUNT": 24,
-        "given_images.GIVEN": 6,
-        "prior_rows.TIMED_SAMPLES": 8,
-    }.items():
-        monkeypatch.setattr(f"bld.experiments.{most}", enough)
+    look_at_few(monkeypatch)
     other = image_folder(40, classes=2)
     assert main(["reproduce", "figure5", "--scale", "tiny", "--out", str(root), "--data", str(other)]) == 2
     assert "choose another --out, or delete it" in capsys.readouterr().err

@@ -108,7 +108,6 @@ class Scale:
 
 AS_IN_THE_PAPER = (
     "tokenizer.bit_noise=1",
-    "tokenizer.bits_per_value=1",
     "objective.bit_flips=0",
     "codes.fresh=false",
     "prior.patch_size=1",
@@ -164,7 +163,6 @@ CIFAR10 = Scale(
         "data.held_out_seed=0",
         "data.flip=false",
         "tokenizer.code_bits=16",
-        "tokenizer.bits_per_value=1",
         "tokenizer.base_channels=64",
         "tokenizer.channel_multipliers=[1,2]",
         "tokenizer_training.optimizer=adamw",
@@ -212,7 +210,6 @@ EMOJI64 = Scale(
         "sizes_by_budget=false",
         "data.held_out=0.1",
         "data.held_out_seed=0",
-        "tokenizer.bits_per_value=1",
         "tokenizer.base_channels=64",
         "tokenizer_training.steps=2500",
         "tokenizer_training.previews=2",

@@ -9,7 +9,6 @@ HALF_SIDE: Overrides = ("tokenizer.channel_multipliers=[1,2,2]",)
 BITS_PER_POSITION = (8, 10, 11, 16, 32, 64)
 FORMAT_TRAINING: Overrides = (
     "tokenizer.bit_noise=1",
-    "tokenizer.bits_per_value=1",
     "objective.bit_flips=0",
     "tokenizer.base_channels=32",
     "tokenizer_training.steps=5000",

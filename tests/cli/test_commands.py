@@ -86,7 +86,9 @@ def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, 
 
     run, labels = tmp_path / "demo", [*range(10)] * 50
     assert main(["demo", "--out", str(run), *tiny_overrides]) == 0
-    samples, held_out = re.findall(r"^(?:Samples|Held-out) .*$", capsys.readouterr().out, re.MULTILINE)
+    out = capsys.readouterr().out
+    samples, held_out = re.findall(r"^(?:Samples|Held-out) .*$", out, re.MULTILINE)
+    assert "the time was up" not in out
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
     made = pipe(class_labels=labels, num_inference_steps=16, temperature=0.9, generator=0, output_type="np").images
     percent = float(re.search(r"([\d.]+)% of 500\b", samples)[1])
@@ -95,6 +97,15 @@ def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, 
     measured = [line["held_out_psnr"] for line in RunFolder(run).read_metrics() if "held_out_psnr" in line]
     assert decibels == pytest.approx(measured[-1], abs=0.051) and drawn <= decibels
     assert "180 images" in held_out and (run / "report.html").is_file()
+
+
+def test_the_demo_says_which_training_its_time_has_cut(tmp_path, tiny_overrides, capsys):
+    run = tmp_path / "demo"
+    assert main(["demo", "--out", str(run), "--budget", "4s", *tiny_overrides, "prior_training.steps=100000"]) == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if "100,000" in line)
+    done = json.loads((run / "progress.json").read_text())
+    assert done["tokenizer"]["steps"] == 6 and 0 < done["prior"]["steps"] < 100_000
+    assert told.startswith("The prior ") and f" {done['prior']['steps']:,} of " in told and "--budget" in told
 
 
 def test_the_demo_leaves_a_run_of_other_images_and_one_in_use_as_they_are(

@@ -37,9 +37,22 @@ def run(args: argparse.Namespace) -> None:
         settings = folder.adopt(preset, args.settings, "digits", check=lambda asked: refuse_other_data(folder, asked))
         recipe = Recipe(settings, folder, say, seconds)
         recipe.train()
+        _tell_what_the_time_cut(recipe, args.budget)
         _judge(recipe)
         path = write_report(folder, seed=settings.seed, say=say)
     say(f"Done in {(time.monotonic() - started) / 60:.1f} minutes. Open {path} to see the result.")
+
+
+def _tell_what_the_time_cut(recipe, budget: str) -> None:  # type: ignore[no-untyped-def]
+    """Say which stages the time ended before their steps: what is printed next is then of this machine, too."""
+    progress, settings = recipe.run.progress(), recipe.settings
+    for stage, asked in (("tokenizer", settings.tokenizer_training), ("prior", settings.prior_training)):
+        done = progress[stage]["steps"]
+        if done < asked.steps:
+            say(
+                f"The {stage} has {done:,} of its {asked.steps:,} steps, for the time was up: a faster machine, or one "
+                f"with nothing else to do, makes more in {budget}, and so does a longer --budget."
+            )
 
 
 def _judge(recipe) -> None:  # type: ignore[no-untyped-def]

@@ -108,9 +108,9 @@ def test_a_small_bit_noise_leaves_the_encoder_its_gradient():
     """Of σ(logit), whatever η: that of σ(logit/η) vanishes for nearly all bits."""
     gradients = []
     for eta in (1.0, 0.001):
-        model = build(image_size=8, code_bits=4, channel_multipliers=(1, 1))
+        model = build(image_size=8, code_bits=4, channel_multipliers=(1, 1), bit_noise=eta)
         logits = torch.randn(2, 4, 4, 4, generator=keyed_generator(0, "l")).requires_grad_()
-        out = model.bottleneck(logits, torch.full((2, 4, 4, 4), 0.5), bit_noise=torch.tensor(eta))
+        out = model.bottleneck(logits, torch.full((2, 4, 4, 4), 0.5))
         (out.latent * torch.arange(1.0, 129).view(2, 4, 4, 4)).sum().backward()
         gradients.append(logits.grad)
     assert torch.equal(*gradients) and gradients[0].abs().min() > 0
@@ -123,12 +123,6 @@ def test_flips_turn_bits_over_for_the_decoder_alone(model: BinaryAutoencoder):
         plain, flipped = model(images), model(images, flips=flips)
     assert torch.equal(flipped.bits, plain.bits)
     torch.testing.assert_close(flipped.reconstruction, model.decode(plain.bits ^ flips.byte()), rtol=0, atol=1e-5)
-
-
-def test_bit_noise_falls_in_the_second_half_of_the_training():
-    config = AutoencoderConfig(bit_noise=0.2)
-    assert [config.bit_noise_at(p) for p in (0, 0.3, 0.5, 0.75, 1)] == pytest.approx([1, 1, 1, 0.6, 0.2])
-    assert {AutoencoderConfig().bit_noise_at(p) for p in (0, 0.5, 0.9, 1)} == {1.0}
 
 
 def test_the_defaults_are_the_papers_kibibyte():

@@ -1,4 +1,4 @@
-"""Bits drawn with less noise towards the end, a decoder that forgives flipped ones, and targets in the mean."""
+"""Bits drawn with less noise, a decoder that forgives flipped ones, and targets in the mean."""
 
 from __future__ import annotations
 

@@ -38,8 +38,8 @@ class AutoencoderConfig:
             the paper's public code has none
         bottleneck: bernoulli (the paper's bits), or what it is compared with: vq (the nearest of 2^code_bits vectors,
             its index written as bits) or gaussian (real numbers)
-        bit_noise: η above 0, at most 1: a trained bernoulli tokenizer draws bits with probability σ(logit/η), so that a
-            small one makes them decisive; training begins with the paper's 1 and approaches η in its second half
+        bit_noise: η above 0, at most 1 (the paper's): a bernoulli tokenizer draws bits with probability σ(logit/η), in
+            training too, so that a small one makes them decisive
         patch_size: side of the squares of pixels that the first convolution takes as one position each, and the last
             one gives, so that no layer works at full resolution; 1, as in the paper, is single pixels
         resampling: convolution (the paper's: of stride 2, and after nearest-neighbour doubling) or shuffle (a square of
@@ -128,10 +128,6 @@ class AutoencoderConfig:
     def bottleneck_class(self) -> type[Bottleneck]:
         """What `bottleneck` names."""
         return kinds()[self.bottleneck]
-
-    def bit_noise_at(self, progress: float) -> float:
-        """η at the fraction `progress` (0 … 1) of training: 1 in the first half, then linearly down to `bit_noise`."""
-        return 1 - (1 - self.bit_noise) * max(0.0, 2 * progress - 1)
 
     @property
     def code_bytes(self) -> int:

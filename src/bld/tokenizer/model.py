@@ -242,7 +242,6 @@ class BinaryAutoencoder(nn.Module):
         images: Tensor,
         noise: Tensor | None = None,
         *,
-        bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> AutoencoderOutput:
         """Encode, draw codes, decode; differentiable, through bits by the straight-through gradient of eq. (1).
@@ -253,8 +252,7 @@ class BinaryAutoencoder(nn.Module):
             images: (B, 3, H, W) in [-1, 1].
             noise: (B, h, w, c) from `draw_noise`, uniform in [0, 1) for bits, standard normal for a Gaussian
                 bottleneck; None takes the most probable codes.
-            bit_noise: scalar to use instead of η (Bernoulli only).
             flips: bool (B, h, w, c), True for bits to flip before decoding (Bernoulli only).
         """
-        out = self.bottleneck(self.features(images), noise, bit_noise=bit_noise, flips=flips)
+        out = self.bottleneck(self.features(images), noise, flips=flips)
         return AutoencoderOutput(self._decode(out.latent), out.probs, out.codes, out.penalties)

@@ -94,12 +94,11 @@ class Bottleneck(nn.Module, ABC):
     def codes(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
         """Codes drawn with this noise, or without it the most probable ones."""
 
-    def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
+    def probs(self, features: Tensor) -> Tensor:
         """P(bit = 1), (B, h, w, c).
 
         Args:
             features: (B, h, w, feature_channels).
-            bit_noise: another η than the trained tokenizer's.
 
         Raises:
             SettingError: if bits have no probabilities (`has_probs`).
@@ -119,7 +118,6 @@ class Bottleneck(nn.Module, ABC):
         features: Tensor,
         noise: Tensor | None = None,
         *,
-        bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> Bottlenecked:
         """The training pass, differentiable.
@@ -127,8 +125,7 @@ class Bottleneck(nn.Module, ABC):
         Args:
             features: (B, h, w, feature_channels).
             noise: as `noise` gives it; None takes the most probable codes.
-            bit_noise: as in `Bernoulli.forward`; other bottlenecks ignore it.
-            flips: the same.
+            flips: as in `Bernoulli.forward`; other bottlenecks ignore it.
         """
 
     def metrics(self, codes: Tensor) -> dict[str, Tensor]:

@@ -57,14 +57,13 @@ class Bernoulli(Bottleneck):
         super().__init__(code_bits, code_bits)
         self.bit_noise = bit_noise
 
-    def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
+    def probs(self, features: Tensor) -> Tensor:
         """P(bit = 1) = σ(features/η), (B, h, w, c).
 
         Args:
             features: the logits, (B, h, w, c).
-            bit_noise: another η than the trained tokenizer's.
         """
-        return (features / (self.bit_noise if bit_noise is None else bit_noise)).sigmoid()
+        return (features / self.bit_noise).sigmoid()
 
     def noise(self, shape: Sequence[int], generators: Generators, device: torch.device) -> Tensor:
         """Uniform in [0, 1)."""
@@ -83,20 +82,19 @@ class Bernoulli(Bottleneck):
         features: Tensor,
         noise: Tensor | None = None,
         *,
-        bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> Bottlenecked:
         """The training pass, with the gradient of eq. (1).
 
+        It is that of σ(features) at every η: σ(features/η) would leave most bits none where η is small.
+
         Args:
             features: the logits, (B, h, w, c).
             noise: (B, h, w, c), uniform in [0, 1); None thresholds at ½.
-            bit_noise: η, a scalar; None is the trained tokenizer's. The latent's gradient is that of σ(features) at
-                every η: with a small η it would vanish for most bits.
             flips: bool (B, h, w, c), True for bits that the decoder sees turned over; the codes returned are those
                 before.
         """
-        probs = self.probs(features, bit_noise)
+        probs = self.probs(features)
         bits = drawn(probs.detach(), noise)
         seen = bits if flips is None else bits ^ flips.to(bits.dtype)
         return Bottlenecked(self.latent(straight_through(seen, features.sigmoid())), bits, probs, {})
@@ -119,14 +117,13 @@ class Gray(Bernoulli):
         super().__init__(code_bits, bit_noise)
         self.bits_per_value, self.feature_channels = bits_per_value, code_bits // bits_per_value
 
-    def probs(self, features: Tensor, bit_noise: float | Tensor | None = None) -> Tensor:
+    def probs(self, features: Tensor) -> Tensor:
         """P(bit = 1) = σ(logit/η), (B, h, w, c).
 
         Args:
             features: (B, h, w, c/k).
-            bit_noise: another η than the trained tokenizer's.
         """
-        return super().probs(SHARPNESS * folds(number(features), self.bits_per_value), bit_noise)
+        return super().probs(SHARPNESS * folds(number(features), self.bits_per_value))
 
     def latent(self, codes: Tensor) -> Tensor:
         """The numbers, and beside them their bits but for the first as -1 and 1: (B, h, w, c)."""
@@ -138,7 +135,6 @@ class Gray(Bernoulli):
         features: Tensor,
         noise: Tensor | None = None,
         *,
-        bit_noise: Tensor | None = None,
         flips: Tensor | None = None,
     ) -> Bottlenecked:
         """The training pass: levels pass on the gradient of the numbers that they were rounded from.
@@ -146,11 +142,10 @@ class Gray(Bernoulli):
         Args:
             features: (B, h, w, c/k).
             noise: (B, h, w, c), uniform in [0, 1); None takes the nearest level.
-            bit_noise: η, a scalar; None is the trained tokenizer's.
             flips: bool (B, h, w, c), True for bits that the decoder sees turned over; the codes returned are those
                 before.
         """
-        probs = self.probs(features, bit_noise)
+        probs = self.probs(features)
         bits = drawn(probs.detach(), noise)
         rounded, finer = self.latent(bits if flips is None else bits ^ flips.to(bits.dtype)).split(
             [self.feature_channels, bits.shape[-1] - self.feature_channels], -1

@@ -92,12 +92,11 @@ class TokenizerStage(Stage):
         """Reconstruct, compare, update; then the discriminator, once its time has come."""
         images = to_unit(batch[0].to(self.accelerator.device, non_blocking=True))
         noise = self.model.draw_noise(len(images), keyed_draws(self.settings.seed, "tokenizer-bits", batch[1]))
-        bit_noise = torch.full((), self.settings.tokenizer.bit_noise_at(progress), device=images.device)
         flips = self._flips(batch[1], progress)
         scale = self.objective.config.adversarial_scale(progress) if self.discriminator is not None else 0.0
         fake_logits = None
         with self.accelerator.autocast():
-            out = self.prepared[self.name](images, noise, bit_noise=bit_noise, flips=flips)
+            out = self.prepared[self.name](images, noise, flips=flips)
             if scale > 0 and self.discriminator is not None:
                 self.discriminator.requires_grad_(False)  # the tokenizer's step is not the discriminator's
                 fake_logits = self.discriminator(out.reconstruction)

@@ -18,6 +18,7 @@ from bld.errors import SettingError
 from bld.experiments import novelty, scales
 from bld.experiments.figures import figure5
 from bld.experiments.given_images import seam
+from bld.experiments.page import machine
 from bld.experiments.prior_rows import Asked, about, metrics_of
 from bld.experiments.reproduce import ITEMS, _setting, titles
 from bld.experiments.runner import Runner
@@ -25,7 +26,7 @@ from bld.experiments.sampled import Sampling
 from bld.experiments.scales import DIGITS
 from bld.experiments.variants import PRIORS
 from bld.experiments.verdict import Comparison
-from bld.io.files import read_json
+from bld.io.files import read_json, write_json
 from bld.training.config import FAITHFUL, load_settings
 
 from .tiny import TINY
@@ -339,6 +340,14 @@ def test_reconstructions_go_on_from_what_was_measured_on_another_machine(tmp_pat
     assert page == run(here, "table4", "--seeds", "2")
     for name in ("table4-tiny.png", "table4-tiny.json"):
         assert (there / "pages" / name).read_bytes() == (here / "pages" / name).read_bytes()
+    assert f"\n- Machine: {machine()}.\n" in page
+    one, other, *_ = (there / "tiny" / "results").glob("reconstruction-*.json")
+    write_json(one, {**read_json(one), "machine": "Another, 96 threads"})
+    write_json(other, {name: value for name, value in read_json(other).items() if name != "machine"})  # as it was once
+    page = run(there, "table4", "--seeds", "2")
+    machines = sorted([machine(), "Another, 96 threads", "one that was not noted"])
+    assert f"\n- Machines: {' and '.join(machines)}.\n" in page
+    assert "Another" in json.loads((there / "pages" / "table4-tiny.json").read_text(encoding="utf-8"))["machine"]
 
 
 def test_a_lost_figure_is_measured_again_the_same(root):

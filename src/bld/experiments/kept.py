@@ -14,19 +14,22 @@ from typing import Any
 
 from PIL import Image
 
-from bld.experiments.page import save_small
+from bld.experiments.page import machine, save_small
 from bld.io.files import read_json, write_json
 
 
-def kept_metrics(folder: Path, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The metrics computed under this key, from disk if they are there."""
+def kept_metrics(
+    folder: Path, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]
+) -> tuple[dict[str, Any], str]:
+    """The metrics computed under this key, from disk if they are there, and the machine that computed them."""
     path = _path(folder, name, key, ".json")
-    if path.is_file():
-        return read_json(path)["figures"]
-    started = time.monotonic()
-    metrics = compute()
-    write_json(path, {"key": key, "figures": metrics, "seconds": round(time.monotonic() - started, 1)})
-    return metrics
+    if not path.is_file():
+        started = time.monotonic()
+        metrics = compute()
+        seconds = round(time.monotonic() - started, 1)
+        write_json(path, {"key": key, "figures": metrics, "seconds": seconds, "machine": machine()})
+    kept = read_json(path)
+    return kept["figures"], kept.get("machine", "one that was not noted")
 
 
 def kept_picture(folder: Path, name: str, key: dict[str, Any], draw: Callable[[], Image.Image]) -> Image.Image:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from PIL import Image
 from bld._version import __version__
 from bld.experiments.verdict import Comparison, Gate, judge
 from bld.io.files import as_utf8, write_whole, written_aside
+from bld.training.accelerator import cpu_is_faster_in_bf16
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,33 @@ def rule(findings: Findings) -> str:
 
 
 def machine() -> str:
-    """Processor, cores in use, versions."""
+    """Processor, what it multiplies matrices with, which its name need not tell, threads in use, versions."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         models = [line for line in cpuinfo.read_text(errors="replace").splitlines() if line.startswith("model name")]
         name = models[0].split(":", 1)[1].strip() if models else name
     count = torch.get_num_threads()
-    cpu = f"{name}, {count} thread{'s' * (count > 1)}"
+    instructions = torch.backends.cpu.get_cpu_capability() + " and bf16" * cpu_is_faster_in_bf16()
+    cpu = f"{name} with {instructions}, {count} thread{'s' * (count > 1)}"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     return f"{device}; torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
 
 
-def write_page(folder: Path, name: str, findings: Findings, command: str, setting: Sequence[str]) -> Path:
-    """Write NAME.md, its pictures and NAME.json, with all values, into the folder; returns the page's path."""
+def write_page(
+    folder: Path, name: str, findings: Findings, command: str, setting: Sequence[str], machines: Collection[str] = ()
+) -> Path:
+    """Write NAME.md, its pictures and NAME.json, with all values, into the folder; returns the page's path.
+
+    Args:
+        folder: where to.
+        name: of the files.
+        findings: what was found.
+        command: that makes the page.
+        setting: lines on data, seeds and budget.
+        machines: that measured; none is this one.
+    """
+    measured_on = " and ".join(sorted(machines or {machine()}))
     lines = [
         f"# {findings.title}",
         "",
@@ -114,7 +128,9 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
         f"    {command}",
         "",
     ]
-    lines += [f"- {line}" for line in [_judged(findings), f"Machine: {machine()}.", *setting]] + [""]
+    lines += [
+        f"- {line}" for line in [_judged(findings), f"Machine{'s' * (len(machines) > 1)}: {measured_on}.", *setting]
+    ] + [""]
     for caption, table in findings.tables:
         lines += [caption, "", str(table), ""]
     undertrained = findings.gate is not None and bool(findings.gate.far_off)
@@ -129,7 +145,9 @@ def write_page(folder: Path, name: str, findings: Findings, command: str, settin
         lines += [f"Every number of every seed: [{name}.json]({name}.json).", ""]
     if findings.notes:
         lines += ["## What differs, and what to think of it", ""] + [f"- {note}" for note in findings.notes] + [""]
-    write_whole(folder / f"{name}.json", as_utf8(json.dumps(_raw(findings, command), indent=1, ensure_ascii=False)))
+    write_whole(
+        folder / f"{name}.json", as_utf8(json.dumps(_raw(findings, command, measured_on), indent=1, ensure_ascii=False))
+    )
     path = folder / f"{name}.md"
     with written_aside(path) as aside:
         aside.write_bytes(as_utf8("\n".join(lines).rstrip() + "\n"))
@@ -144,7 +162,7 @@ def _judged(findings: Findings) -> str:
     return f"Judged on {_today()} by rules {RULES}." if findings.comparisons else f"Made on {_today()}."
 
 
-def _raw(findings: Findings, command: str) -> dict[str, Any]:
+def _raw(findings: Findings, command: str, measured_on: str) -> dict[str, Any]:
     """All that a reader needs to judge again."""
     return {
         "title": findings.title,
@@ -152,7 +170,7 @@ def _raw(findings: Findings, command: str) -> dict[str, Any]:
         "bld": __version__,
         "judged": _today(),
         "rules": RULES if findings.comparisons else None,
-        "machine": machine(),
+        "machine": measured_on,
         "rule": rule(findings),
         "verdict": judge(findings.comparisons, findings.gate) if findings.comparisons else None,
         "basis": findings.basis,

@@ -29,8 +29,10 @@ def titles() -> dict[str, str]:
 
 def reproduce(runner: Runner, name: str, seeds: int, pages: Path, command: str) -> Path:
     """Train what is missing, measure what is not measured yet, write the page; returns its path."""
+    runner.machines.clear()
     findings = NAMES[name].run(runner, seeds) if name in NAMES else FIGURES[name][1](runner, seeds)
-    path = write_page(pages, f"{name}-{runner.scale.label}", findings, command, list(_setting(runner, name, seeds)))
+    setting = list(_setting(runner, name, seeds))
+    path = write_page(pages, f"{name}-{runner.scale.label}", findings, command, setting, runner.machines)
     write_index(pages)
     return path
 

@@ -63,6 +63,7 @@ class Runner:
         self.data = str(Path(data).resolve()) if Path(data).exists() else data  # the command may come from elsewhere
         self.test, self.features = test, features
         self._loaded: dict[tuple[str, str, int], Settings] = {}
+        self.machines: set[str] = set()  # that measured what was asked for since they were cleared
 
     # -- training -----------------------------------------------------------------------------------------
 
@@ -216,7 +217,9 @@ class Runner:
 
     def kept(self, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The metrics computed under this key, from disk if they are there."""
-        return kept_metrics(self.root / "results", name, key, compute)
+        metrics, machine = kept_metrics(self.root / "results", name, key, compute)
+        self.machines.add(machine)
+        return metrics
 
     def key(self, prior: str | None, seed: int, **more: Any) -> dict[str, Any]:
         """What made a measurement: the prior's settings (without one the data's), the images, and `more`."""

@@ -33,11 +33,11 @@ def autocast_dtype(setting: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
-        return "bf16" if _cpu_is_faster_in_bf16() else "no"
+        return "bf16" if cpu_is_faster_in_bf16() else "no"
     return "no"
 
 
-def _cpu_is_faster_in_bf16() -> bool:
+def cpu_is_faster_in_bf16() -> bool:
     """Whether matrix products run faster in bfloat16 than in float32: with AMX, or AVX-512 BF16 on AMD.
 
     Intel's AVX-512 BF16 without AMX halves their speed (170 against 300 GFLOP/s measured on two cores), AMD's makes

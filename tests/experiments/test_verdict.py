@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bld.experiments.verdict import Comparison, Gate, anova_p, judge, mean_and_spread
+from bld.experiments.verdict import MOST_SEEDS, Comparison, Gate, anova_p, judge, mean_and_spread, to_decide
 
 HOLDS = Comparison("a below b", [1.0, 1.1], [2.0, 2.1])
 FAILS = Comparison("a below b", [2.0, 2.1], [1.0, 1.1])
@@ -144,3 +144,52 @@ def test_the_raw_numbers_of_a_comparison_are_enough_to_repeat_it():
 )
 def test_means_are_written_with_their_spread(values, text):
     assert mean_and_spread(values) == text
+
+
+def of(mean: float, spread: float, count: int) -> list[float]:
+    """So many values of exactly this mean and standard deviation."""
+    values = np.random.default_rng(count).normal(size=count)
+    return (mean + spread * (values - values.mean()) / values.std(ddof=1)).tolist()
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize(("difference", "spreads"), [(1.0, (1.0, 1.0)), (0.8, (0.2, 1.5)), (-0.5, (0.6, 0.3))])
+def test_so_many_seeds_decide_and_one_less_does_not(difference: float, spreads: tuple[float, float], paired: bool):
+    def with_seeds(count: int) -> Comparison:
+        low = of(0, spreads[0], count)
+        if paired:  # what is added to each has the other spread
+            return Comparison(
+                "a below b", low, [a + b for a, b in zip(low, of(difference, spreads[1], count), strict=True)], True
+            )
+        return Comparison("a below b", low, [difference - b for b in of(0, spreads[1], count)])
+
+    wanted = with_seeds(3).seeds_to_decide
+    assert wanted is not None and with_seeds(wanted).holds is (difference > 0) and with_seeds(wanted - 1).holds is None
+    assert with_seeds(3).seeds_to_decide == with_seeds(40).seeds_to_decide
+
+
+def test_so_many_seeds_show_that_something_varies_and_one_less_does_not():
+    def gate(count: int) -> Gate:
+        groups = [of(mean, spread, count) for mean, spread in ((0, 1), (0.5, 1.2), (1.1, 0.8))]
+        return Gate({"a": [1.0]}, [9.0], {"fd": groups, "precision": [of(0, 1, count)] * 3})
+
+    wanted = gate(3).seeds_to_move
+    assert wanted is not None and gate(wanted).moves and not gate(wanted - 1).moves
+    assert Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3)] * 3}).seeds_to_move is None
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "gate", "words"),
+    [
+        ([HOLDS], None, []),
+        ([HOLDS, FAILS, NEAR], None, []),
+        ([BETWEEN, HOLDS], None, [f"About {BETWEEN.seeds_to_decide} ", "“beyond two"]),
+        ([ALONE], None, ["Three trainings"]),
+        ([Comparison("equals", [1.0, 2.0, 3.0], [2.0, 1.0, 3.0])], None, [f"More than {MOST_SEEDS} ", "“equals”"]),
+        ([HOLDS], Gate({"a": [1.0], "b": [7.5]}, [9.0], {}), ["More training", "b (7.5)", "than 3."]),
+        ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}), ["About 9 ", "anything varies"]),
+    ],
+)
+def test_what_is_not_decided_says_what_that_would_take(comparisons, gate, words):
+    told = to_decide(comparisons, gate)
+    assert bool(told) == bool(words) and all(word in told for word in words), told

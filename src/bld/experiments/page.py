@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bld._version import __version__
-from bld.experiments.verdict import Comparison, Gate, judge
+from bld.experiments.verdict import Comparison, Gate, judge, to_decide
 from bld.io.files import as_utf8, write_whole, written_aside
 from bld.training.accelerator import cpu_is_faster_in_bf16
 
@@ -79,10 +79,11 @@ GATED = (
 
 
 def verdict(findings: Findings) -> str:
-    """The verdict of the page, in one sentence."""
+    """The verdict of the page, in one sentence, and where there is none, what it would take, in another."""
     if not findings.comparisons:
         return findings.looked_at or "Nothing was compared."
-    return f"**{judge(findings.comparisons, findings.gate).capitalize()}**, {findings.basis}."
+    outcome = f"**{judge(findings.comparisons, findings.gate).capitalize()}**, {findings.basis}."
+    return f"{outcome} {to_decide(findings.comparisons, findings.gate)}".rstrip()
 
 
 def rule(findings: Findings) -> str:
@@ -173,6 +174,7 @@ def _raw(findings: Findings, command: str, measured_on: str) -> dict[str, Any]:
         "machine": measured_on,
         "rule": rule(findings),
         "verdict": judge(findings.comparisons, findings.gate) if findings.comparisons else None,
+        "to_decide": to_decide(findings.comparisons, findings.gate) if findings.comparisons else None,
         "basis": findings.basis,
         "gate": None if findings.gate is None else findings.gate.raw(),
         "values": findings.values,

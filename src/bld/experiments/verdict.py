@@ -3,7 +3,7 @@
 A claim is a list of comparisons, "a below b".  Each is Student's t-test of the difference of the means, two-sided:
 paired by seed where both sides of a pair share a tokenizer, data or a network, else Welch's.  It holds where the
 difference has the claimed sign and p < 0.05, fails where it has the other sign and p < 0.05, and is undecided between.
-With fewer than two values on either side nothing is decided.
+With fewer than two values on either side nothing is decided.  What is not decided says what that would take.
 
 No claim is judged unless a gate is passed: every network has come most of the way from an untrained one to the best
 that its codes allow, and what was varied changes some metric.
@@ -21,6 +21,7 @@ from scipy.special import fdtrc, stdtr
 
 Outcome = Literal["reproduced", "not reproduced", "undecided at this scale", "too little training to say"]
 LEVEL = 0.05
+MOST_SEEDS = 100  # that anyone would train for a difference
 FAR_ENOUGH = 1 / 3  # of the way from the best possible to an untrained network, at most, in every row that is judged
 
 
@@ -101,6 +102,23 @@ class Comparison:
         p = self.p
         return None if p is None or p >= LEVEL else self.difference > 0
 
+    @property
+    def seeds_to_decide(self) -> int | None:
+        """Values of either side that would decide it, difference and spreads as they are; None: over MOST_SEEDS."""
+        if self.p is None:
+            return None
+        sides = [[a - b for a, b in zip(self.low, self.high, strict=True)]] if self.paired else [self.low, self.high]
+        spreads = [variance(side) for side in sides]
+        shared = (
+            sum(spreads) ** 2 / sum(spread**2 for spread in spreads) if any(spreads) else 1.0
+        )  # 1 of pairs, up to 2
+
+        def p(seeds: int) -> float:
+            error = math.sqrt(sum(spreads) / seeds)
+            return float(2 * stdtr(shared * (seeds - 1), -abs(self.difference) / error)) if error else 1.0
+
+        return next((seeds for seeds in range(2, MOST_SEEDS + 1) if p(seeds) < LEVEL), None)
+
     def __str__(self) -> str:
         state = {True: "holds", False: "fails", None: "undecided"}[self.holds]
         if self.p is None:
@@ -162,6 +180,16 @@ class Gate:
         return any(p < LEVEL / len(known) for p in known)
 
     @property
+    def seeds_to_move(self) -> int | None:
+        """Values of each row with which a metric would differ, means and spreads as they are; None: over MOST_SEEDS."""
+        known = [groups for groups in self.moved.values() if anova_p(groups) is not None]
+
+        def moves(seeds: int) -> bool:
+            return any((anova_p(groups, seeds) or 0.0) < LEVEL / len(known) for groups in known)
+
+        return next((seeds for seeds in range(2, MOST_SEEDS + 1) if moves(seeds)), None)
+
+    @property
     def passed(self) -> bool:
         """Whether the claim may be judged."""
         return not self.far_off and self.moves
@@ -195,15 +223,21 @@ class Gate:
         return f"Passed: no network lies farther from the data than {limit}, and what was varied changes the metrics."
 
 
-def anova_p(groups: Sequence[Sequence[float]]) -> float | None:
-    """P of group means as different if all groups were alike (one-way analysis of variance); None if untold."""
+def anova_p(groups: Sequence[Sequence[float]], size: int | None = None) -> float | None:
+    """P of group means as different if all groups were alike (one-way analysis of variance); None if untold.
+
+    Args:
+        groups: of values.
+        size: as if each group had so many values, of its mean and spread.
+    """
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
         return None
-    count = sum(map(len, groups))
-    mean = sum(map(sum, groups)) / count
-    between = sum(len(group) * (fmean(group) - mean) ** 2 for group in groups) / (len(groups) - 1)
-    within = sum(variance(group) * (len(group) - 1) for group in groups) / (count - len(groups))
+    sizes = [size or len(group) for group in groups]
+    count, means = sum(sizes), [fmean(group) for group in groups]
+    mean = sum(n * m for n, m in zip(sizes, means, strict=True)) / count
+    between = sum(n * (m - mean) ** 2 for n, m in zip(sizes, means, strict=True)) / (len(groups) - 1)
+    within = sum(variance(g) * (n - 1) for n, g in zip(sizes, groups, strict=True)) / (count - len(groups))
     if within == 0:
         return 1.0 if between == 0 else None  # copies of one measurement have no spread to compare with
     return float(fdtrc(len(groups) - 1, count - len(groups), between / within))  # the upper tail of Fisher's F
@@ -219,6 +253,28 @@ def judge(comparisons: Sequence[Comparison], gate: Gate | None = None) -> Outcom
     if all(states):
         return "reproduced"
     return "not reproduced" if any(state is False for state in states) else "undecided at this scale"
+
+
+def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> str:
+    """What it would take to decide what `judge` does not, in a sentence; empty where it is decided."""
+    if judge(comparisons, gate) in ("reproduced", "not reproduced"):
+        return ""
+    if gate is not None and gate.far_off:
+        told = " and ".join(f"{label} ({fmean(gate.distances[label]):.3g})" for label in gate.far_off)
+        return f"More training would decide it: {told} must come nearer to the data than {gate.limit:.3g}."
+    pending = [comparison for comparison in comparisons if comparison.holds is None]
+    if not comparisons or any(comparison.p is None for comparison in pending):
+        return "Three trainings of each row would decide it, or more: here there is no spread to judge by."
+    wanted = {f"“{comparison.words}”": comparison.seeds_to_decide for comparison in pending}
+    if gate is not None and not gate.moves:
+        wanted["that anything varies"] = gate.seeds_to_move
+    most = max(wanted, key=lambda words: wanted[words] or math.inf)
+    if wanted[most] is None:
+        return (
+            f"More than {MOST_SEEDS} training seeds would be needed to decide it, if they differ as these do: of "
+            f"{most} next to nothing is seen."
+        )
+    return f"About {wanted[most]} training seeds would decide it, if they differ as these do; most for {most}."
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:

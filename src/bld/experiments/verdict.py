@@ -109,13 +109,12 @@ class Comparison:
             return None
         sides = [[a - b for a, b in zip(self.low, self.high, strict=True)]] if self.paired else [self.low, self.high]
         spreads = [variance(side) for side in sides]
-        shared = (
-            sum(spreads) ** 2 / sum(spread**2 for spread in spreads) if any(spreads) else 1.0
-        )  # 1 of pairs, up to 2
+        # Degrees of freedom that a seed adds: 1 by pairs, else 1 to 2.
+        each = sum(spreads) ** 2 / sum(spread**2 for spread in spreads) if any(spreads) else 1.0
 
         def p(seeds: int) -> float:
             error = math.sqrt(sum(spreads) / seeds)
-            return float(2 * stdtr(shared * (seeds - 1), -abs(self.difference) / error)) if error else 1.0
+            return float(2 * stdtr(each * (seeds - 1), -abs(self.difference) / error)) if error else 1.0
 
         return next((seeds for seeds in range(2, MOST_SEEDS + 1) if p(seeds) < LEVEL), None)
 
@@ -264,17 +263,17 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
         return f"More training would decide it: {told} must come nearer to the data than {gate.limit:.3g}."
     pending = [comparison for comparison in comparisons if comparison.holds is None]
     if not comparisons or any(comparison.p is None for comparison in pending):
-        return "Three trainings of each row would decide it, or more: here there is no spread to judge by."
-    wanted = {f"“{comparison.words}”": comparison.seeds_to_decide for comparison in pending}
+        return "It takes three trainings of each row at least: here there is no spread to judge by."
+    wanted = {f"for “{comparison.words}”": comparison.seeds_to_decide for comparison in pending}
     if gate is not None and not gate.moves:
-        wanted["that anything varies"] = gate.seeds_to_move
+        wanted["to see that anything varies"] = gate.seeds_to_move
     most = max(wanted, key=lambda words: wanted[words] or math.inf)
     if wanted[most] is None:
         return (
-            f"More than {MOST_SEEDS} training seeds would be needed to decide it, if they differ as these do: of "
-            f"{most} next to nothing is seen."
+            f"More than {MOST_SEEDS} training seeds would be needed {most}, if they differ as these do: next to "
+            "nothing is seen."
         )
-    return f"About {wanted[most]} training seeds would decide it, if they differ as these do; most for {most}."
+    return f"About {wanted[most]} training seeds would decide it, if they differ as these do; most are needed {most}."
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:

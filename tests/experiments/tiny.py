@@ -24,4 +24,5 @@ TINY = replace(
     samples=24,
     classifier_steps=3,
     cas=("small", 5),
+    trial_steps=4,
 )

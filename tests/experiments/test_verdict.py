@@ -186,7 +186,8 @@ def test_so_many_seeds_show_that_something_varies_and_one_less_does_not():
         ([BETWEEN, HOLDS], None, [f"About {BETWEEN.seeds_to_decide} ", "“beyond two"]),
         ([ALONE], None, ["three trainings"]),
         ([Comparison("equals", [1.0, 2.0, 3.0], [2.0, 1.0, 3.0])], None, [f"More than {MOST_SEEDS} ", "“equals”"]),
-        ([HOLDS], Gate({"a": [1.0], "b": [7.5]}, [9.0], {}), ["More training", "b (7.5)", "than 3."]),
+        ([HOLDS], Gate({"a": [1.0], "b": [7.5]}, [9.0], {}), ["more training", "b (7.5)", "than 3."]),
+        ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [[1.0], [2.0]]}), ["three trainings"]),
         ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}), ["About 9 ", "anything varies"]),
     ],
 )

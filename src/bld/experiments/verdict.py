@@ -260,9 +260,10 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
         return ""
     if gate is not None and gate.far_off:
         told = " and ".join(f"{label} ({fmean(gate.distances[label]):.3g})" for label in gate.far_off)
-        return f"More training would decide it: {told} must come nearer to the data than {gate.limit:.3g}."
+        return f"It takes more training: {told} must come nearer to the data than {gate.limit:.3g}."
     pending = [comparison for comparison in comparisons if comparison.holds is None]
-    if not comparisons or any(comparison.p is None for comparison in pending):
+    untold = gate is not None and all(anova_p(groups) is None for groups in gate.moved.values())
+    if not comparisons or untold or any(comparison.p is None for comparison in pending):
         return "It takes three trainings of each row at least: here there is no spread to judge by."
     wanted = {f"for “{comparison.words}”": comparison.seeds_to_decide for comparison in pending}
     if gate is not None and not gate.moves:

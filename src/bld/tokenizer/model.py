@@ -237,13 +237,7 @@ class BinaryAutoencoder(nn.Module):
         """Rows at a time; tiles write in place, so where gradients are wanted everything runs whole."""
         return None if torch.is_grad_enabled() else self.tile_rows
 
-    def forward(
-        self,
-        images: Tensor,
-        noise: Tensor | None = None,
-        *,
-        flips: Tensor | None = None,
-    ) -> AutoencoderOutput:
+    def forward(self, images: Tensor, noise: Tensor | None = None, *, flips: Tensor | None = None) -> AutoencoderOutput:
         """Encode, draw codes, decode; differentiable, through bits by the straight-through gradient of eq. (1).
 
         In training mode the codebook of a vq bottleneck is updated from the batch.

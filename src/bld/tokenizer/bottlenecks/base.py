@@ -113,13 +113,7 @@ class Bottleneck(nn.Module, ABC):
         """What the decoder embeds for codes of any dtype: (B, h, w, latent_channels), float32."""
 
     @abstractmethod
-    def forward(
-        self,
-        features: Tensor,
-        noise: Tensor | None = None,
-        *,
-        flips: Tensor | None = None,
-    ) -> Bottlenecked:
+    def forward(self, features: Tensor, noise: Tensor | None = None, *, flips: Tensor | None = None) -> Bottlenecked:
         """The training pass, differentiable.
 
         Args:

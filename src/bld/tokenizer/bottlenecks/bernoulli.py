@@ -77,27 +77,26 @@ class Bernoulli(Bottleneck):
         """Bits as -1 and 1."""
         return 2 * codes.float() - 1
 
-    def forward(
-        self,
-        features: Tensor,
-        noise: Tensor | None = None,
-        *,
-        flips: Tensor | None = None,
-    ) -> Bottlenecked:
-        """The training pass, with the gradient of eq. (1).
+    def with_gradient(self, bits: Tensor, features: Tensor) -> Tensor:
+        """The latent of these bits, with the gradient of eq. (1).
 
         It is that of σ(features) at every η: σ(features/η) would leave most bits none where η is small.
+        """
+        return self.latent(straight_through(bits, features.sigmoid()))
+
+    def forward(self, features: Tensor, noise: Tensor | None = None, *, flips: Tensor | None = None) -> Bottlenecked:
+        """The training pass, differentiable as `with_gradient` says.
 
         Args:
-            features: the logits, (B, h, w, c).
-            noise: (B, h, w, c), uniform in [0, 1); None thresholds at ½.
+            features: as for `probs`.
+            noise: (B, h, w, c), uniform in [0, 1); None takes the most probable bits.
             flips: bool (B, h, w, c), True for bits that the decoder sees turned over; the codes returned are those
                 before.
         """
         probs = self.probs(features)
         bits = drawn(probs.detach(), noise)
         seen = bits if flips is None else bits ^ flips.to(bits.dtype)
-        return Bottlenecked(self.latent(straight_through(seen, features.sigmoid())), bits, probs, {})
+        return Bottlenecked(self.with_gradient(seen, features), bits, probs, {})
 
 
 class Gray(Bernoulli):
@@ -130,28 +129,11 @@ class Gray(Bernoulli):
         signs = super().latent(codes)
         return torch.cat([SPREAD * levels(signs, self.bits_per_value), signs[..., self.feature_channels :]], -1)
 
-    def forward(
-        self,
-        features: Tensor,
-        noise: Tensor | None = None,
-        *,
-        flips: Tensor | None = None,
-    ) -> Bottlenecked:
-        """The training pass: levels pass on the gradient of the numbers that they were rounded from.
-
-        Args:
-            features: (B, h, w, c/k).
-            noise: (B, h, w, c), uniform in [0, 1); None takes the nearest level.
-            flips: bool (B, h, w, c), True for bits that the decoder sees turned over; the codes returned are those
-                before.
-        """
-        probs = self.probs(features)
-        bits = drawn(probs.detach(), noise)
-        rounded, finer = self.latent(bits if flips is None else bits ^ flips.to(bits.dtype)).split(
-            [self.feature_channels, bits.shape[-1] - self.feature_channels], -1
-        )
+    def with_gradient(self, bits: Tensor, features: Tensor) -> Tensor:
+        """The latent of these bits, whose numbers pass on the gradient of those that they were rounded from."""
+        rounded, finer = self.latent(bits).split([self.feature_channels, bits.shape[-1] - self.feature_channels], -1)
         exact = SPREAD * number(features)
-        return Bottlenecked(torch.cat([rounded + (exact - exact.detach()), finer], -1), bits, probs, {})
+        return torch.cat([rounded + (exact - exact.detach()), finer], -1)
 
 
 def drawn(probs: Tensor, noise: Tensor | None) -> Tensor:

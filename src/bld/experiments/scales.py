@@ -165,9 +165,7 @@ CIFAR10 = Scale(
         "tokenizer.code_bits=16",
         "tokenizer.base_channels=64",
         "tokenizer.channel_multipliers=[1,2]",
-        "tokenizer_training.optimizer=adamw",
-        "tokenizer_training.steps=3000",
-        "tokenizer_training.batch_size=64",
+        "tokenizer_training.steps=2400",
         "tokenizer_training.warmup_steps=100",
         "tokenizer_training.previews=2",
         "prior.patch_size=1",  # a token for each position, which the autoregressive prior takes one by one
@@ -188,7 +186,10 @@ CIFAR10 = Scale(
     base="binary16",
     tokenizers={
         **SIXTEEN_BITS,
-        **{name: (*FORMAT_TRAINING, *format) for name, format in rates_of_bits().items()},
+        **{
+            name: ("tokenizer_training.optimizer=adamw", "tokenizer_training.batch_size=64", *FORMAT_TRAINING, *format)
+            for name, format in rates_of_bits().items()
+        },
     },
     real="real8",
     small="binary32-small",

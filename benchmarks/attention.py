@@ -8,7 +8,6 @@ For each shape both are timed in turn, forward and backward, in this process; th
 from __future__ import annotations
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from bld.runtime.processor import device_name
 
 SHAPES = [(128, 6, 18, 32), (64, 8, 66, 32), (16, 8, 66, 64), (8, 8, 257, 64), (1, 8, 257, 64)]
 REPEATS = 9
@@ -58,7 +59,7 @@ def main() -> None:
     rows = [
         compare(shape, dtype, b) for dtype in (torch.bfloat16, torch.float32) for b in (False, True) for shape in SHAPES
     ]
-    machine = {"torch": torch.__version__, "machine": platform.processor(), "threads": torch.get_num_threads()}
+    machine = {"torch": torch.__version__, "machine": device_name(torch.device("cpu"))}
     Path(__file__).with_suffix(".json").write_text(json.dumps({**machine, "rows": rows}, indent=2) + "\n")
 
 

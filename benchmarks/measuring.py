@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from bld.training.accelerator import autocast_dtype
+from bld.runtime.processor import device_name
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -91,28 +91,13 @@ def best_product(dtype: torch.dtype) -> tuple[Call, float]:
     return call, flops
 
 
-def processor() -> str:
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def instructions() -> str:
-    """What products of matrices run in on this processor, which its name may not tell: AVX2, AVX512 with bf16, …"""
-    if DEVICE.type == "cuda":
-        return ""
-    found = torch.backends.cpu.get_cpu_capability()
-    return f"{found} with bf16" if autocast_dtype("auto", DEVICE) == "bf16" else found
-
-
 def machine() -> dict[str, Any]:
-    spin = os.environ.get("GOMP_SPINCOUNT", "")
     return {
-        "device": processor(), "instructions": instructions(), "torch": torch.__version__,
-        "python": platform.python_version(), "spin": spin,
-    }  # fmt: skip
+        "device": device_name(DEVICE),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "spin": os.environ.get("GOMP_SPINCOUNT", ""),
+    }
 
 
 def options(doc: str | None, **defaults: Any) -> argparse.Namespace:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from inpainting import bits, holes
-from measuring import instructions, machine
+from measuring import machine
 from quality import commit, opened
 from torch import Tensor, nn
 
@@ -246,7 +246,7 @@ def main() -> None:
         "steps": steps, "seconds": round(time.perf_counter() - begun, 1), "commit": commit(),
         "parameters": sum(p.numel() for p in variation.network.parameters()),
         "bits": variation.bound(tokenizer, images), "hidden_bits": variation.hidden_bits(tokenizer, images),
-        **machine(), "instructions": instructions(),
+        **machine(),
     }  # fmt: skip
     for guidance in args.guidance:
         made = variation.sample(tokenizer, SAMPLED, guidance)

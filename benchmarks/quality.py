@@ -30,7 +30,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import yaml
-from measuring import instructions, machine, processor
+from measuring import DEVICE, machine
 
 from bld.data import ImageSet, Preprocessing, make_grid, psnr, save_png
 from bld.data.values import to_uint8
@@ -38,6 +38,7 @@ from bld.evaluation.features import ClassifierFeatures, SmallResNet, load_extrac
 from bld.evaluation.metrics.distances import extract, frechet_distance
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.planning.budget import prior_step, tokenizer_step
+from bld.runtime.processor import device_name
 from bld.seeding import derive_seed, keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
 from bld.training.accelerator import autocast_dtype
@@ -124,7 +125,7 @@ def train_judge(work: Path, data: str, test: str, epochs: int, size: int = 32, w
 
 
 def here() -> str:
-    return f"{processor()}, {instructions()}"
+    return device_name(DEVICE)
 
 
 def measure(work: Path, names: list[str], rounds: int = 5) -> None:
@@ -201,7 +202,7 @@ def test_images(args: argparse.Namespace, size: int) -> torch.Tensor:
 def sample(args: argparse.Namespace, name: str) -> None:
     """Add what samples of a trained run measure at other guidance to its row."""
     run = folder_of(args, name)
-    mine = {"recipe": name, "minutes": args.minutes, "seed": args.seed, "instructions": instructions()}
+    mine = {"recipe": name, "minutes": args.minutes, "seed": args.seed, "device": device_name(DEVICE)}
     row = next(row for row in json.loads(RESULTS.read_text()) if all(row[key] == mine[key] for key in mine))
     pipe = BinaryLatentDiffusionPipeline.from_pretrained(run)
     judge = load_extractor(str(args.work / "judge"))
@@ -308,7 +309,7 @@ def commit() -> str:
 
 def keep(row: dict[str, Any]) -> None:
     rows = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    same = ("recipe", "minutes", "seed", "device", "instructions")
+    same = ("recipe", "minutes", "seed", "device")
     rows = [other for other in rows if any(other[key] != row[key] for key in same)]
     RESULTS.write_text(json.dumps([*rows, row], indent=1) + "\n")
 

@@ -253,7 +253,7 @@ def test_codes_made_in_another_precision_or_in_an_unknown_one_are_made_again(tra
 @pytest.mark.parametrize(("fast", "name"), [(True, "bf16"), (False, "float32")])
 def test_what_auto_came_to_has_a_name(monkeypatch: pytest.MonkeyPatch, fast: bool, name: str):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(making, "cpu_is_faster_in_bf16", lambda: fast)
+    monkeypatch.setattr(making, "is_faster_in_bf16", lambda: fast)
     accelerator = making.make_accelerator("auto")
     with accelerator.autocast():
         assert Autocast.here(accelerator.device).name == name

@@ -16,7 +16,7 @@ from PIL import Image
 from bld._version import __version__
 from bld.experiments.verdict import Comparison, Gate, judge, to_decide
 from bld.io.files import as_utf8, write_whole, written_aside
-from bld.training.accelerator import cpu_is_faster_in_bf16
+from bld.runtime.processor import device_name
 
 
 @dataclass(frozen=True)
@@ -93,16 +93,8 @@ def rule(findings: Findings) -> str:
 
 def machine() -> str:
     """Processor, what it multiplies matrices with, which its name need not tell, threads in use, versions."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line for line in cpuinfo.read_text(errors="replace").splitlines() if line.startswith("model name")]
-        name = models[0].split(":", 1)[1].strip() if models else name
-    count = torch.get_num_threads()
-    instructions = torch.backends.cpu.get_cpu_capability() + " and bf16" * cpu_is_faster_in_bf16()
-    cpu = f"{name} with {instructions}, {count} thread{'s' * (count > 1)}"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    return f"{device}; torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return f"{device_name(device)}; torch {torch.__version__.split('+')[0]}, Python {platform.python_version()}"
 
 
 def write_page(

@@ -22,6 +22,7 @@ from bld.report.contents import Contents, plan_contents
 from bld.report.inpainting import inpainting_section, reconstruction_section
 from bld.report.samples import generate, neighbour_section, sample_section, strip_section
 from bld.runtime.precision import in_float32
+from bld.runtime.processor import device_name
 from bld.training.run_folder import RunFolder
 from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
 
@@ -62,7 +63,7 @@ def write_report(run: RunFolder, *, seed: int = 0, say: Say = print, device: tor
         **_sections(opened, contents, seed),
         "settings": run.config.read_text(encoding="utf-8"),
         "versions": {"bld": __version__, "torch": torch.__version__, "Python": platform.python_version()},
-        "device": _device_name(place),
+        "device": device_name(place),
         "date": time.strftime("%Y-%m-%d"),
         "seconds": time.monotonic() - started,
     }
@@ -197,13 +198,6 @@ def _duration(seconds: float) -> tuple[str, str]:
     if seconds < 5400:
         return f"{seconds / 60:.1f}", "min"
     return f"{seconds / 3600:.1f}", "h"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    count = torch.get_num_threads()
-    return f"{platform.processor() or platform.machine()} CPU, {count} thread{'s' * (count > 1)}"
 
 
 def _template() -> jinja2.Template:

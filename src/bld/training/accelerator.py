@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import torch
 import torch._functorch.config as functorch
@@ -15,6 +14,7 @@ from torch import nn
 from bld.errors import SettingError
 from bld.runtime.distributed import PATIENCE, Processes
 from bld.runtime.precision import allow_tf32
+from bld.runtime.processor import is_faster_in_bf16
 
 
 def autocast_dtype(setting: str, device: torch.device) -> str:
@@ -33,21 +33,8 @@ def autocast_dtype(setting: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     if device.type == "cpu":
-        return "bf16" if cpu_is_faster_in_bf16() else "no"
+        return "bf16" if is_faster_in_bf16() else "no"
     return "no"
-
-
-def cpu_is_faster_in_bf16() -> bool:
-    """Whether matrix products run faster in bfloat16 than in float32: with AMX, or AVX-512 BF16 on AMD.
-
-    Intel's AVX-512 BF16 without AMX halves their speed (170 against 300 GFLOP/s measured on two cores), AMD's makes
-    them four times as fast.
-    """
-    if torch.cpu._is_amx_tile_supported():
-        return True
-    cpuinfo = Path("/proc/cpuinfo")
-    amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text(encoding="utf-8", errors="replace")
-    return amd and torch.cpu._is_avx512_bf16_supported()
 
 
 def make_accelerator(mixed_precision: str) -> Accelerator:

@@ -8,10 +8,12 @@ import sys
 import pytest
 import torch
 
-from bld.data import ImageSet, Preprocessing
+from bld.data import ImageSet, Preprocessing, to_unit
 from bld.errors import CheckpointError, DataError, MissingPackageError, SettingError
 from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.features import load_extractor, resized
+from bld.evaluation.metrics.distances import extract
+from bld.evaluation.neighbours import nearest_by
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,21 @@ def test_a_torchscript_file_is_an_extractor(tmp_path):
     assert made.dim == 3 and made.name == "mean.pt" and made.distance_name() == "FD (mean.pt)"
     white = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
     assert torch.equal(made(white).features, torch.full((2, 3), 255.0)) and made(white).logits is None
+
+
+def test_a_judge_that_gives_no_numbers_is_refused_by_name(tmp_path, digits):
+    class Overflowing(torch.nn.Module):
+        def forward(self, images):
+            return (images.float().mean((2, 3)) * 1000).half().float()  # beyond half precision from 66 of 255 on
+
+    torch.jit.script(Overflowing()).save(str(tmp_path / "half.pt"))
+    judge = load_extractor(tmp_path / "half.pt")
+    grey = torch.full((4, 3, 8, 8), 60, dtype=torch.uint8)
+    assert extract([grey], judge).features.isfinite().all()
+    with pytest.raises(DataError, match=r"half\.pt .*not finite"):
+        extract([grey, 2 * grey], judge)
+    with pytest.raises(DataError, match=r"half\.pt .*not finite"):
+        nearest_by(judge, to_unit(2 * grey[:1]), digits[0], 1)
 
 
 def test_what_is_no_extractor_is_a_sentence(tmp_path, folder):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bld.errors import CheckpointError, MissingPackageError, SettingError
+from bld.errors import CheckpointError, DataError, MissingPackageError, SettingError
 from bld.io.files import folder_written_aside, read_json, read_tensors, write_json, written_aside
 from bld.runtime.precision import in_float32
 
@@ -60,6 +60,21 @@ class FeatureExtractor(ABC):
     def distance_name(self) -> str:
         """What the Fréchet distance in these features is called: "FID" for the true Inception weights alone."""
         return f"FD ({self.name})"
+
+
+def features_of(extractor: FeatureExtractor, images: Tensor) -> Features:
+    """What the extractor sees of uint8 images (B, 3, H, W), checked.
+
+    Raises:
+        DataError: where it is not finite, for any metric of it would be no number, or a wrong one.
+    """
+    found = extractor(images)
+    if not all(seen.isfinite().all() for seen in found if seen is not None):
+        raise DataError(
+            f"The judge {extractor.name} gives features that are not finite, which no metric can be made of: save it "
+            "in float32 if it computes in half precision, or judge by other --features."
+        )
+    return found
 
 
 def load_extractor(name_or_path: str | Path, device: torch.device | str = "cpu") -> FeatureExtractor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bld.data import ImageSet, to_uint8, to_unit
 from bld.errors import SettingError
-from bld.evaluation.features import FeatureExtractor, load_extractor
+from bld.evaluation.features import FeatureExtractor, features_of, load_extractor
 from bld.runtime.precision import in_float32
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ def _perceptually(distance: PerceptualDistance, samples: Tensor) -> Callable[[Te
 
 def _by_features(extractor: FeatureExtractor, samples: Tensor) -> Callable[[Tensor], Tensor]:
     """uint8 images (B, 3, S, S) → the distances of their features from those of the samples, (n, B)."""
-    mine = extractor(to_uint8(samples)).features
+    mine = features_of(extractor, to_uint8(samples)).features
     exactly = partial(torch.cdist, mine, compute_mode="donot_use_mm_for_euclid_dist")  # else copies are not at 0
-    return lambda images: exactly(extractor(images).features)
+    return lambda images: exactly(features_of(extractor, images).features)
 
 
 def _views(images: Tensor, image_set: ImageSet) -> list[Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bld.data import ImageSet
 from bld.errors import DataError, MissingPackageError, SettingError, did_you_mean
-from bld.evaluation.features import PRECISION, FeatureExtractor
+from bld.evaluation.features import PRECISION, FeatureExtractor, features_of
 from bld.evaluation.metrics.base import SAMPLE_METRICS, FeatureTable, Sets, of_samples
 from bld.runtime.precision import in_float32
 from bld.seeding import keyed_permutation
@@ -36,11 +36,13 @@ FORMAT = 1
 
 
 def extract(batches: Iterable[Tensor], extractor: FeatureExtractor) -> FeatureTable:
-    """Features of uint8 batches (B, 3, H, W); the images themselves are not kept."""
+    """Features of uint8 batches (B, 3, H, W); the images themselves are not kept.  DataError without images, or where
+    features are not finite.
+    """
     found = []
     for batch in batches:  # which may be made under a sampler's autocast
         with in_float32():
-            found.append(extractor(batch))
+            found.append(features_of(extractor, batch))
     if not found:
         raise DataError("There are no images to take features of.")
     logits = [part.logits for part in found if part.logits is not None]

@@ -10,10 +10,13 @@ import torch
 
 from bld.data import ImageSet, Preprocessing, to_unit
 from bld.errors import CheckpointError, DataError, MissingPackageError, SettingError
+from bld.evaluation import classifier_training
 from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.features import load_extractor, resized
+from bld.evaluation.metrics.cas import train_classifier_on
 from bld.evaluation.metrics.distances import extract
 from bld.evaluation.neighbours import nearest_by
+from bld.training.order import KeyedOrder
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,63 @@ def test_the_same_settings_train_nothing_and_others_do(digits, folder):
     train_classifier(*digits, folder, steps=41, width=8, say=heard.append)
     assert len(heard) > 1 and "used as it is" not in heard[1]
     train_classifier(*digits, folder, steps=40, width=8)
+
+
+class Stopped(Exception):
+    """In place of a process that ends."""
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int) -> list[int]:
+    """Training of classifiers keeps its state at each step, and stops in this one; returns the steps it takes."""
+    taken: list[int] = []
+
+    def positions(self: KeyedOrder, at: int, *parts: int) -> range:
+        if at == step and step not in taken:
+            taken.append(at)
+            raise Stopped
+        taken.append(at)
+        return range(at * self.batch_size, (at + 1) * self.batch_size)
+
+    monkeypatch.setattr(classifier_training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(KeyedOrder, "positions", positions)
+    return taken
+
+
+def test_a_classifier_that_was_stopped_goes_on_to_the_same_weights(digits, tmp_path, monkeypatch):
+    whole = train_classifier(*digits, tmp_path / "whole", steps=8, width=8)
+    taken = stop_at(monkeypatch, 5)
+    with pytest.raises(Stopped):
+        train_classifier(*digits, tmp_path / "judge", steps=8, width=8)
+    heard: list[str] = []
+    made = train_classifier(*digits, tmp_path / "judge", steps=8, width=8, say=heard.append)
+    assert taken == [0, 1, 2, 3, 4, 5, 5, 6, 7] and "from step 5" in heard[0]
+    assert made.sha256 == whole.sha256
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["judge", "whole"]
+
+
+def test_a_stopped_classifier_of_other_settings_is_not_gone_on_with(digits, tmp_path, monkeypatch):
+    taken = stop_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        train_classifier(*digits, tmp_path / "judge", steps=4, width=8)
+    train_classifier(*digits, tmp_path / "judge", steps=4, width=8, seed=1)
+    assert taken == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_the_lesson_of_cas_goes_on_too(digits, tmp_path, monkeypatch):
+    images, labels = digits[0].uint8_centre(range(128)), digits[0].labels[:128]
+
+    def lesson(folder):
+        folder.mkdir(exist_ok=True)
+        made = train_classifier_on(images, labels, 10, steps=6, network="small", seed=0, folder=folder, say=print)
+        assert not any(folder.iterdir())
+        return made.state_dict()
+
+    whole = lesson(tmp_path / "whole")
+    taken = stop_at(monkeypatch, 4)
+    with pytest.raises(Stopped):
+        lesson(tmp_path / "stopped")
+    torch.testing.assert_close(lesson(tmp_path / "stopped"), whole, rtol=0, atol=0)
+    assert taken == [0, 1, 2, 3, 4, 4, 5]
 
 
 def test_a_judge_of_other_settings_is_replaced_only_where_that_is_meant(digits, folder):

@@ -136,10 +136,11 @@ class Own(FeatureExtractor):
             return Features(self.network(images).float(), None)
 
 
-def taught(images: ImageSet) -> list[Tensor]:
+def taught(images: ImageSet, folder: Path) -> list[Tensor]:
     model = train_classifier_on(
-        images.uint8_centre(range(16)), images.labels[:16], 10, steps=2, network="small", seed=0, say=lambda _: None
-    )
+        images.uint8_centre(range(16)), images.labels[:16], 10, steps=2, network="small", seed=0, folder=folder,
+        say=lambda _: None,
+    )  # fmt: skip
     return [*(p.detach() for p in model.parameters()), torch.tensor(accuracy(model, images)["cas_top1"])]
 
 
@@ -157,7 +158,7 @@ def judged(kind: str, images: ImageSet, tmp_path: Path) -> list[Tensor]:
     if kind == "ssim":
         return [structural_similarity(images.centre(range(16)), blurred)]
     if kind == "cas":
-        return taught(images)
+        return taught(images, tmp_path)
     made = train_classifier(images, images, tmp_path / f"c{torch.is_autocast_enabled('cpu')}", steps=2, batch_size=16)
     return list(made.network.state_dict().values())
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +19,12 @@ from bld.evaluation.features import ClassifierFeatures, SmallResNet
 from bld.io.files import read_json
 from bld.runtime.precision import in_float32
 from bld.seeding import derive_seed, keyed_permutation
+from bld.training.checkpoints import CheckpointStore, TrainingState, pack_optimizer, unpack_optimizer
 from bld.training.order import KeyedOrder
 
 AT_A_TIME = 256
 MOST_JUDGED = 2000
+CHECKPOINT_SECONDS = 60.0
 NOT_ALWAYS_NOTED = {"flip": False, "crop": "center"}  # settings, with what holds for classifiers that do not tell them
 
 
@@ -41,6 +46,7 @@ def train_classifier(
     """Train a classifier, measure it on held-out images and save it into `out`.
 
     Where `out` holds a classifier of the same data and settings, that one is loaded instead, wherever the data lay.
+    A training that was stopped goes on, to the same weights: what it needs for that lies beside `out` until it ends.
 
     Args:
         train: images with classes. They are mirrored where their preprocessing says so.
@@ -95,20 +101,47 @@ def train_classifier(
         images = train.views(rows, [derive_seed(seed, "classifier-view", p) for p in positions])
         return F.cross_entropy(network(images.to(device))[1], labels[rows].to(device), label_smoothing=0.05)
 
-    fit(network, loss, steps, learning_rate, lambda line: say(f"classifier, {line}"))
+    unfinished = CheckpointStore(out.parent / f".{out.name}.unfinished", keep=1)
+    fit(network, loss, steps, learning_rate, lambda line: say(f"classifier, {line}"), unfinished, settings)
     accuracy = _accuracy(network.eval(), held_out, device)
     made = ClassifierFeatures(network, {**settings, "held_out_accuracy": accuracy}, device)
     made.save(out)
+    unfinished.clear()
     say(f"The classifier in {out} recognises {100 * accuracy:.1f}% of held-out images.")
     return made
 
 
 def fit(
-    network: nn.Module, loss: Callable[[int], Tensor], steps: int, learning_rate: float, say: Callable[[str], None]
+    network: nn.Module,
+    loss: Callable[[int], Tensor],
+    steps: int,
+    learning_rate: float,
+    say: Callable[[str], None],
+    unfinished: CheckpointStore,
+    made_of: dict[str, Any],
 ) -> None:
-    """Minimise `loss(step)` by AdamW; the rate rises over the first tenth of the steps, and falls as a cosine."""
+    """Minimise `loss(step)` by AdamW; the rate rises over the first tenth of the steps, and falls as a cosine.
+
+    Args:
+        network: changed in place.
+        loss: of a step, which all that it draws depends on.
+        steps: how many.
+        learning_rate: its highest value.
+        say: is handed lines about the progress.
+        unfinished: where a training that was stopped goes on from; to be cleared once the result is kept.
+        made_of: all that the training depends on, as JSON: one of something else is not gone on with.
+    """
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
-    for step in range(steps):
+    made_of = json.loads(json.dumps(made_of))
+    begun = unfinished.latest(say)
+    first = 0
+    if begun is not None and begun.numbers == made_of:
+        first, weights = begun.step, begun.tensors
+        network.load_state_dict({name: weights[f"network.{name}"] for name in network.state_dict()})
+        unpack_optimizer("optimizer", optimizer, weights)
+        say(f"goes on from step {first:,}")
+    saved = time.monotonic()
+    for step in range(first, steps):
         rate = learning_rate * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -116,6 +149,10 @@ def fit(
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         optimizer.step()
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+            unfinished.save(TrainingState(step + 1, {**tensors, **pack_optimizer("optimizer", optimizer)}, made_of))
+            saved = time.monotonic()
         if (step + 1) % 100 == 0:
             say(f"step {step + 1:,} of {steps:,}: loss {float(value.detach()):.3f}")
 

@@ -373,7 +373,7 @@ class Runner:
             pixels = on_disk(images(), count, self.root / "results")
             model = train_classifier_on(
                 pixels, torch.tensor(labels), len(train.classes), steps=steps_of(epochs, count), network=network,
-                seed=seed, say=self.say, device=self.device,
+                seed=seed, folder=self.root / "results", say=self.say, device=self.device,
             )  # fmt: skip
             return accuracy(model, self.unseen(seed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import tempfile
@@ -20,6 +21,7 @@ from bld.evaluation.features import SmallResNet
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.runtime.precision import in_float32
 from bld.seeding import derive_seed, keyed_generator
+from bld.training.checkpoints import CheckpointStore
 from bld.training.order import KeyedOrder
 
 BATCH = 64
@@ -48,7 +50,7 @@ def classification_accuracy_score(
         real: images with the prior's classes, to test on.
         num: samples to train on.
         labels: their classes.
-        folder: holds the samples in a file meanwhile, so that memory does not.
+        folder: holds the samples in a file, so that memory does not; also what a stopped training goes on from.
         steps: training steps.
         network: "resnet50" (torchvision's) or "small".
         seed: of the classifier's training.
@@ -71,6 +73,7 @@ def classification_accuracy_score(
         steps=steps,
         network=network,
         seed=seed,
+        folder=folder,
         say=say,
         device=pipeline.device,
     )
@@ -118,10 +121,14 @@ def train_classifier_on(
     steps: int,
     network: str,
     seed: int,
+    folder: Path,
     say: Callable[[str], None],
     device: torch.device | str = "cpu",
 ) -> nn.Module:
-    """A classifier of uint8 images (n, 3, S, S), trained from scratch on a device; images are shown shifted."""
+    """A classifier of uint8 images (n, 3, S, S), trained from scratch on a device; images are shown shifted.
+
+    One of the same images and settings that was stopped goes on, from what lies in `folder` until it ends.
+    """
     torch.manual_seed(derive_seed(seed, "cas"))
     model = _network(network, images.shape[-1], classes).to(device)
     order = KeyedOrder(len(images), min(BATCH, len(images)), seed, "cas-order")
@@ -131,7 +138,12 @@ def train_classifier_on(
         batch = shifted(images[rows].to(device), keyed_generator(seed, "cas-shift", step))
         return F.cross_entropy(_logits(model, batch), labels[rows].to(device))
 
-    fit(model, loss, steps, RATE, lambda line: say(f"cas, {line}"))
+    taught = hashlib.sha256(images.contiguous().numpy().data)
+    taught.update(labels.numpy().tobytes())
+    made_of = {"images": taught.hexdigest(), "classes": classes, "steps": steps, "network": network, "seed": seed}
+    unfinished = CheckpointStore(folder / f".cas-{taught.hexdigest()[:12]}-{network}-{steps}-{seed}.unfinished", keep=1)
+    fit(model, loss, steps, RATE, lambda line: say(f"cas, {line}"), unfinished, made_of)
+    unfinished.clear()
     return model.eval()
 
 

@@ -292,6 +292,12 @@ def test_reconstruct_prints_the_psnr_it_writes(trained_run, tmp_path, capsys):
     assert (tmp_path / "pairs.png").is_file()
 
 
+def test_only_as_many_pairs_are_shown_as_were_asked_for(trained_run, tmp_path):
+    assert main(["reconstruct", str(trained_run), "--data", "digits", "--num", "3", "--out", str(tmp_path)]) == 0
+    with Image.open(tmp_path / "pairs.png") as sheet:
+        assert sheet.size == (3 * 64 + 2 * 2, 2 * 64 + 2)
+
+
 def test_who_asks_for_centre_views_holds_nothing_of_what_random_crops_are_cut_from(run_copy, image_folder, monkeypatch):
     """Of photographs that would be gigabytes, made by decoding them at their full width."""
     monkeypatch.setattr("bld.data.strips.Strips.put", lambda *_: pytest.fail("held"))

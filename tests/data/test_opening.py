@@ -282,6 +282,23 @@ def test_folders_follow_links_once_and_skip_pipes(pack, png, tmp_path):
         source.read(1)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links")
+def test_a_folder_that_links_lead_to_as_well_is_read_once_under_its_own_name(pack, png, tmp_path):
+    """Else an image is trained on under one name and held out under the other."""
+    path = pack("folder", {"2023/a.png": png(0), "2024/b.png": png(1), ".store/c.png": png(2)})
+    pack("elsewhere", {"d.png": png(3)})
+    (path / "2022").symlink_to(path / "2024")  # comes before what it leads to
+    (path / "latest").symlink_to("2024")
+    (path / "2023" / "next").symlink_to("../2024")
+    (path / "2024" / "back").symlink_to("..")
+    (path / "stored").symlink_to(".store")  # nothing else leads there
+    (path / "far").symlink_to(tmp_path / "elsewhere")
+    (path / "farther").symlink_to(tmp_path / "elsewhere")
+    source = open_images(path)
+    assert source.names == ["2023/a.png", "2024/b.png", "far/d.png", "stored/c.png"]
+    assert source.classes == ["2023", "2024", "far", "stored"]
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "digits"])
 def test_sources_pickle(kind, pack, animals):
     source = open_images(kind if kind == "digits" else pack(kind, animals))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bld.data import make_grid, save_png, to_pil, to_uint8, to_unit
+from bld.data import make_grid, make_pairs, save_png, to_pil, to_uint8, to_unit
 from bld.errors import DataError, SettingError
 
 
@@ -58,6 +58,19 @@ def test_grid_places_every_pixel():
 @pytest.mark.parametrize(("count", "columns", "size"), [(9, None, (24, 24)), (5, None, (24, 16)), (2, 8, (16, 8))])
 def test_grid_is_near_square_and_never_wider_than_its_images(count, columns, size):
     assert make_grid(torch.zeros(count, 3, 8, 8), columns=columns, gap=0).size == size
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_each_image_stands_over_its_own(count):
+    above = torch.arange(count).view(-1, 1, 1, 1).expand(-1, 3, 2, 2) / 100
+    pixels = np.asarray(make_pairs(above, -above, columns=4)).astype(float)
+    first, second = to_uint8(above)[:, 0, 0, 0], to_uint8(-above)[:, 0, 0, 0]
+    columns = min(count, 4)
+    assert pixels.shape[:2] == (-(-count // columns) * 2 * 4 - 2, columns * 4 - 2)
+    for i in range(-(-count // columns) * columns):
+        row, column = divmod(i, columns)
+        there = [pixels[8 * row + down, 4 * column, 0] for down in (0, 4)]
+        assert there == ([first[i], second[i]] if i < count else [255, 255])
 
 
 @pytest.mark.parametrize(

@@ -392,6 +392,48 @@ def test_a_data_set_on_the_disk_opens_by_its_folder(png, tmp_path: Path, kind: s
     assert open_images(path, labels="none").labels is None
 
 
+@pytest.mark.parametrize(
+    ("said", "dtype", "classes"),
+    [
+        ([1, 0, 1, 1], datasets.ClassLabel(names=["cat", "dog"]), ["cat", "dog"]),
+        *(([1, 0, 1, 1], datasets.Value(name), ["0", "1"]) for name in ("int8", "uint8", "int16", "int64", "uint64")),
+        ([True, False, True, True], datasets.Value("bool"), ["False", "True"]),
+        (["dog", "cat", "dog", "dog"], datasets.Value("string"), ["cat", "dog"]),
+        (["dog", "cat", "dog", "dog"], datasets.Value("large_string"), ["cat", "dog"]),
+    ],
+    ids=str,
+)
+def test_a_column_of_whole_numbers_or_words_holds_classes(png, tmp_path: Path, said, dtype, classes):
+    source = _labelled(png, tmp_path, said, dtype)
+    assert source.classes == classes and source.labels.tolist() == [1, 0, 1, 1] and source.notes == []
+
+
+@pytest.mark.parametrize(
+    ("said", "dtype", "note"),
+    [
+        ([1, None, 1, 1], datasets.ClassLabel(names=["cat", "dog"]), "1 of 4 images have no class"),
+        ([1, -1, -1, 1], datasets.ClassLabel(names=["cat", "dog"]), "2 of 4 images have no class"),
+        (["dog", None, "dog", None], datasets.Value("string"), "2 of 4 images have no class"),
+        ([-1, -1, -1, -1], datasets.ClassLabel(names=["cat", "dog"]), None),  # as in parts for tests
+        ([None] * 4, datasets.Value("int64"), None),
+        ([0.5, 1.0, 0.5, 1.0], datasets.Value("float32"), "it has float32"),
+        ([[1], [0], [1], [1]], datasets.Sequence(datasets.Value("int64")), "classes are whole numbers or words"),
+    ],
+    ids=str,
+)
+def test_images_without_classes_are_no_class_and_a_column_left_aside_is_noted(png, tmp_path, said, dtype, note):
+    source = _labelled(png, tmp_path, said, dtype)
+    assert source.classes == [] and source.labels is None
+    assert (note is None and source.notes == []) or ("label" in source.notes[0] and note in source.notes[0])
+
+
+def _labelled(png, tmp_path: Path, said: list, dtype):
+    images = [{"bytes": png(i), "path": None} for i in range(4)]
+    features = datasets.Features({"image": datasets.Image(), "label": dtype})
+    datasets.Dataset.from_dict({"image": images, "label": said}, features).save_to_disk(tmp_path / "data")
+    return open_images(tmp_path / "data")
+
+
 def test_a_data_set_without_labels_or_images_says_so(png, tmp_path: Path):
     _dataset(png, labels=False).save_to_disk(tmp_path / "plain")
     assert open_images(tmp_path / "plain").classes == []

@@ -88,8 +88,12 @@ def test_a_stopped_classifier_of_other_settings_is_not_gone_on_with(digits, tmp_
     taken = stop_at(monkeypatch, 2)
     with pytest.raises(Stopped):
         train_classifier(*digits, tmp_path / "judge", steps=4, width=8)
+    monkeypatch.undo()
+    taken = stop_at(monkeypatch, 1)
+    with pytest.raises(Stopped):
+        train_classifier(*digits, tmp_path / "judge", steps=4, width=8, seed=1)
     train_classifier(*digits, tmp_path / "judge", steps=4, width=8, seed=1)
-    assert taken == [0, 1, 2, 0, 1, 2, 3]
+    assert taken == [0, 1, 1, 2, 3]  # of its own, though the other had come farther
 
 
 def test_the_lesson_of_cas_goes_on_too(digits, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -24,6 +25,17 @@ def test_json_keeps_every_name_and_is_utf8(tmp_path, name):
     assert read_json(tmp_path / "a.json") == {name: [name]}
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: [name]}
     assert json.loads(pretty({"call": name})) == {"call": name} and png(open_images("digits").read(0), {"a": name})
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="fcntl")
+def test_what_is_flushed_is_open_for_writing(tmp_path, monkeypatch):
+    """Windows refuses others: "Bad file descriptor"."""
+    import fcntl
+
+    modes = []
+    monkeypatch.setattr(os, "fsync", lambda number: modes.append(fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE))
+    write_json(tmp_path / "a.json", {})
+    assert modes and os.O_RDONLY not in modes
 
 
 def test_a_run_of_images_whose_names_are_no_utf8(tmp_path, image_folder, tiny_overrides):

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
 
     from bld._version import __version__
-    from bld.data import ImageSet, make_grid, save_png
+    from bld.data import ImageSet, make_pairs, save_png
     from bld.evaluation.metrics.reconstruction import score_reconstructions
     from bld.io.files import write_json
     from bld.training.init_from import Origin
@@ -47,18 +47,16 @@ def run(args: argparse.Namespace) -> None:
     tell_left_out(images)
     with precision(args, tokenizer.device), torch.no_grad():
         score = score_reconstructions(tokenizer, images, limit=args.num)
-        shown = images.centre(list(range(min(tokenizer.config.images_at_a_time(SHOWN), len(images))))).to(
-            tokenizer.device
-        )
-        pairs = tokenizer.decode(tokenizer.encode(shown)).clamp(-1, 1)
+        count = min(tokenizer.config.images_at_a_time(SHOWN), score.images)
+        shown = images.centre(range(count)).to(tokenizer.device)
+        rebuilt = tokenizer.decode(tokenizer.encode(shown)).clamp(-1, 1)
     say(
         f"{score.images:,} images as codes of {tokenizer.code_shape} ({tokenizer.config.code_bytes:,} bytes): "
         f"PSNR {score.psnr_mean:.2f} ± {score.psnr_std:.2f} dB"
         + ("." if score.drawn_psnr_mean is None else f" ({score.drawn_psnr_mean:.2f} dB from drawn codes).")
     )
     if args.out is not None:
-        rows = [part for i in range(0, len(shown), 8) for part in (shown[i : i + 8], pairs[i : i + 8])]
-        grid = make_grid(torch.cat(rows).cpu(), columns=8, scale=max(1, 64 // shown.shape[-1]))
-        save_png(grid, args.out / "pairs.png", sheet=True)
+        sheet = make_pairs(shown.cpu(), rebuilt.cpu(), scale=max(1, 64 // shown.shape[-1]))
+        save_png(sheet, args.out / "pairs.png", sheet=True)
         write_json(args.out / "psnr.json", {"data": args.data, **dataclasses.asdict(score), "bld": __version__})
         say(f"Originals over reconstructions: {args.out / 'pairs.png'}")

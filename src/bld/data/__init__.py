@@ -10,7 +10,7 @@ from bld.data.captions import read_captions
 from bld.data.dataset import ImageSet
 from bld.data.decoding import decode_file
 from bld.data.fidelity import SMALLEST_MSE, mean_squared_error, psnr
-from bld.data.grid import make_grid
+from bld.data.grid import make_grid, make_pairs
 from bld.data.preprocessing import Preprocessing, Resample, center_view, training_view
 from bld.data.rgb import to_rgb
 from bld.data.saving import save_png
@@ -27,6 +27,7 @@ __all__ = [
     "center_view",
     "decode_file",
     "make_grid",
+    "make_pairs",
     "mean_squared_error",
     "meet_by_name",
     "name_fractions",

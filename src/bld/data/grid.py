@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -49,6 +50,14 @@ def make_grid(
         enlarged = tile.resize((width, height), Image.Resampling.NEAREST)
         sheet.paste(enlarged, (column * (width + gap), row * (height + gap)))
     return sheet
+
+
+def make_pairs(above: Tensor, below: Tensor, columns: int = 8, scale: int = 1) -> Image.Image:
+    """Images (B, 3, H, W) over others, each over its own, `columns` or all B of them to a row; as in `make_grid`."""
+    columns = min(columns, len(above))
+    missing = above.new_ones(-len(above) % columns, *above.shape[1:])  # white, as the sheet behind them
+    rows = [torch.cat([images, missing]).split(columns) for images in (above, below)]
+    return make_grid(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns, scale)
 
 
 def hatched(image: Image.Image, hole: Image.Image) -> Image.Image:

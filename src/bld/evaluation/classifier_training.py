@@ -140,6 +140,8 @@ def fit(
         network.load_state_dict({name: weights[f"network.{name}"] for name in network.state_dict()})
         unpack_optimizer("optimizer", optimizer, weights)
         say(f"goes on from step {first:,}")
+    else:
+        unfinished.clear()  # or its later steps would stand before those of this training
     saved = time.monotonic()
     for step in range(first, steps):
         rate = learning_rate * min(1.0, (step + 1) / (0.1 * steps)) * (0.5 + 0.5 * math.cos(math.pi * step / steps))

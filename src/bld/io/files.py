@@ -42,7 +42,7 @@ def written_aside(path: Path, sync: bool = True) -> Iterator[Path]:
         aside.touch(exist_ok=False)  # as readable for others as the user wants new files to be, and so below
         yield aside
         if sync:
-            with aside.open("rb") as file:
+            with aside.open("r+b") as file:  # Windows flushes no file that is open for reading alone
                 os.fsync(file.fileno())
         aside.replace(path)
     except (OSError, SafetensorError) as error:

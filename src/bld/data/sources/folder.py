@@ -117,6 +117,14 @@ def _is_ours(folder: Path) -> bool:
     return isinstance(note, dict) and {"model", "seed", "steps", "temperature"} <= note.keys()
 
 
+def _is_link_within(folder: Path, top: str) -> bool:
+    """Whether it is a link to a folder that the search below `top` comes to without it."""
+    real = Path(os.path.realpath(folder))
+    if not folder.is_symlink() or not real.is_relative_to(top):
+        return False
+    return not any(part.startswith(".") for part in real.relative_to(top).parts)  # hidden ones are not searched
+
+
 def _search(root: Path, location: str) -> _Found:
     """Every image file below the root, but those in folders that bld itself has made."""
 
@@ -127,16 +135,18 @@ def _search(root: Path, location: str) -> _Found:
     others: list[str] = []
     of_ours: list[str] = []
     sizes, mtimes = integers(), integers()
+    top = os.path.realpath(root)
     visited: set[str] = set()
     folders: dict[str, int] = {}
     for folder, subfolders, files in os.walk(root, followlinks=True, onerror=refuse):
-        visited.add(os.path.realpath(folder))
+        if (real := os.path.realpath(folder)) in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
         folders[folder] = os.stat(folder).st_mtime_ns
         subfolders.sort()
         subfolders[:] = [
-            name
-            for name in subfolders
-            if not name.startswith(".") and os.path.realpath(Path(folder, name)) not in visited
+            name for name in subfolders if not (name.startswith(".") or _is_link_within(Path(folder, name), top))
         ]
         prefix = Path(folder).relative_to(root).as_posix()
         for name in [name for name in subfolders if _is_ours(Path(folder, name))]:

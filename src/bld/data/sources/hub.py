@@ -54,11 +54,11 @@ class HubSource(ImageSource):
         self._column = columns[0]
         said = next((key for key in CAPTION_KEYS if key in features and not isinstance(features[key], dict)), None)
         self._texts = None if said is None else data.select_columns([said])
-        self.location, self.notes = location, []
+        self.location = location
         if not len(data):
             raise DataError(f"There is no image in {location}.")
         self.names = Names(f"{split}-{i:08d}" for i in range(len(data)))
-        self.classes, self.labels = _labels(data)
+        self.classes, self.labels, self.notes = _labels(data)
         self.fingerprint = fingerprint_of([(_own_fingerprint(data, name), split, len(data))])
 
     def texts_beside(self) -> list[str] | None:
@@ -112,16 +112,28 @@ def _load(name: str, split: str, location: str) -> Any:
         ) from error
 
 
-def _labels(data: Any) -> tuple[list[str], np.ndarray | None]:
-    """(class names, class of each row) of the first ClassLabel, or of a column with a usual name."""
-    for column, feature in data.features.items():
-        if type(feature).__name__ == "ClassLabel":
-            labels = np.asarray(data[column], dtype=np.int64)
-            return (list(feature.names), labels) if (labels >= 0).all() else ([], None)  # -1 is "unknown"
-    for column in LABEL_COLUMNS:
-        if column in data.features and getattr(data.features[column], "dtype", "") in ("int64", "int32", "string"):
-            return numbered([str(value) for value in data[column]])
-    return [], None
+def _labels(data: Any) -> tuple[list[str], np.ndarray | None, list[str]]:
+    """(class names, class of each row, notes) of the first ClassLabel, or of a column with a usual name.
+
+    Where rows have no class, none has, and where that is not so of all of them, a note says so.
+    """
+    features = data.features
+    column = next((name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"), None)
+    column = column or next((name for name in LABEL_COLUMNS if name in features), None)
+    if column is None:
+        return [], None, []
+    dtype = str(getattr(features[column], "dtype", type(features[column]).__name__))
+    if re.fullmatch(r"u?int\d+|bool|(large_)?string|string_view", dtype) is None:
+        return [], None, [f"The column {column} is left aside: classes are whole numbers or words, and it has {dtype}."]
+    said = list(data[column])
+    is_named = type(features[column]).__name__ == "ClassLabel"
+    without = sum(value is None or (is_named and value < 0) for value in said)  # -1 is "unknown"
+    if without:
+        note = f"The column {column} is left aside: {without:,} of {len(said):,} images have no class in it."
+        return [], None, [note] if without < len(said) else []
+    if is_named:
+        return list(features[column].names), np.asarray(said, dtype=np.int64), []
+    return *numbered([str(value) for value in said]), []
 
 
 def _own_fingerprint(data: Any, name: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from bld.data import ImageSet, make_grid, psnr, save_png, to_unit
+from bld.data import ImageSet, make_pairs, psnr, save_png, to_unit
 from bld.errors import SettingError
 from bld.seeding import derive_seed, keyed_draws, uniform
 from bld.serialization.models import save_model
@@ -165,8 +165,7 @@ class TokenizerStage(Stage):
     def preview(self, averaged: nn.Module, path: Path) -> None:
         """Originals over their reconstructions."""
         images, reconstructions = self.reconstruct(averaged, 16)
-        rows = [part for i in range(0, len(images), 8) for part in (images[i : i + 8], reconstructions[i : i + 8])]
-        save_png(make_grid(torch.cat(rows), columns=8, scale=max(1, 64 // images.shape[-1])), path)
+        save_png(make_pairs(images, reconstructions, scale=max(1, 64 // images.shape[-1])), path)
 
     def save(self, averaged: nn.Module, early: nn.Module | None) -> None:
         """Write the averaged tokenizer to RUN/tokenizer; a prior of an older one makes no pipeline with it."""

@@ -76,6 +76,19 @@ def test_shards_say_it_in_txt_or_json(tmp_path: Path):
     assert said(tmp_path / "s") == ["a red square", "from json", CAPTIONS["002.png"], "second shard"]
 
 
+@pytest.mark.parametrize("kind", ["table", "shard"])
+def test_a_text_that_was_cut_within_an_emoji_stops_nothing(tmp_path: Path, kind: str):
+    line = b'{"file_name": "000.png", "text": "a nice cat \\ud83d", "label": "\\ude00"}'
+    if kind == "table":
+        path = folder(tmp_path / "t", {"000.png": png(), "metadata.jsonl": line})
+    else:
+        (tmp_path / "s").mkdir()
+        tar(tmp_path / "s" / "a-000.tar", {"000.png": png(), "000.json": line})
+        path = tmp_path / "s"
+    assert said(path) == ["a nice cat ?"]
+    assert open_images(str(path)).classes in ([], ["?"])
+
+
 @pytest.mark.parametrize("key", ["text", "caption", "prompt"])
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
 def test_a_table_beside_the_images_goes_before_texts(tmp_path: Path, name: str, key: str):

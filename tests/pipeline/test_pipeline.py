@@ -60,6 +60,11 @@ def test_a_seed_a_generator_and_generators_all_name_the_same_noise(pipe):
     assert torch.equal(one, two)
 
 
+def test_a_text_encoder_is_copied_where_there_is_one(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, include_text_encoder=True)
+    assert not BinaryLatentDiffusionPipeline.from_pretrained(tmp_path).takes_prompts
+
+
 def test_saving_and_loading_changes_nothing(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     again = BinaryLatentDiffusionPipeline.from_pretrained(tmp_path / "model")
@@ -518,7 +523,9 @@ def test_types_may_be_named(trained_run):
 
 @pytest.mark.parametrize("args", [
     {"guidance_scale": float("nan"), "class_labels": 1}, {"guidance_scale": float("inf"), "class_labels": 1},
-    {"guidance_scale": "2", "class_labels": 1}, {"temperature": float("nan")}, {"temperature": float("inf")},
+    {"guidance_scale": "2", "class_labels": 1}, {"guidance_scale": True, "class_labels": 1}, {"temperature": [1, 2]},
+    {"temperature": np.ones(2)}, {"temperature": torch.ones(2)}, {"temperature": 1j},
+    {"temperature": float("nan")}, {"temperature": float("inf")},
     {"num_images": 2.5}, {"num_images": True}, {"num_images": "2"}, {"class_labels": 1.7}, {"class_labels": [1.0, 2.0]},
     {"class_labels": "²"}, {"class_labels": np.array([1.7, 2.0])}, {"class_labels": True}, {"batch_size": 0},
     {"batch_size": 1.5}, {"generator": 0.5}, {"generator": [1, 2.5]}, {"generator": "seed"},
@@ -530,6 +537,17 @@ def test_numbers_that_are_none_are_refused_in_a_sentence(pipe, args):
     with pytest.raises(SettingError) as error:
         pipe(**{"num_images": 2, "num_inference_steps": 1, "generator": 0, **args})
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, torch.tensor], ids=str)
+def test_numbers_of_numpy_and_torch_are_numbers(pipe, picture, kind):
+    options = {"num_inference_steps": 2, "generator": 0, "output_type": "latent"}
+
+    def codes(number):
+        drawn = pipe(2, class_labels=1, guidance_scale=number(2), temperature=number(1), **options).codes
+        return torch.cat([drawn, pipe.vary(pipe.encode(picture), number(1), **options).codes])
+
+    assert torch.equal(codes(kind), codes(float))
 
 
 def test_numbers_that_are_none_are_refused_wherever_they_are_taken(pipe, picture, mask):

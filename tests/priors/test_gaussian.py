@@ -57,6 +57,13 @@ def test_the_perfect_predictor_of_a_gaussian_recovers_it():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 16, 100, 1000])
+def test_hardly_anything_is_left_of_the_data_where_sampling_begins(steps, schedule):
+    one, none = torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
+    assert GaussianDiffusion(steps, schedule).noised(one, none, steps).item() < 0.05
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
 @pytest.mark.parametrize("steps", [4, 16, 100, 1000])
 def test_v_and_the_noise_say_the_same_of_a_step(steps, schedule):
     """v of a known x_0 and noise leads to the same step as the noise itself, and to that of diffusers."""

@@ -194,6 +194,15 @@ def test_a_finished_run_whose_images_are_gone_is_still_finished(begun, tmp_path,
     assert main(["train", "--data", str(tmp_path / "nowhere"), "--out", str(run.path)]) == 2
 
 
+def test_a_run_that_ended_with_its_budget_is_finished_without_its_images_too(tmp_path, tiny_overrides, capsys):
+    data, out = coloured(tmp_path / "data", ["apple", "bread"]), tmp_path / "run"
+    command = ["train", "--out", str(out), "--budget", "5m"]
+    assert main([*command, "--data", str(data), "--preset", "digits", *tiny_overrides, *OVERRIDES]) == 0
+    shutil.rmtree(data)
+    assert main(command) == 0
+    assert "trained already" in capsys.readouterr().out
+
+
 def test_a_few_changed_images_are_remarked_on(begun, tmp_path):
     run = begun()
     looked_at = sorted(json.loads(run.data.read_text())["contents"])

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bld.data.sources.base import ImageSource
-from bld.data.sources.members import TABLES, comparable, decoded_text, wrapper_of
+from bld.data.sources.members import TABLES, comparable, decoded_text, without_halves, wrapper_of
 from bld.errors import DataError
 
 FILE_KEYS = ("file_name", "filename", "file", "image", "path")
@@ -95,7 +95,7 @@ def _entry(row: dict[Any, Any], keys: Sequence[str]) -> Iterator[tuple[str, str]
     value = next((row[key] for key in keys if key in row), None)
     value = value[0] if isinstance(value, list) and value else value  # of several captions the first
     if isinstance(file, str) and isinstance(value, str | int | float) and str(value).strip():
-        yield file, str(value).strip()
+        yield file, without_halves(str(value).strip())
 
 
 def tables_beside(source: ImageSource) -> Iterator[Table]:

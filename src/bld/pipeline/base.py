@@ -137,7 +137,7 @@ class PipelineBase:
         index = replace(self.index, guide=self.guide is not None)
         if include_text_encoder is None:
             include_text_encoder = bool(index.text_encoder) and Path(index.text_encoder).is_dir()
-        if include_text_encoder:
+        if include_text_encoder and self.takes_prompts:
             if (folder / TEXT_ENCODER).resolve() != Path(index.text_encoder).resolve():  # else it is there already
                 self.text_encoder.save(folder / TEXT_ENCODER)
             index = replace(index, text_encoder=TEXT_ENCODER)

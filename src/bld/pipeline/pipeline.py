@@ -17,7 +17,7 @@ from bld.data.inputs import Pictures, network_view, opened_pictures
 from bld.diffusion import BernoulliDiffusion, with_guidance
 from bld.diffusion.sampling import Final
 from bld.errors import SettingError
-from bld.numbers import whole_number
+from bld.numbers import finite_number, whole_number
 from bld.pipeline.arguments import (
     Generators,
     Labels,
@@ -225,7 +225,8 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
             raise SettingError(f"Only the Bernoulli diffusion can vary codes; this prior is {self._kind}.")
         refuse_other_output(output_type)
         codes = self._codes(codes)
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 < strength <= 1:
+        strength = finite_number("strength", strength)
+        if not 0 < strength <= 1:
             raise SettingError(f"The strength of a variation lies above 0 and is at most 1, not {strength!r}.")
         total = self.diffusion.steps
         t = math.ceil(strength * total)

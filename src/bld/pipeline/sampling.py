@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -13,7 +12,7 @@ from bld.codes import CodeShape, to_grid, to_tokens
 from bld.diffusion import with_guidance
 from bld.diffusion.process import Callback, Process, SamplingStep
 from bld.errors import SettingError
-from bld.numbers import whole_number
+from bld.numbers import finite_number, whole_number
 from bld.pipeline.arguments import PerImage
 from bld.priors import Transformer
 from bld.serialization.models import SamplingDefaults
@@ -68,16 +67,13 @@ def draw_codes(
     prior, guide = networks
     shape = prior.code_shape
     steps = num_inference_steps if num_inference_steps is not None else defaults.num_inference_steps
-    scale = defaults.guidance(guidance_scale)
+    scale = finite_number("guidance_scale", defaults.guidance(guidance_scale))
     if scale != 1 and guide is None and not prior.config.is_conditional:
         raise SettingError(
             f"guidance_scale={scale} needs a conditional prior or a guide; this one has no classes, text or vectors, "
             "and no guide, which training with prior.guide keeps."
         )
-    tau = defaults.temperature if temperature is None else temperature
-    for name, value in (("guidance_scale", scale), ("temperature", tau)):
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise SettingError(f"{name} is a finite number, not {value!r}.")
+    tau = finite_number("temperature", defaults.temperature if temperature is None else temperature)
     batch_size = whole_number("batch_size", batch_size, 1)
     parts = []
     for start in range(0, len(asked), batch_size):

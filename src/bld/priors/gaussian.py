@@ -210,11 +210,12 @@ def _scheduler(steps: int, schedule: str) -> Any:
             "The Gaussian prior needs diffusers: pip install 'binary-latent-diffusion[gaussian]'."
         ) from error
     stretch = LONGEST_SCHEDULE / steps  # fewer steps, each noisier, to the same end
+    first, last = min(0.0015 * stretch, 0.5), min(0.0195 * stretch, 0.999)
     return DDIMScheduler(
         num_train_timesteps=steps,
         beta_schedule="scaled_linear" if schedule == "linear" else "squaredcos_cap_v2",
-        beta_start=min(0.0015 * stretch, 0.5),
-        beta_end=min(0.0195 * stretch, 0.999),
+        beta_start=first if steps > 1 else last,  # a step alone is the last one
+        beta_end=last,
         clip_sample=False,
     )
 

@@ -265,7 +265,8 @@ class Recipe:
             parts = split(budget, STAGES, self.settings.tokenizer_share)
             if given is None:
                 self.train_tokenizer(parts["tokenizer"])
-            self.encode()
+            if not self._is_finished("prior"):  # whose images may be gone by now
+                self.encode()
             reserved = budget - sum(parts.values())
             spent = self.run.progress()["tokenizer"]["seconds"]
             # What went on around the stages (verifying and encoding images) counts too, as far as it was done just now.

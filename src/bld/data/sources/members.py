@@ -97,6 +97,11 @@ def comparable(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip().replace("\\", "/").removeprefix("./"))
 
 
+def without_halves(text: str) -> str:
+    """A text of JSON with "?" for each half of a character, which is left where a program cut it within an emoji."""
+    return text.encode(errors="replace").decode()
+
+
 def decoded_text(data: bytes) -> tuple[str, bool]:
     """(text, whether that is a guess): UTF-8, or what a byte order mark says; else a guess, Windows-1252."""
     for mark, encoding in (

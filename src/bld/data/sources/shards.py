@@ -30,6 +30,7 @@ from bld.data.sources.members import (
     member_path,
     natural_key,
     numbered,
+    without_halves,
 )
 from bld.errors import DataError
 
@@ -211,7 +212,7 @@ def _entry(text: str, keys: Sequence[str]) -> str:
         return ""
     found = next((entries[key] for key in keys if key in entries), "") if isinstance(entries, dict) else ""
     found = found[0] if isinstance(found, list) and found else found
-    return str(found) if isinstance(found, str | int) else ""
+    return without_halves(str(found)) if isinstance(found, str | int) else ""
 
 
 @opens(1)

@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from bld.cli import main
@@ -221,6 +223,50 @@ def test_images_that_the_run_was_trained_on_do_not_count_as_unseen(run_copy, fea
     assert how == "12 images, some of which it was trained on, precision float32"
 
 
+@pytest.fixture
+def begun_with_another(trained_run, run_copy) -> Path:
+    """A run on the tokenizer of one that held other images out."""
+    config = run_copy / "config.yaml"
+    config.write_text(re.sub("(?m)^seed: 0$", "seed: 1", config.read_text()))
+    progress = json.loads((run_copy / "progress.json").read_text())
+    progress["tokenizer"]["given"] = str(trained_run)
+    (run_copy / "progress.json").write_text(json.dumps(progress))
+    return run_copy
+
+
+@pytest.mark.parametrize("data", [(), ("--data", "digits")])
+def test_images_that_the_given_tokenizer_was_trained_on_do_not_count_as_unseen(
+    data, begun_with_another, trained_run, features, tmp_path, capsys
+):
+    record = evaluate(begun_with_another, features, "--metrics", "psnr", *data)
+    count = next(iter(record["counts"]["psnr"].values()))
+    assert record["counts"]["psnr"] == {"partly_seen": count} and record["unseen"] is None
+    assert record["partly_seen"]["images"] == count > 0
+    said = capsys.readouterr().out
+    seen = re.search(rf"\b(\d+) of the {count} ", said)
+    assert seen and 0 < int(seen[1]) < count
+    assert f"trained on in {trained_run}" in said and "not of unseen images" in said
+    assert "some of which it was trained on" in page_of(begun_with_another, tmp_path / "page")["psnr"][1]
+
+
+def test_other_images_that_the_given_tokenizer_was_trained_on_do_not_count_as_unseen(
+    begun_with_another, trained_run, features, image_folder, capsys
+):
+    """Those of --data that only the run knows which the tokenizer came from."""
+    folder, data = image_folder(12), begun_with_another / "data.json"
+    with Image.open(folder / "003.png") as image:
+        pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=8).hexdigest()
+    origin = begun_with_another.parent / "origin"
+    shutil.copytree(trained_run, origin)
+    known = json.loads(data.read_text()) | {"contents": {"a/003.png": pixels, "a/x.png": ""}, "held_out_below": 0.0}
+    (origin / "data.json").write_text(json.dumps(known))
+    progress = begun_with_another / "progress.json"
+    progress.write_text(progress.read_text().replace(str(trained_run), str(origin)))
+    record = evaluate(begun_with_another, features, "--metrics", "psnr", "--data", str(folder))
+    assert record["counts"]["psnr"] == {"partly_seen": 12}
+    assert re.search(r"003\.png is one.*not of unseen images", capsys.readouterr().out)
+
+
 def test_a_second_evaluation_keeps_the_figures_of_the_first_that_were_measured_alike(run_copy, features, capsys):
     first = evaluate(run_copy, features, "--num", "20", "--metrics", "fd")
     both = evaluate(run_copy, features, "--num", "20", "--metrics", "psnr", "--batch-size", "32")
@@ -384,6 +430,36 @@ def test_what_an_evaluation_cannot_give_is_refused_before_it_samples(
     assert main(["evaluate", str(run_copy), "--features", str(features), "--num", "20", *words]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1, error
+
+
+class Colours(torch.nn.Module):
+    """A judge of features alone."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.float().mean((2, 3))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_inception_score_by_a_judge_without_classes_is_refused_before_anything_is_sampled(
+    given, run_copy, image_folder, tmp_path, capsys, unasked
+):
+    judge = tmp_path / "judge.pt"
+    torch.jit.script(Colours()).save(str(judge))
+    what = ["--samples", str(image_folder(12)), "--data", "digits", "--resize"] if given else [str(run_copy)]
+    out = ["--features", str(judge), "--num", "12", "--out", str(tmp_path / "e.json")]
+    assert main(["evaluate", *what, *out, "--metrics", "fd,is"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"is needs .*logits.* judge\.pt .*leave is out", error) and error.count("\n") == 1
+    assert not (tmp_path / "e.json").exists()
+
+
+def test_a_distance_of_one_image_is_refused_before_anything_is_sampled(
+    run_copy, features, image_folder, capsys, unasked
+):
+    one = ["--data", str(image_folder(1)), "--features", str(features), "--metrics", "rfd"]
+    assert main(["evaluate", str(run_copy), *one]) == 2
+    error = capsys.readouterr().err
+    assert re.search(r"rfd needs at least 2 images; there is 1\b", error) and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("metric", ["bits", "cas"])

@@ -58,6 +58,13 @@ def test_the_frechet_distance_of_correlated_features_is_scipys():
     assert frechet_distance(x, y) == pytest.approx(float(expected), rel=1e-8)
 
 
+def test_a_frechet_distance_that_is_no_number_does_not_pass_for_none_at_all(monkeypatch):
+    from torch_fidelity import metric_fid
+
+    monkeypatch.setattr(metric_fid, "fid_statistics_to_metric", lambda *_: {metric_fid.KEY_METRIC_FID: math.nan})
+    assert math.isnan(frechet_distance(torch.rand(4, 2), torch.rand(4, 2)))
+
+
 def test_one_feature_is_enough():
     assert frechet_distance(whitened(50, 1, 0), whitened(60, 1, 1) * 3 + 2) == pytest.approx(4 + 4, rel=1e-9)
 

@@ -17,10 +17,11 @@ from bld.data import to_uint8
 from bld.errors import SettingError
 from bld.experiments import novelty, scales
 from bld.experiments.figures import figure5
-from bld.experiments.given_images import seam
+from bld.experiments.given_images import figure_o, seam
 from bld.experiments.page import machine
 from bld.experiments.prior_rows import Asked, about, metrics_of
-from bld.experiments.reproduce import ITEMS, _setting, titles
+from bld.experiments.rates import _held_out
+from bld.experiments.reproduce import ITEMS, _setting, reproduce, titles, work
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import DIGITS
@@ -28,6 +29,7 @@ from bld.experiments.variants import PRIORS
 from bld.experiments.verdict import Comparison
 from bld.io.files import read_json, write_json
 from bld.training.config import FAITHFUL, load_settings
+from bld.training.run_folder import RunFolder
 
 from .tiny import TINY
 
@@ -283,6 +285,7 @@ def test_the_learning_rate_of_each_kind_is_chosen_on_held_out_images(tmp_path, m
     assert all("@" in path.name for path in (tmp_path / "tiny" / "priors").iterdir())  # short trainings, and no other
     raw = json.loads((tmp_path / "pages" / "rates-tiny.json").read_text(encoding="utf-8"))["values"]
     assert set(raw) == {"bernoulli", "absorbing", "autoregressive", "gaussian"}
+    assert f"Machine: {machine()}." in page
     chosen = {cells[1].strip(): cells[-2].strip() for line in page.splitlines() if len(cells := line.split("|")) > 4}
     for kind, by_rate in raw.items():
         assert chosen[kind] == min(by_rate, key=lambda rate: by_rate[rate])
@@ -582,6 +585,120 @@ def test_the_paper_scale_says_what_it_costs_and_waits(tmp_path, capsys, image_fo
     said = capsys.readouterr()
     assert "trains 3 tokenizers and 21 priors; one of them" in said.out and "GFLOP" in said.out
     assert "repeat the command with --yes" in said.err
+
+
+def test_what_it_costs_is_of_the_data_that_is_given(tmp_path, capsys, image_folder):
+    folder = image_folder(40, size=16, classes=2)
+    command = ["reproduce", "table2", "--scale", "paper", "--data", str(folder), "--out", str(tmp_path)]
+    assert main(command) == 2
+    said = capsys.readouterr().out
+    assert "code cache of 32 images" in said and "(2 classes)" in said  # a fifth is held out
+    assert "samples 3 × 3 × 50,000 images" in said  # real images are a row that samples nothing
+
+
+class Counting(Runner):
+    """Trains and measures nothing, and counts what would be trained."""
+
+    extractor = SimpleNamespace(classes=["class0", "class1"], name="a judge", sha256="0", distance_name=lambda: "FD")
+
+    def __init__(self, *words) -> None:
+        super().__init__(*words)
+        self.tokenizers, self.priors = set(), set()
+
+    def tokenizer(self, name, seed, with_codes=False):
+        self.tokenizers.add((name, 0 if self.scale.shares(name) else seed))
+        return SimpleNamespace(settings=lambda: self.settings(name, "bernoulli", seed))
+
+    def prior(self, name, seed):
+        self.tokenizer(self.tokenizer_of(name), seed)
+        self.priors.add((name, seed))
+        return SimpleNamespace(settings=lambda: self.settings(self.tokenizer_of(name), name, seed))
+
+    def pipeline(self, prior, seed):
+        self.prior(prior, seed)
+        shape = self.settings(self.tokenizer_of(prior), prior, seed).tokenizer.code_shape
+        return SimpleNamespace(prior=SimpleNamespace(code_shape=shape, parameters=list))
+
+    def quality(self, prior, seed, sampling):
+        self.pipeline(prior, seed)
+        return dict.fromkeys(("fd", "is_mean", "precision", "recall", "diversity", "accuracy"), 1.0 + seed)
+
+    def likelihood(self, *_):
+        return {"bits_per_code": 1.0, "cas_top1": 0.5, "cas_top5": 0.7}
+
+    lesson = likelihood
+
+    def seconds(self, rows, *_):
+        return [[1.0, 1.0]] * len(rows)
+
+    def untrained(self, prior, sampling):
+        return self.quality(prior, 0, sampling)
+
+    def best(self):
+        self.tokenizer(self.scale.base, 0)
+        return 0.5
+
+
+@pytest.mark.parametrize("scale", [scales.DIGITS, scales.CIFAR10], ids=lambda scale: scale.name)
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+def test_as_much_is_trained_as_is_announced(item, scale, tmp_path, image_folder, monkeypatch):
+    monkeypatch.setattr("bld.experiments.prior_rows.novelty", lambda *_: 1.0)
+    for module in ("tables", "sweeps"):
+        monkeypatch.setattr(f"bld.experiments.{module}.sample_rows", lambda *_: GREY)
+    runner = Counting(scale, tmp_path, lambda _: None, str(image_folder(40, classes=2)))
+    item.run(runner, 2)
+    list(_setting(runner, item.name, 2))
+    trained = f"{item.name} trains {len(runner.tokenizers)} tokenizers and {len(runner.priors)} priors"
+    assert work(runner, item.name, 2) == trained
+    rows = {row.prior for row in item.rows(scale, 16) if row.prior} | ({"bernoulli"} if item.name == "draws" else set())
+    assert {prior for prior, _ in runner.priors} == rows
+
+
+def test_the_nearest_images_are_measured_on_the_machine_that_makes_the_page(tmp_path, monkeypatch):
+    found = SimpleNamespace(images=torch.zeros(6, 3, 8, 8), samples=[0.2, 0.3], unseen=[0.2, 0.3], rebuilt=[0.2, 0.3])
+    found.neighbours = SimpleNamespace(images=lambda train, sample: torch.zeros(10, 3, 8, 8))
+    monkeypatch.setattr("bld.experiments.given_images.nearness", lambda *_, **__: found)
+    runner = Counting(TINY, tmp_path, lambda _: None)
+    figure_o(runner, 1)
+    assert runner.machines == {machine()}
+
+
+@pytest.mark.parametrize(("noted", "told"), [("another machine", "another machine"), (None, "one that was not noted")])
+def test_rates_name_the_machine_that_trained(noted, told, tmp_path):
+    runner, run = Counting(TINY, tmp_path, lambda _: None), RunFolder(tmp_path / "run")
+    run.record("prior", **({} if noted is None else {"machine": noted}))
+    run.metrics.write_text('{"stage": "prior", "step": 4, "held_out_loss": 0.5}\n', encoding="utf-8")
+    runner.prior = lambda name, seed: run
+    assert _held_out(runner, "gaussian@0.001") == ("held_out_loss", 0.5)
+    assert runner.machines == {told}
+
+
+LABELLED = [
+    *((name, scales.EMOJI64) for name in ("table2", "figureM", "guided-steps")),
+    *((name, scales.CIFAR10) for name in ("table5", "draws", "figureN", "figureO")),
+]
+
+
+@pytest.mark.parametrize(("name", "scale"), LABELLED, ids=lambda part: getattr(part, "name", part))
+def test_images_without_classes_are_refused_before_anything_is_trained_for_samples_of_classes(
+    name, scale, tmp_path, image_folder
+):
+    runner = Counting(scale, tmp_path, lambda _: None, str(image_folder(40)))
+    with pytest.raises(SettingError, match=r"images has no classes.* one folder per class"):
+        reproduce(runner, name, 2, tmp_path, "")
+    assert not runner.tokenizers and not runner.priors
+
+
+@pytest.mark.parametrize(("name", "judge"), [("table2", ["class0", "class1"]), ("guided-steps", [])])
+def test_test_images_without_classes_are_refused_before_anything_is_trained_where_a_classifier_is_tested(
+    name, judge, tmp_path, image_folder, monkeypatch
+):
+    monkeypatch.setattr(Counting.extractor, "classes", judge)
+    data, test = str(image_folder(40, classes=2)), str(image_folder(8, name="test"))
+    runner = Counting(scales.DIGITS, tmp_path, lambda _: None, data, test)
+    with pytest.raises(SettingError, match=r"test has no classes.* one folder per class.* --test-data"):
+        reproduce(runner, name, 2, tmp_path, "")
+    assert not runner.tokenizers and not runner.priors
 
 
 @pytest.mark.parametrize("name", ["figure5", "table4"])

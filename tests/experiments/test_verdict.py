@@ -50,6 +50,11 @@ def test_pairs_find_what_seeds_have_in_common_and_welch_does_not():
         Comparison("", low, high[:2], paired=True)
 
 
+def test_what_the_judge_does_not_measure_says_so():
+    assert "not measured" in str(UNMEASURED) and "nan" not in str(UNMEASURED) and "spread" not in str(UNMEASURED)
+    assert "not measured" not in str(ALONE)
+
+
 def test_copies_of_one_measurement_decide_nothing():
     """Seeds that share a network without meaning to give the same value again and again: no spread is no certainty."""
     for paired in (False, True):
@@ -185,6 +190,7 @@ def test_so_many_seeds_show_that_something_varies_and_one_less_does_not():
         ([HOLDS, FAILS, NEAR], None, []),
         ([BETWEEN, HOLDS], None, [f"About {BETWEEN.seeds_to_decide} ", "“beyond two"]),
         ([ALONE], None, ["three trainings"]),
+        ([UNMEASURED, NEAR, ALONE], None, ["another judge", "“a below b”"]),
         ([Comparison("equals", [1.0, 2.0, 3.0], [2.0, 1.0, 3.0])], None, [f"More than {MOST_SEEDS} ", "“equals”"]),
         ([HOLDS], Gate({"a": [1.0], "b": [7.5]}, [9.0], {}), ["more training", "b (7.5)", "than 3."]),
         ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [[1.0], [2.0]]}), ["three trainings"]),

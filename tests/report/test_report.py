@@ -151,6 +151,19 @@ def test_without_prior_cache_and_metrics_there_is_still_a_page(run_copy: Path):
     assert _report(run_copy).sections() == ["reconstructions", "settings"]
 
 
+def test_held_out_images_that_the_given_tokenizer_was_trained_on_are_not_called_unseen(
+    page: Page, trained_run: Path, run_copy: Path
+):
+    config, progress = run_copy / "config.yaml", run_copy / "progress.json"
+    config.write_text(config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+    noted = json.loads(progress.read_text())
+    noted["tokenizer"]["given"] = str(trained_run)
+    progress.write_text(json.dumps(noted))
+    begun = _report(run_copy)
+    assert "seen-before" in begun.ids() and f"were trained on in {trained_run}" in begun.text
+    assert "never saw" in page.text and "never saw" not in begun.text and "seen-before" not in page.ids()
+
+
 def test_without_the_images_the_page_says_so_and_goes_on(run_copy: Path):
     config = (run_copy / "config.yaml").read_text().replace("location: digits", "location: /gone/<b>away</b>")
     (run_copy / "config.yaml").write_text(config)

@@ -32,6 +32,7 @@ from bld.evaluation.metrics.distances import (
     read_table,
     reference_features,
     refuse_too_few,
+    refuse_without_logits,
     score,
     write_table,
 )
@@ -197,6 +198,7 @@ def evaluate_samples(
         raise SettingError(
             f"{beyond[0]} needs a run, and --samples gives images alone: choose from {', '.join(SAMPLE_METRICS)}."
         )
+    refuse_without_logits(request.metrics, extractor, reference)
     table = extract(image_batches(given), extractor)
     return score(table, reference_features(reference, extractor, folder), request.of_samples)
 
@@ -345,8 +347,11 @@ def refuse_impossible(
 ) -> None:
     """Refuse a metric that cannot be had of this run before anything is sampled for another; as `evaluate_run`."""
     if request.of_samples or "rfd" in request.metrics:
-        _needed(extractor)
+        refuse_without_logits(request.of_samples, _needed(extractor), reference)
     refuse_too_few(request.of_samples, request.num, len(reference))
+    rebuilt = min(request.reconstructed, len(unseen))
+    if "rfd" in request.metrics and rebuilt < 2:
+        raise DataError(f"rfd needs at least 2 images; there is {rebuilt}: name more with --data, or leave rfd out.")
     if "bits" in request.metrics and not pipeline.diffusion.has_likelihood:
         raise SettingError(f"A {pipeline.diffusion.kind} prior has no code length, in bits: leave bits out.")
     if "cas" in request.metrics:

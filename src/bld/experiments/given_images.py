@@ -12,8 +12,8 @@ from torch import Tensor
 
 from bld.data import make_grid
 from bld.experiments.novelty import nearness
-from bld.experiments.page import Findings, Table
-from bld.experiments.prior_rows import SAMPLING_SEEDS, Values, over
+from bld.experiments.page import Findings, Table, machine
+from bld.experiments.prior_rows import SAMPLING_SEEDS, Values, over, refuse_without_classes
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 from bld.experiments.verdict import Comparison, Gate, mean_and_spread
@@ -52,6 +52,8 @@ class Given:
 
 def figure_n(runner: Runner, seeds: int) -> Findings:
     """Inpainting: what is made inside a mask, against the truth, against fillings that ignore the image."""
+    usual = USUAL.guided(runner.scale.guidance)
+    refuse_without_classes(runner, [usual])
     given, masks = _given(runner), _masks(runner.images.preprocessing.image_size)
     found = [_filled(runner, seed, given, masks) for seed in range(seeds)]
     values: Values = {}
@@ -60,7 +62,6 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         for row, metrics in _blind(given, hole).items():
             values[f"{name}: {row}"] = {metric: [value] * seeds for metric, value in metrics.items()}
     comparisons = [comparison for name in masks for comparison in _figure_n_claims(values, name)]
-    usual = USUAL.guided(runner.scale.guidance)
     distances = [runner.quality("bernoulli", seed, replace(usual, seed=seed))["fd"] for seed in range(seeds)]
     untrained = [runner.untrained("bernoulli", replace(usual, seed=seed))["fd"] for seed in range(seeds)]
     moved = {"error": [metrics["error"] for metrics in values.values()]}
@@ -207,7 +208,9 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
     Noise lies far from all of them: so nothing is judged before samples have come near the data.
     """
     train, usual = runner.split(0)[0], Sampling(64).guided(runner.scale.guidance)
+    refuse_without_classes(runner, [usual])
     near = nearness(runner, "bernoulli", 0, usual, neighbours=10)
+    runner.machines.add(machine())  # as nothing of it is kept
     drawn = [replace(usual, seed=seed) for seed in range(SAMPLING_SEEDS)]
     distances = [runner.quality("bernoulli", 0, sampling)["fd"] for sampling in drawn]
     untrained = [runner.untrained("bernoulli", sampling)["fd"] for sampling in drawn]

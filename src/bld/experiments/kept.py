@@ -17,6 +17,8 @@ from PIL import Image
 from bld.experiments.page import machine, save_small
 from bld.io.files import read_json, write_json
 
+NOT_NOTED = "one that was not noted"
+
 
 def kept_metrics(
     folder: Path, name: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]
@@ -29,7 +31,7 @@ def kept_metrics(
         seconds = round(time.monotonic() - started, 1)
         write_json(path, {"key": key, "figures": metrics, "seconds": seconds, "machine": machine()})
     kept = read_json(path)
-    return kept["figures"], kept.get("machine", "one that was not noted")
+    return kept["figures"], kept.get("machine", NOT_NOTED)
 
 
 def kept_picture(folder: Path, name: str, key: dict[str, Any], draw: Callable[[], Image.Image]) -> Image.Image:

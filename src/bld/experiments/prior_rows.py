@@ -9,6 +9,7 @@ from statistics import fmean
 
 from PIL import Image
 
+from bld.errors import SettingError
 from bld.experiments.novelty import novelty
 from bld.experiments.page import Findings, Table
 from bld.experiments.runner import Runner
@@ -108,7 +109,8 @@ class Item:
 
     def run(self, runner: Runner, seeds: int) -> Findings:
         """Train what is missing, measure every row, and judge."""
-        rows = rows_of(self, runner.scale, runner.pipeline("bernoulli", 0).prior.code_shape.positions)
+        rows = rows_of(self, runner.scale, positions(runner))
+        refuse_without_classes(runner, [row.sampling for row in rows], self.metrics)
         for seed in range(seeds):  # every row once before any again: what is stopped midway can be looked at
             for prior in dict.fromkeys(row.prior for row in rows if row.prior):
                 runner.prior(prior, seed)
@@ -132,12 +134,37 @@ class Item:
         return findings
 
 
+def positions(runner: Runner) -> int:
+    """N, how many positions the scale's usual code has."""
+    return runner.settings(runner.scale.base, "bernoulli", 0).tokenizer.code_shape.positions
+
+
 def rows_of(item: Item, scale: Scale, positions: int) -> list[Row]:
     """The rows of a table, at the scale's guidance where they do not choose their own."""
     rows = item.rows(scale, positions)
     return [
         row if row.sampling.labelled else replace(row, sampling=row.sampling.guided(scale.guidance)) for row in rows
     ]
+
+
+def refuse_without_classes(runner: Runner, samplings: Sequence[Sampling], metrics: tuple[str, ...] = ()) -> None:
+    """Refuse images without the classes that samples are asked for, or that CAS among the metrics is tested by.
+
+    Raises:
+        SettingError: before anything is trained.
+    """
+    if not any(sampling.labelled for sampling in samplings):
+        return
+    if not runner.images.classes:
+        raise SettingError(
+            f"{runner.data} has no classes, and here each sample is asked to be of one: put its images into one "
+            "folder per class, or name other --data."
+        )
+    if runner.unseen(0).labels is None and set(LESSON) & set(metrics_of(runner, metrics)):
+        raise SettingError(
+            f"{runner.test} has no classes, and here a classifier that samples taught is tested on it: put its images "
+            "into one folder per class, or name other --test-data."
+        )
 
 
 def over(scale: Scale, seeds: int) -> str:
@@ -183,13 +210,17 @@ def measure(runner: Runner, row: Row, seeds: int, metrics: Sequence[str]) -> dic
 
 def measure_untrained(runner: Runner, rows: Sequence[Row], seeds: int) -> dict[str, list[float]]:
     """What the samples of an untrained network measure, over as many seeds as a row."""
-    labelled = any(row.sampling.labelled for row in rows)
-    prior = runner.scale.conditional if labelled else "bernoulli"
+    prior, labelled = untrained_kind(rows, runner.scale), any(row.sampling.labelled for row in rows)
     found: dict[str, list[float]] = {}
     for seed in range(seeds if seeds > 1 else SAMPLING_SEEDS):
         for name, value in runner.untrained(prior, Sampling(16, seed=seed, labelled=labelled)).items():
             found.setdefault(name, []).append(value)
     return found
+
+
+def untrained_kind(rows: Sequence[Row], scale: Scale) -> str:
+    """The prior of seed 0 whose tokenizer draws what an untrained network of its kind samples."""
+    return scale.conditional if any(row.sampling.labelled for row in rows) else "bernoulli"
 
 
 def about(rows: Sequence[Row], asked: Asked) -> list[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from bld.experiments.kept import NOT_NOTED
 from bld.experiments.page import Findings, Table
 from bld.experiments.runner import Runner
 from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
@@ -50,8 +51,9 @@ def best_rate(by_rate: dict[str, list[float]]) -> str:
 
 def _held_out(runner: Runner, prior: str) -> tuple[str, float]:
     """(what is measured, its value at the end of a training)."""
-    lines = runner.prior(prior, TRIAL_SEED).metrics.read_text(encoding="utf-8").splitlines()
-    found = [json.loads(line) for line in lines]
+    run = runner.prior(prior, TRIAL_SEED)
+    runner.machines.add(run.progress().get("prior", {}).get("machine", NOT_NOTED))
+    found = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
     for name in (DRAWN_BOUND, PROBABLE_BOUND, "held_out_loss"):
         values = [line[name] for line in found if name in line]
         if values:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bld.data import open_images
 from bld.experiments.figures import FIGURES
 from bld.experiments.page import write_index, write_page
-from bld.experiments.prior_rows import Row
+from bld.experiments.prior_rows import SAMPLING_SEEDS, Row, positions, rows_of, untrained_kind
 from bld.experiments.rates import TRIAL_SEED
 from bld.experiments.runner import Runner
 from bld.experiments.sweeps import SWEEPS
 from bld.experiments.tables import TABLES
 from bld.planning.cost import describe
-from bld.training.config import load_settings
 
 ITEMS = [*TABLES, *SWEEPS]
 UNGUIDED = ("table6", "figure5")  # where a pass a step is timed, and bits of given codes are flipped
@@ -44,13 +44,12 @@ def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     yield f"Images: {Path(runner.data).name}; training seed{many}: {', '.join(map(str, trained))}."
     rows: list[Row] = []
     if name in NAMES:
-        rows = NAMES[name].rows(runner.scale, runner.pipeline("bernoulli", 0).prior.code_shape.positions)
+        rows = NAMES[name].rows(runner.scale, positions(runner))
     kinds = sorted({row.prior for row in rows if row.prior})
     if name not in ("table4", "rates"):  # the one trains no prior, the other none of the usual length
-        base = runner.tokenizer(runner.scale.base, 0).settings().tokenizer_training
+        prior = runner.settings(runner.scale.base, "bernoulli", 0)
+        base, training = prior.tokenizer_training, prior.prior_training
         yield f"Tokenizer: {base.steps:,} steps of {base.batch_size}, shared by all rows that use its codes."
-        prior = runner.prior("bernoulli", 0).settings()
-        training = prior.prior_training
         yield (
             f"Prior: {training.steps:,} steps of {training.batch_size}, width {prior.prior.dim}, depth "
             f"{prior.prior.depth}, the same for every row{_but(runner, kinds, training.steps)}."
@@ -77,16 +76,25 @@ def work(runner: Runner, name: str, seeds: int) -> str:
         return f"{name} trains {len(runner.scale.formats) * seeds} tokenizers"
     if name not in NAMES:
         return f"{name} trains what it needs"
-    priors = {row.prior for row in NAMES[name].rows(runner.scale, 256) if row.prior}
-    tokenizers = len({runner.tokenizer_of(prior) for prior in priors}) * (1 if runner.scale.one_tokenizer else seeds)
-    return f"{name} trains {tokenizers} tokenizers and {len(priors) * seeds} priors"
+    rows = rows_of(NAMES[name], runner.scale, positions(runner))
+    priors = {(row.prior, seed) for row in rows if row.prior for seed in range(seeds)}
+    priors.add((untrained_kind(rows, runner.scale), 0))
+    used = {(runner.tokenizer_of(prior), seed) for prior, seed in priors}
+    tokenizers = {(tokenizer, 0 if runner.scale.shares(tokenizer) else seed) for tokenizer, seed in used}
+    return f"{name} trains {len(tokenizers)} tokenizers and {len(priors)} priors"
 
 
 def cost(runner: Runner, name: str, seeds: int) -> Iterator[str]:
-    """What an experiment would cost at this scale, before anything is trained."""
-    rows = NAMES[name].rows(runner.scale, 256) if name in NAMES else []
+    """What an experiment would cost at this scale on its data, before anything is trained."""
+    rows = NAMES[name].rows(runner.scale, positions(runner)) if name in NAMES else []
+    priors = [row.prior for row in rows if row.prior]
+    prior = priors[0] if priors and "bernoulli" not in priors else "bernoulli"
+    settings, source = runner.settings(runner.tokenizer_of(prior), prior, 0), open_images(runner.data)
+    held_out = settings.data.held_out_of(len(source))
+    train = len(source) - round(held_out * len(source) if held_out < 1 else held_out)
     yield f"{work(runner, name, seeds)}; one of them:"
-    settings = load_settings(runner.scale.preset, overrides=runner.overrides(runner.scale.base, "bernoulli", 0))
-    for what, much in describe(settings, images=126_227, num_classes=0):
+    for what, much in describe(settings, images=max(1, train), num_classes=len(source.classes)):
         yield f"  {what:<34}{much}"
-    yield f"and samples {max(1, len(rows))} × {seeds} × {runner.scale.samples:,} images."
+    if priors:
+        drawn = seeds if seeds > 1 else SAMPLING_SEEDS
+        yield f"and samples {len(priors)} × {drawn} × {runner.scale.samples:,} images."

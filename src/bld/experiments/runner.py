@@ -107,6 +107,7 @@ class Runner:
         recipe = self._recipe(run, overrides, OF_SAMPLES)
         hand_on(base, run)
         recipe.train_prior()
+        run.record("prior", machine=machine())  # which measured what is in metrics.jsonl
         return run
 
     def tokenizer_of(self, prior: str) -> str:

@@ -54,9 +54,14 @@ class Comparison:
         return cls(words, list(numerator), [factor * x for x in denominator], paired=True)
 
     @property
+    def measured(self) -> bool:
+        """Whether there are values of both sides: not of a metric that the judge does not give."""
+        return bool(self.low and self.high)
+
+    @property
     def difference(self) -> float:
         """Mean of high minus mean of low: above 0 where the claim holds; not a number where a side was not measured."""
-        if not (self.low and self.high):
+        if not self.measured:
             return math.nan
         return fmean(self.high) - fmean(self.low)
 
@@ -120,6 +125,8 @@ class Comparison:
 
     def __str__(self) -> str:
         state = {True: "holds", False: "fails", None: "undecided"}[self.holds]
+        if not self.measured:
+            return f"{self.words}: not measured by this judge: {state}"
         if self.p is None:
             return f"{self.words}: difference {self.difference:.3g} (no spread): {state}"
         how = "paired" if self.paired else "Welch"
@@ -262,6 +269,9 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
         told = " and ".join(f"{label} ({fmean(gate.distances[label]):.3g})" for label in gate.far_off)
         return f"It takes more training: {told} must come nearer to the data than {gate.limit:.3g}."
     pending = [comparison for comparison in comparisons if comparison.holds is None]
+    unmeasured = next((comparison for comparison in pending if not comparison.measured), None)
+    if unmeasured is not None:
+        return f"It takes another judge: this one gives no metric for “{unmeasured.words}”."
     untold = gate is not None and all(anova_p(groups) is None for groups in gate.moved.values())
     if not comparisons or untold or any(comparison.p is None for comparison in pending):
         return "It takes three trainings of each row at least: here there is no spread to judge by."

@@ -24,6 +24,7 @@ from bld.report.samples import generate, neighbour_section, sample_section, stri
 from bld.runtime.precision import in_float32
 from bld.runtime.processor import device_name
 from bld.training.run_folder import RunFolder
+from bld.training.run_images import seen_before
 from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
 
 Say = Callable[[str], None]
@@ -58,6 +59,7 @@ def write_report(run: RunFolder, *, seed: int = 0, say: Say = print, device: tor
     page = {
         "title": _title(opened),
         "data": _data(opened),
+        "seen_before": [] if opened.held_out is None else seen_before(opened.run, opened.held_out),
         "figures": _key_figures(opened),
         "stages": _stages(opened),
         **_sections(opened, contents, seed),

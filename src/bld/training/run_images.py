@@ -9,6 +9,7 @@ Training, reports and evaluation all use `images_of_run`, so that nothing is mea
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -168,15 +169,22 @@ def held_out_below(images: ImageSet, settings: Settings) -> float:
     return images.line_for(settings.data.held_out_of(len(images)), held_out_seed(settings))
 
 
+def begun_with(run: RunFolder) -> Iterator[tuple[str, RunFolder]]:
+    """The runs whose models a run began with, as far as they take note of their images, and what it calls them."""
+    names = {entries.get(what) for entries in run.progress().values() for what in ("given", "init_from")} - {None}
+    for name in sorted(names):
+        other = next((o for o in map(RunFolder, (name, Path(name).parent)) if o.data.is_file()), None)
+        if other is not None:
+            yield name, other
+
+
 def seen_before(run: RunFolder, held_out: ImageSet) -> list[str]:
     """In sentences, how many of the held-out images the runs were trained on whose models this one began with."""
-    begun_with = {entries.get(what) for entries in run.progress().values() for what in ("given", "init_from")} - {None}
     remarks = []
-    for origin in sorted(begun_with):
-        other = next((o for o in map(RunFolder, (origin, Path(origin).parent)) if o.data.is_file()), None)
+    for origin, other in begun_with(run):
         try:
-            record = None if other is None else DataRecord.read(other)
-            if other is None or record is None or record.held_out_below is None:
+            record = DataRecord.read(other)
+            if record is None or record.held_out_below is None:
                 continue
             refuse_others(other, record, held_out.source)
             settings = other.settings()

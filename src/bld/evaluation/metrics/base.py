@@ -54,10 +54,12 @@ class SampleMetric(NamedTuple):
     Attributes:
         measure: sets → the metrics by name; none where the features lack what it needs.
         least: images that it needs on both sides.
+        needs_logits: whether it needs the logits of an extractor that knows classes.
     """
 
     measure: Callable[[Sets], dict[str, float]]
     least: int
+    needs_logits: bool = False
 
 
 Pairwise = Callable[[Tensor, Tensor], Tensor]
@@ -67,16 +69,19 @@ SAMPLE_METRICS: dict[str, SampleMetric] = {}
 RECONSTRUCTION_METRICS: dict[str, Callable[[torch.device], Pairwise]] = {}
 
 
-def of_samples(name: str, least: int = 2) -> Callable[[Callable[[Sets], dict[str, float]]], Any]:
+def of_samples(
+    name: str, least: int = 2, needs_logits: bool = False
+) -> Callable[[Callable[[Sets], dict[str, float]]], Any]:
     """Make known a metric of samples' features.
 
     Args:
         name: as it is asked for.
         least: images that it needs on both sides.
+        needs_logits: whether it needs the logits of an extractor that knows classes.
     """
 
     def known(measure: Callable[[Sets], dict[str, float]]) -> Callable[[Sets], dict[str, float]]:
-        SAMPLE_METRICS[name] = SampleMetric(measure, least)
+        SAMPLE_METRICS[name] = SampleMetric(measure, least, needs_logits)
         return measure
 
     return known

@@ -131,6 +131,16 @@ def refuse_too_few(metrics: Sequence[str], samples: int, reference: int) -> None
             )
 
 
+def refuse_without_logits(metrics: Sequence[str], extractor: FeatureExtractor, images: ImageSet) -> None:
+    """`SettingError` where a metric needs class logits and the extractor gives none of the first of these images."""
+    needing = [name for name in metrics if SAMPLE_METRICS[name].needs_logits]
+    if needing and features_of(extractor, images.uint8_centre([0])).logits is None:
+        raise SettingError(
+            f"{needing[0]} needs class logits, which the judge {extractor.name} does not give: leave {needing[0]} out, "
+            "or judge by other --features, such as inception."
+        )
+
+
 @of_samples("fd")
 def _fd(sets: Sets) -> dict[str, float]:
     return {"fd": sets.once(frechet_distance)}
@@ -142,7 +152,7 @@ def _kid(sets: Sets) -> dict[str, float]:
     return {"kid_mean": mean, "kid_std": std}
 
 
-@of_samples("is", least=INCEPTION_SPLITS)
+@of_samples("is", least=INCEPTION_SPLITS, needs_logits=True)
 def _is(sets: Sets) -> dict[str, float]:
     if sets.samples.logits is None:
         return {}
@@ -170,7 +180,8 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> float:
     """‖μ₁ - μ₂‖² + tr(Σ₁ + Σ₂ - 2(Σ₁Σ₂)^½) of features (n, D), in float64."""
     fid = _library("metric_fid")
     first, second = moments(samples), moments(reference)
-    return max(0.0, fid.fid_statistics_to_metric(first, second, False)[fid.KEY_METRIC_FID])
+    distance = float(fid.fid_statistics_to_metric(first, second, False)[fid.KEY_METRIC_FID])
+    return max(distance, 0.0)  # in this order what is no number stays none
 
 
 def moments(features: Tensor) -> dict[str, np.ndarray]:

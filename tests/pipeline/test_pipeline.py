@@ -539,7 +539,7 @@ def test_numbers_that_are_none_are_refused_in_a_sentence(pipe, args):
     assert len(str(error.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, torch.tensor], ids=str)
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, torch.tensor], ids=lambda kind: kind.__name__)
 def test_numbers_of_numpy_and_torch_are_numbers(pipe, picture, kind):
     options = {"num_inference_steps": 2, "generator": 0, "output_type": "latent"}
 

@@ -20,7 +20,7 @@ from bld.training.config import load_settings
 from bld.training.init_from import InitRequest
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import LOOKED_AT, images_of_run, split_images
+from bld.training.run_images import LOOKED_AT, begun_with, images_of_run, split_images
 
 OVERRIDES = ["tokenizer.image_size=8", "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "trackers=[]"]
 
@@ -192,6 +192,32 @@ def test_a_finished_run_whose_images_are_gone_is_still_finished(begun, tmp_path,
     shutil.rmtree(tmp_path / "data")
     assert main(["train", "--out", str(run.path)]) == 0
     assert main(["train", "--data", str(tmp_path / "nowhere"), "--out", str(run.path)]) == 2
+
+
+def test_what_a_run_began_with_is_followed_to_the_first_of_them(tmp_path):
+    def run(name: str, **progress: dict[str, str]) -> RunFolder:
+        made = RunFolder(tmp_path / name)
+        made.path.mkdir()
+        made.data.write_text("{}")
+        for stage, entries in progress.items():
+            made.record(stage, **entries)
+        return made
+
+    def origins(of: RunFolder) -> set[str]:
+        return {str(Path(name).relative_to(tmp_path)) for name in begun_with(of)}
+
+    def at(name: str) -> str:
+        return str(tmp_path / name)
+
+    run("a", prior={"init_from": at("z")})
+    run("z")
+    run("b", tokenizer={"given": at("a/tokenizer")}, prior={"init_from": at("y")})
+    run("y", tokenizer={"init_from": at("nowhere")})
+    assert origins(RunFolder(tmp_path / "b")) == {"a/tokenizer", "y"}
+    assert origins(run("c", tokenizer={"given": at("b")})) == {"b", "a/tokenizer"}  # not what b's prior began with
+    assert origins(run("d", prior={"init_from": at("b")})) == {"b", "a/tokenizer", "y"}
+    assert origins(run("e", tokenizer={"init_from": at("e")})) == {"e"}  # no end is no trap
+    assert origins(run("f")) == set()
 
 
 def test_a_run_that_ended_with_its_budget_is_finished_without_its_images_too(tmp_path, tiny_overrides, capsys):

@@ -281,7 +281,7 @@ def _seen_before(folder: Path, images: ImageSet, is_own: bool) -> list[str]:
     if is_own:
         return seen_before(RunFolder(folder), images)
     remarks = []
-    for origin, other in begun_with(RunFolder(folder)):
+    for origin, other in begun_with(RunFolder(folder)).items():
         try:
             known = known_images(other, images)
         except UserError:  # the other run cannot be read

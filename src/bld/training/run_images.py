@@ -9,7 +9,7 @@ Training, reports and evaluation all use `images_of_run`, so that nothing is mea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -169,19 +169,34 @@ def held_out_below(images: ImageSet, settings: Settings) -> float:
     return images.line_for(settings.data.held_out_of(len(images)), held_out_seed(settings))
 
 
-def begun_with(run: RunFolder) -> Iterator[tuple[str, RunFolder]]:
-    """The runs whose models a run began with, as far as they take note of their images, and what it calls them."""
-    names = {entries.get(what) for entries in run.progress().values() for what in ("given", "init_from")} - {None}
-    for name in sorted(names):
-        other = next((o for o in map(RunFolder, (name, Path(name).parent)) if o.data.is_file()), None)
-        if other is not None:
-            yield name, other
+def begun_with(run: RunFolder) -> dict[str, RunFolder]:
+    """The runs whose models a run began with, and those whose models these began with: what they are called → the run.
+
+    Those that take no note of their images are not among them.
+    """
+    found: dict[str, RunFolder] = {}
+    _add_origins(run, ("tokenizer", "prior"), found)
+    return found
+
+
+def _add_origins(run: RunFolder, stages: Sequence[str], found: dict[str, RunFolder]) -> None:
+    """Add where the models of these stages came from; a tokenizer owes nothing to the prior that was trained on it."""
+    progress = run.progress()
+    for position, stage in enumerate(stages):
+        for what in ("given", "init_from"):
+            name = progress.get(stage, {}).get(what)
+            if name is None or name in found:
+                continue
+            other = next((o for o in map(RunFolder, (name, Path(name).parent)) if o.data.is_file()), None)
+            if other is not None:
+                found[name] = other
+                _add_origins(other, stages[: position + 1], found)
 
 
 def seen_before(run: RunFolder, held_out: ImageSet) -> list[str]:
     """In sentences, how many of the held-out images the runs were trained on whose models this one began with."""
     remarks = []
-    for origin, other in begun_with(run):
+    for origin, other in begun_with(run).items():
         try:
             record = DataRecord.read(other)
             if record is None or record.held_out_below is None:

@@ -124,10 +124,6 @@ def train_judge(work: Path, data: str, test: str, epochs: int, size: int = 32, w
 # -- how many steps the minutes hold -----------------------------------------------------------------------
 
 
-def here() -> str:
-    return device_name(DEVICE)
-
-
 def measure(work: Path, names: list[str], rounds: int = 5) -> None:
     """Seconds of each stage's step in the run's precision, the recipes in turn: medians of rounds, to paces.json."""
     cpu = torch.device("cpu")
@@ -146,7 +142,7 @@ def measure(work: Path, names: list[str], rounds: int = 5) -> None:
     path = work / "paces.json"
     paces = json.loads(path.read_text()) if path.is_file() else {}
     for (name, stage), seconds in taken.items():
-        paces[name] = {**paces.get(name, {}), "machine": here(), stage: statistics.median(seconds)}
+        paces[name] = {**paces.get(name, {}), "machine": device_name(DEVICE), stage: statistics.median(seconds)}
         each = f"{1000 * statistics.median(seconds):7.0f} ms ({min(seconds):.3f} … {max(seconds):.3f} s)"
         print(f"{name:26} {stage:10} {each}")
     path.write_text(json.dumps(paces, indent=2))
@@ -157,7 +153,9 @@ def measure(work: Path, names: list[str], rounds: int = 5) -> None:
 
 def train(args: argparse.Namespace, name: str) -> None:
     pace = json.loads((args.work / "paces.json").read_text())[name]
-    assert pace["machine"] == here(), f"{name} was timed on {pace['machine']}, and this is {here()}: measure again."
+    assert pace["machine"] == device_name(DEVICE), (
+        f"{name} was timed on {pace['machine']}, and this is {device_name(DEVICE)}: measure again."
+    )
     steps = {stage: round(60 * m / pace[stage]) for stage, m in zip(("tokenizer", "prior"), args.minutes, strict=True)}
     run = folder_of(args, name)
     preset, overrides = recipe(name)

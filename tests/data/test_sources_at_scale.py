@@ -427,6 +427,15 @@ def test_images_without_classes_are_no_class_and_a_column_left_aside_is_noted(pn
     assert (note is None and source.notes == []) or ("label" in source.notes[0] and note in source.notes[0])
 
 
+def test_a_column_that_holds_no_classes_does_not_hide_one_that_does(png, tmp_path: Path):
+    images = [{"bytes": png(i), "path": None} for i in range(4)]
+    columns = {"image": images, "label": [0.5, 1.0, 0.5, 1.0], "class": ["dog", "cat", "dog", "dog"]}
+    data = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    data.save_to_disk(tmp_path / "data")
+    source = open_images(tmp_path / "data")
+    assert source.classes == ["cat", "dog"] and source.labels.tolist() == [1, 0, 1, 1]
+
+
 def _labelled(png, tmp_path: Path, said: list, dtype):
     images = [{"bytes": png(i), "path": None} for i in range(4)]
     features = datasets.Features({"image": datasets.Image(), "label": dtype})

@@ -84,6 +84,18 @@ def test_a_classifier_that_was_stopped_goes_on_to_the_same_weights(digits, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["judge", "whole"]
 
 
+def test_a_folder_that_is_there_is_all_that_a_classifier_needs(digits, tmp_path, monkeypatch):
+    """A mounted disk, beside which nothing can be written."""
+    (tmp_path / "judge").mkdir()
+    taken = stop_at(monkeypatch, 2)
+    with pytest.raises(Stopped):
+        train_classifier(*digits, tmp_path / "judge", steps=3, width=8)
+    assert [path.name for path in tmp_path.iterdir()] == ["judge"]
+    train_classifier(*digits, tmp_path / "judge", steps=3, width=8)
+    assert taken == [0, 1, 2, 2]
+    assert sorted(path.name for path in (tmp_path / "judge").iterdir()) == ["config.json", "model.safetensors"]
+
+
 def test_a_stopped_classifier_of_other_settings_is_not_gone_on_with(digits, tmp_path, monkeypatch):
     taken = stop_at(monkeypatch, 2)
     with pytest.raises(Stopped):

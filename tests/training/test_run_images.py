@@ -216,6 +216,8 @@ def test_what_a_run_began_with_is_followed_to_the_first_of_them(tmp_path):
     assert origins(RunFolder(tmp_path / "b")) == {"a/tokenizer", "y"}
     assert origins(run("c", tokenizer={"given": at("b")})) == {"b", "a/tokenizer"}  # not what b's prior began with
     assert origins(run("d", prior={"init_from": at("b")})) == {"b", "a/tokenizer", "y"}
+    both = {"init_from": at("b")}  # as --init-from notes it
+    assert origins(run("g", tokenizer=both, prior=both)) == {"b", "a/tokenizer", "y"}
     assert origins(run("e", tokenizer={"init_from": at("e")})) == {"e"}  # no end is no trap
     assert origins(run("f")) == set()
 

@@ -46,7 +46,8 @@ def train_classifier(
     """Train a classifier, measure it on held-out images and save it into `out`.
 
     Where `out` holds a classifier of the same data and settings, that one is loaded instead, wherever the data lay.
-    A training that was stopped goes on, to the same weights: what it needs for that lies beside `out` until it ends.
+    A training that was stopped goes on, to the same weights: what it needs lies beside `out`, or in it where it is
+    there, until it ends.
 
     Args:
         train: images with classes. They are mirrored where their preprocessing says so.
@@ -101,7 +102,8 @@ def train_classifier(
         images = train.views(rows, [derive_seed(seed, "classifier-view", p) for p in positions])
         return F.cross_entropy(network(images.to(device))[1], labels[rows].to(device), label_smoothing=0.05)
 
-    unfinished = CheckpointStore(out.parent / f".{out.name}.unfinished", keep=1)
+    place = out if out.is_dir() else out.parent  # beside a folder that is there nothing may be writable
+    unfinished = CheckpointStore(place / f".{out.name}.unfinished", keep=1)
     fit(network, loss, steps, learning_rate, lambda line: say(f"classifier, {line}"), unfinished, settings)
     accuracy = _accuracy(network.eval(), held_out, device)
     made = ClassifierFeatures(network, {**settings, "held_out_accuracy": accuracy}, device)

@@ -9,7 +9,6 @@ Training, reports and evaluation all use `images_of_run`, so that nothing is mea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from bld.io.files import read_json, write_json
 from bld.training.order import spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
+from bld.training.time_budget import STAGES
 
 LOOKED_AT = 16  # images whose contents tell whether a data set is still the same
 LEAST_SAME = 0.5  # of those: with fewer it is another
@@ -175,22 +175,17 @@ def begun_with(run: RunFolder) -> dict[str, RunFolder]:
     Those that take no note of their images are not among them.
     """
     found: dict[str, RunFolder] = {}
-    _add_origins(run, ("tokenizer", "prior"), found)
-    return found
-
-
-def _add_origins(run: RunFolder, stages: Sequence[str], found: dict[str, RunFolder]) -> None:
-    """Add where the models of these stages came from; a tokenizer owes nothing to the prior that was trained on it."""
-    progress = run.progress()
-    for position, stage in enumerate(stages):
-        for what in ("given", "init_from"):
-            name = progress.get(stage, {}).get(what)
-            if name is None or name in found:
+    wanted = [(run.path, stage) for stage in STAGES]
+    for path, stage in wanted:  # which grows
+        entries = RunFolder(path).progress().get(stage, {})
+        for name in filter(None, (entries.get("given"), entries.get("init_from"))):
+            origin = next((o for o in map(RunFolder, (name, Path(name).parent)) if o.data.is_file()), None)
+            if origin is None:
                 continue
-            other = next((o for o in map(RunFolder, (name, Path(name).parent)) if o.data.is_file()), None)
-            if other is not None:
-                found[name] = other
-                _add_origins(other, stages[: position + 1], found)
+            found[name] = origin
+            owed = STAGES[: STAGES.index(stage) + 1]  # a tokenizer owes nothing to the prior that was trained on it
+            wanted += [pair for pair in ((origin.path, what) for what in owed) if pair not in wanted]
+    return found
 
 
 def seen_before(run: RunFolder, held_out: ImageSet) -> list[str]:

@@ -16,6 +16,7 @@ from bld.data.sources.members import CAPTION_KEYS, numbered
 from bld.errors import DataError, MissingPackageError
 
 LABEL_COLUMNS = ("label", "class", "fine_label", "labels")
+OF_CLASSES = r"u?int\d+|bool|(large_)?string|string_view"  # types of a column that may hold them
 
 
 def is_hub_name(location: str) -> bool:
@@ -118,15 +119,18 @@ def _labels(data: Any) -> tuple[list[str], np.ndarray | None, list[str]]:
     Where rows have no class, none has, and where that is not so of all of them, a note says so.
     """
     features = data.features
-    column = next((name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"), None)
-    column = column or next((name for name in LABEL_COLUMNS if name in features), None)
+    named = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    dtypes = {
+        name: str(getattr(features[name], "dtype", type(features[name]).__name__))
+        for name in (*named, *LABEL_COLUMNS)
+        if name in features
+    }
+    column = next((name for name in dtypes if re.fullmatch(OF_CLASSES, dtypes[name])), None)
     if column is None:
-        return [], None, []
-    dtype = str(getattr(features[column], "dtype", type(features[column]).__name__))
-    if re.fullmatch(r"u?int\d+|bool|(large_)?string|string_view", dtype) is None:
-        return [], None, [f"The column {column} is left aside: classes are whole numbers or words, and it has {dtype}."]
-    said = list(data[column])
-    is_named = type(features[column]).__name__ == "ClassLabel"
+        aside = [f"The column {name} is left aside: classes are whole numbers or words, and it has {dtype}."
+                 for name, dtype in dtypes.items()]  # fmt: skip
+        return [], None, aside
+    said, is_named = list(data[column]), column in named
     without = sum(value is None or (is_named and value < 0) for value in said)  # -1 is "unknown"
     if without:
         note = f"The column {column} is left aside: {without:,} of {len(said):,} images have no class in it."

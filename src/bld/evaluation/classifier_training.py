@@ -84,14 +84,8 @@ def train_classifier(
         "flip": train.preprocessing.flip,
         "crop": train.preprocessing.crop,
     }
-    if (out / "config.json").is_file():
-        before = {**NOT_ALWAYS_NOTED, **read_json(out / "config.json")}
-        if all(before.get(name) == value for name, value in settings.items() if name != "data"):  # a name, no contents
-            say(f"The classifier in {out} was trained so already: it is used as it is.")
-            return ClassifierFeatures.load(out, device)
-        if not replace:
-            other = ", ".join(name for name, value in settings.items() if before.get(name) != value and name != "data")
-            raise SettingError(f"{out} holds a classifier that was trained otherwise ({other}): choose another --out.")
+    if (made := _made_so(out, settings, replace, device, say)) is not None:
+        return made
     torch.manual_seed(derive_seed(seed, "classifier"))
     network = SmallResNet(train.preprocessing.image_size, len(train.classes), width).to(device)
     order, labels = KeyedOrder(len(train), batch_size, seed, "classifier-order"), train.labels
@@ -111,6 +105,22 @@ def train_classifier(
     unfinished.clear()
     say(f"The classifier in {out} recognises {100 * accuracy:.1f}% of held-out images.")
     return made
+
+
+def _made_so(
+    out: Path, settings: dict[str, Any], replace: bool, device: torch.device | str, say: Callable[[str], None]
+) -> ClassifierFeatures | None:
+    """The classifier in `out` if it is one of these settings; `SettingError` for another that is not to be replaced."""
+    if not (out / "config.json").is_file():
+        return None
+    before = {**NOT_ALWAYS_NOTED, **read_json(out / "config.json")}
+    if all(before.get(name) == value for name, value in settings.items() if name != "data"):  # a name, no contents
+        say(f"The classifier in {out} was trained so already: it is used as it is.")
+        return ClassifierFeatures.load(out, device)
+    if not replace:
+        other = ", ".join(name for name, value in settings.items() if before.get(name) != value and name != "data")
+        raise SettingError(f"{out} holds a classifier that was trained otherwise ({other}): choose another --out.")
+    return None
 
 
 def fit(

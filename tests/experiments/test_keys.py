@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bld.errors import SettingError
-from bld.experiments import formats, given_images, runner
+from bld.experiments import formats, given_images, runner, trainings
 from bld.experiments.keys import what_counts
 from bld.experiments.novelty import novelty
 from bld.experiments.prior_rows import Row, measure
@@ -100,7 +100,7 @@ def keys_of(made: Runner, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
 def with_leaf(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     """As if the preset's file had been edited."""
     monkeypatch.setattr(
-        runner, "load_settings", lambda preset, overrides=(): load_settings(preset, overrides=[word, *overrides])
+        trainings, "load_settings", lambda preset, overrides=(): load_settings(preset, overrides=[word, *overrides])
     )
 
 

@@ -1,7 +1,6 @@
-"""Trains, samples and measures for experiments; everything is made once, kept in a folder, and shared between them.
+"""Samples and measures what an experiment trains; everything is made once, kept in a folder, and shared between them.
 
-    ROOT/SCALE/tokenizers/NAME-seedK/    runs with a tokenizer (and codes, where a prior needs them)
-    ROOT/SCALE/priors/NAME-seedK/        runs with a prior on the codes of the scale's base tokenizer
+    ROOT/SCALE/tokenizers/, priors/      what is trained (`bld.experiments.trainings`)
     ROOT/SCALE/classifier/               the judge: a classifier of the data's own labels
     ROOT/SCALE/results/*.json            metrics, each under a key of all that made it
 
@@ -21,34 +20,29 @@ import torch
 from torch import Tensor
 
 from bld.data import ImageSet, Preprocessing, meet_by_name, to_uint8
-from bld.errors import DataError, SettingError
+from bld.errors import SettingError
 from bld.evaluation.classifier_training import train_classifier
 from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.features import FeatureExtractor, load_extractor
 from bld.evaluation.metrics.cas import accuracy, on_disk, steps_of, train_classifier_on
 from bld.evaluation.metrics.distances import extract, reference_features, score
-from bld.experiments.handed_on import hand_on
 from bld.experiments.kept import kept_metrics
-from bld.experiments.keys import OF_A_PRIOR, OF_SAMPLES, OF_THE_TOKENIZER, agree, what_counts
+from bld.experiments.keys import OF_THE_TOKENIZER, what_counts
 from bld.experiments.page import machine
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
+from bld.experiments.trainings import Say, Trainings
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.seeding import derive_seed, keyed_draws, keyed_permutation
 from bld.serialization.models import load_tokenizer
-from bld.training.config import load_settings
-from bld.training.recipe import Recipe
-from bld.training.run_folder import RunFolder
-from bld.training.run_images import DataRecord, has_seen_images, held_out_below, refuse_others, split_images
-from bld.training.settings import Settings
+from bld.training.run_images import split_images
 from bld.training.stages.prior import build_network
 
 BATCH = 250
 LIKELIHOOD_CODES = 512
-Say = Callable[[str], None]
 
 
-class Runner:
+class Runner(Trainings):
     """One scale's trained things and metrics below a root folder.
 
     data: where the images are, for a scale that does not bring its own.  test: images nobody was trained on; without,
@@ -56,93 +50,9 @@ class Runner:
     """
 
     def __init__(self, scale: Scale, root: Path, say: Say, data: str = "", test: str = "", features: str = "") -> None:
-        if not (data or scale.data):
-            raise SettingError(f"The scale {scale.name} brings no images: add --data with a folder or archive.")
-        self.scale, self.root, self.say = scale, root / scale.label, say
-        data = data or scale.data
-        self.data = str(Path(data).resolve()) if Path(data).exists() else data  # the command may come from elsewhere
+        super().__init__(scale, root, say, data)
         self.test, self.features = test, features
-        self._loaded: dict[tuple[str, str, int], Settings] = {}
         self.machines: set[str] = set()  # that measured what was asked for since they were cleared
-
-    # -- training -----------------------------------------------------------------------------------------
-
-    def overrides(self, tokenizer: str, prior: str, seed: int) -> list[str]:
-        """All settings of a run, on top of the scale's preset."""
-        return [*self.scale.overrides, *self.scale.tokenizers[tokenizer], *self.scale.prior(prior), f"seed={seed}"]
-
-    def settings(self, tokenizer: str, prior: str, seed: int) -> Settings:
-        """All settings of a run, those of the preset included."""
-        if (asked := (tokenizer, prior, seed)) not in self._loaded:
-            self._loaded[asked] = load_settings(self.scale.preset, overrides=self.overrides(*asked))
-        return self._loaded[asked]
-
-    def tokenizer(self, name: str, seed: int, with_codes: bool = False) -> RunFolder:
-        """The run that holds a trained tokenizer, and codes drawn with the seed; trained now if it is not."""
-        run = RunFolder(self.root / "tokenizers" / f"{name}-seed{seed}")
-        overrides = self.overrides(name, "gaussian" if name.startswith("real") else "bernoulli", seed)
-        encoded = (run.codes / "header.json").is_file()
-        trained = run.tokenizer.is_dir() and "goal" in run.progress().get("tokenizer", {})  # which is noted last
-        if trained and (encoded or not with_codes):
-            self._refuse_another(run, overrides, OF_A_PRIOR)
-            return run
-        recipe = self._recipe(run, overrides, OF_A_PRIOR)
-        if self.scale.shares(name) and seed:
-            hand_on(self.tokenizer(name, 0), run)
-        else:
-            recipe.train_tokenizer()
-        if with_codes:
-            recipe.encode()
-        return run
-
-    def prior(self, name: str, seed: int) -> RunFolder:
-        """The run that holds a trained prior, on the codes of its kind's tokenizer."""
-        run = RunFolder(self.root / "priors" / f"{name}-seed{seed}")
-        tokenizer = self.tokenizer_of(name)
-        overrides = self.overrides(tokenizer, name, seed)
-        if run.index.is_file():
-            self._refuse_another(run, overrides, OF_SAMPLES)
-            return run
-        base = self.tokenizer(tokenizer, seed, with_codes=True)
-        recipe = self._recipe(run, overrides, OF_SAMPLES)
-        hand_on(base, run)
-        recipe.train_prior()
-        run.record("prior", machine=machine())  # which measured what is in metrics.jsonl
-        return run
-
-    def tokenizer_of(self, prior: str) -> str:
-        """Name of the tokenizer whose codes a prior models."""
-        if prior.startswith("gaussian"):
-            return self.scale.real
-        return self.scale.small if prior == "bernoulli-small" else self.scale.base
-
-    def _recipe(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...]) -> Recipe:
-        """What makes a run, or goes on with one that has begun, of these settings."""
-        if not run.has_settings():
-            return Recipe(run.adopt(self.scale.preset, overrides, self.data), run, self.say)
-        self._refuse_another(run, overrides, besides)
-        return Recipe(run.adopt(None, overrides, self.data), run, self.say)
-
-    def _refuse_another(self, run: RunFolder, overrides: list[str], besides: tuple[str, ...]) -> None:
-        """A run that is there is taken only if it is made from these images with these settings, `besides` left out.
-
-        Images that were added or removed since move the line between those trained on and those held out: it must lie
-        where it lay, or images that were trained on would count as unseen.  Where the images lie is not asked.
-        """
-        wanted = load_settings(self.scale.preset, overrides=overrides)
-        record = DataRecord.read(run)  # without it, one that has seen images divided them otherwise
-        try:
-            if not agree(run.settings(), wanted, besides):
-                raise SettingError(f"{run.path} has other settings.")
-            if has_seen_images(run):
-                if record is None or record.held_out_below != held_out_below(self.images, wanted):
-                    raise DataError(f"{run.path} divided its images otherwise.")
-                refuse_others(run, record, self.images.source)
-        except (DataError, SettingError) as error:
-            raise SettingError(
-                f"{run.path} was trained on other images or with other settings than this experiment's: choose another "
-                "--out, or delete it."
-            ) from error
 
     def pipeline(self, prior: str, seed: int) -> BinaryLatentDiffusionPipeline:
         """A trained prior with its tokenizer, on a GPU if there is one."""
@@ -154,21 +64,6 @@ class Runner:
         return "cuda" if torch.cuda.is_available() else "cpu"
 
     # -- images and their judge ---------------------------------------------------------------------------
-
-    @cached_property
-    def images(self) -> ImageSet:
-        """All images of the data; mirrored ones count as near where the runs are shown them (`nearest`)."""
-        settings = self._settings
-        prep = Preprocessing(settings.tokenizer.image_size, flip=settings.data.flip)
-        return ImageSet.open(self.data, prep, progress=True)
-
-    @cached_property
-    def _settings(self) -> Settings:
-        return self.settings(self.scale.base, "bernoulli", 0)
-
-    def split(self, seed: int) -> tuple[ImageSet, ImageSet]:
-        """(train, held out), as the runs of this seed have it; every scale holds out the same for all seeds."""
-        return split_images(self.images, replace(self._settings, seed=seed))
 
     @cached_property
     def reference(self) -> ImageSet:

@@ -1,11 +1,11 @@
 """Two real processes on gloo: the same training, the same images, and a lock that keeps a second command out."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from bld.errors import SettingError
 from bld.training.checkpoints import CheckpointStore
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder, RunInUseError
+from forked import fork
 
 PATIENCE = 600  # seconds after which a process counts as hung, however slow the machine
 
@@ -105,21 +106,21 @@ def train(out: Path, *overrides: str) -> RunFolder:
     return run
 
 
+def pair(code: str, *words: object) -> tuple[list[int], str]:
+    """(exit statuses, what was said) of a script in two processes that find each other as torchrun's do."""
+    around = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with tempfile.TemporaryDirectory() as folder:
+        started = [
+            fork(code, words, {**around, "RANK": rank, "LOCAL_RANK": rank}, Path(folder) / rank) for rank in ("0", "1")
+        ]
+        ended = [process.ended(PATIENCE) for process in started]
+        return ended, "\n".join(process.said() for process in started)
+
+
 def launch(*words: object, before: str = "") -> None:
-    """`bld` in two processes that find each other as torchrun's do; `before` is code that each runs first."""
-    around = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program(before), *map(str, words)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**around, "RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=PATIENCE)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], "\n".join(said)
+    """`bld` in two processes; `before` is code that each runs first."""
+    ended, said = pair(program(before), *words)
+    assert ended == [0, 0], said
 
 
 def without_prior(run: RunFolder, folder: Path) -> RunFolder:
@@ -303,8 +304,7 @@ def test_means_over_processes_are_the_value_itself_alone():
 def test_a_codebook_stands_still_everywhere_where_one_process_has_features_that_are_not_finite(tmp_path: Path):
     """Else one process would wait for means that the other does not send, and the two would part."""
     pytest.importorskip("vector_quantize_pytorch")
-    script = tmp_path / "codebook.py"
-    script.write_text(
+    _, said = pair(
         "import datetime, torch, torch.distributed as dist\n"
         "from bld.tokenizer.bottlenecks.vq import VectorQuantised\n"
         "dist.init_process_group('gloo', timeout=datetime.timedelta(seconds=60))\n"
@@ -325,16 +325,14 @@ def test_a_codebook_stands_still_everywhere_where_one_process_has_features_that_
         "dist.barrier()\n"  # none leaves while another still talks to it
         "dist.destroy_process_group()\n"
     )
-    ended = subprocess.run(torchrun(script=script), capture_output=True, text=True, timeout=PATIENCE)
     # Not its exit status: after all is done, one of eight such processes is aborted by torch's own threads.
-    assert all((tmp_path / f"stood-{rank}").exists() for rank in range(2)), ended.stderr
+    assert all((tmp_path / f"stood-{rank}").exists() for rank in range(2)), said
 
 
 @pytest.mark.parametrize("joined", ["processes.launched()", "make_accelerator('float32')"])
-def test_who_waits_for_another_is_patient(tmp_path, joined):
+def test_who_waits_for_another_is_patient(joined):
     """The group's limit is ours (a day) however the processes meet; here it is two seconds, so that it can be seen."""
-    script = tmp_path / "wait.py"
-    script.write_text(
+    ended, said = pair(
         "import datetime, sys, time\n"
         "import bld.runtime.distributed as processes, bld.training.accelerator as accelerator\n"
         "from bld.training.accelerator import make_accelerator\n"
@@ -347,5 +345,4 @@ def test_who_waits_for_another_is_patient(tmp_path, joined):
         "    time.sleep(4)\n"
         "alone.wait()\n"
     )
-    ended = subprocess.run(torchrun(script=script), capture_output=True, text=True, timeout=PATIENCE)
-    assert ended.returncode != 0 and "imed out" in ended.stderr
+    assert ended != [0, 0] and "imed out" in said

@@ -175,7 +175,7 @@ CIFAR10 = Scale(
         "prior.soft_targets=false",
         "prior.inpainting=0",
         "prior.class_conditional=true",
-        "prior_training.steps=1000",
+        "prior_training.steps=1300",
         "prior_training.warmup_steps=100",
         "prior_training.ema_decay=0.995",
         "prior_training.previews=2",
@@ -200,7 +200,7 @@ CIFAR10 = Scale(
     cas=("small", 100),
     enlarged=2,
     one_tokenizer=True,
-    rates={"bernoulli": 4e-3, "absorbing": 2e-3, "autoregressive": 4e-3, "gaussian": 4e-3},
+    rates={"bernoulli": 4e-3, "absorbing": 4e-3, "autoregressive": 4e-3, "gaussian": 4e-3},
 )
 
 

@@ -16,6 +16,8 @@ from bld.experiments.runner import Runner
 from bld.io.files import read_json
 from bld.serialization import models
 from bld.serialization.models import load_tokenizer
+from bld.training.code_cache import HEADER
+from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 
 from .tiny import TINY
@@ -95,6 +97,22 @@ def test_an_experiment_that_was_stopped_while_a_prior_got_its_codes_goes_on(tmp_
             Runner(TINY, tmp_path, lambda _: None).prior("bernoulli", 0)
     run = Runner(TINY, tmp_path, lambda _: None).prior("bernoulli", 0)
     assert run.index.is_file() and run.progress()["prior"]["steps"] == 4
+
+
+def test_a_tokenizer_that_was_stopped_before_it_drew_codes_of_its_own_draws_them(tmp_path, monkeypatch):
+    """Seeds share a tokenizer, not draws: those of seed 0 would be taken for its own, and drawn anew for each prior."""
+    runner = Runner(replace(TINY, one_tokenizer=True), tmp_path, lambda _: None)
+    runner.tokenizer("binary", 0, with_codes=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Recipe, "encode", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runner.tokenizer("binary", 1, with_codes=True)
+    again = Runner(runner.scale, tmp_path, lambda _: None).tokenizer("binary", 1, with_codes=True)
+    assert read_json(again.codes / HEADER)["key"]["seed"] == 1
+
+
+def interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("where", [(RunFolder, "record"), (models, "write_json")], ids=["record", "config"])

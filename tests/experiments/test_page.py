@@ -111,5 +111,5 @@ def test_a_page_of_one_training_names_that_alone(name):
 
 
 def test_a_page_says_which_row_has_another_length_of_training():
-    assert "the same for every row but bernoulli-quarter, trained for 250 steps." in told("table3")
+    assert "the same for every row but bernoulli-quarter, trained for 325 steps." in told("table3")
     assert "the same for every row." in told("table5")

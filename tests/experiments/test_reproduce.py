@@ -15,11 +15,11 @@ from PIL import Image
 from bld.cli import main
 from bld.data import to_uint8
 from bld.errors import SettingError
-from bld.experiments import novelty, scales
+from bld.experiments import given_images, novelty, scales
 from bld.experiments.figures import figure5
-from bld.experiments.given_images import figure_o, seam
+from bld.experiments.given_images import METRICS, figure_n, figure_o, seam
 from bld.experiments.page import machine
-from bld.experiments.prior_rows import Asked, about, metrics_of
+from bld.experiments.prior_rows import Asked, _what_differs, about, metrics_of
 from bld.experiments.rates import _held_out
 from bld.experiments.reproduce import ITEMS, _setting, reproduce, titles, work
 from bld.experiments.runner import Runner
@@ -79,7 +79,7 @@ def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
     assert "| 256 | 7.25 | 8.23 |" in page  # the paper's own
     assert "**Too little training to say**, over 2 training seeds" in page  # four steps
     assert "| an untrained network |" in page
-    assert "*Rows as in the table, the first samples of a seed; of networks too little trained to be judged*" in page
+    assert "*Rows as in the table, the first samples of a seed; too little trained to be judged: " in page
     raw = json.loads((root / "pages" / "table5-tiny.json").read_text(encoding="utf-8"))
     assert raw["verdict"] == "too little training to say" and raw["gate"]["passed"] is False
     untrained = raw["values"]["an untrained network"]
@@ -652,6 +652,31 @@ def test_as_much_is_trained_as_is_announced(item, scale, tmp_path, image_folder,
     assert work(runner, item.name, 2) == trained
     rows = {row.prior for row in item.rows(scale, 16) if row.prior} | ({"bernoulli"} if item.name == "draws" else set())
     assert {prior for prior, _ in runner.priors} == rows
+
+
+def test_figure_n_has_a_gate_that_can_fail(tmp_path, monkeypatch):
+    """Fillings that are as far from the truth as other images' content: the truth's own row differs from both."""
+    blind = {"the truth": 0.0, "other images' content": 1.0, "the mean image": 0.5}
+    monkeypatch.setattr(given_images, "_given", lambda _: SimpleNamespace(originals=torch.zeros(2, 3, 8, 8)))
+    monkeypatch.setattr(given_images, "_blind", lambda *_: {row: dict.fromkeys(METRICS, x) for row, x in blind.items()})
+    monkeypatch.setattr(given_images, "_figure_n_picture", lambda *_: GREY)
+    for error, moves in ((1.0, False), (0.6, True)):
+        monkeypatch.setattr(
+            given_images,
+            "_filled",
+            lambda runner, seed, given, masks, error=error: {
+                name: dict.fromkeys(METRICS, error + 0.01 * (seed - 1)) for name in masks
+            },
+        )
+        found = figure_n(Counting(TINY, tmp_path, lambda _: None), 3)
+        assert found.gate is not None and found.gate.moves is moves
+
+
+def test_a_page_names_the_judge_that_judged():
+    own = SimpleNamespace(scale=scales.CIFAR10, features="")
+    assert "a classifier of the data's own labels" in _what_differs(own)
+    for scale, features in ((scales.CIFAR10, "dinov2"), (scales.EMOJI64, "reproduce/cifar10/classifier")):
+        assert "own labels" not in _what_differs(SimpleNamespace(scale=scale, features=features))
 
 
 def test_the_nearest_images_are_measured_on_the_machine_that_makes_the_page(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,17 +124,39 @@ def test_nothing_is_judged_before_the_gate_is_passed(gate, outcome):
     assert str(gate).startswith("Passed" if outcome == "reproduced" else "Not passed")
 
 
+PARTLY = Gate(
+    {"near": [1.0], "far": [7.5]}, [9.0], {"fd": [[1.0, 1.1], [7.0, 7.1]]}, networks={"a": "near", "b": "far"}
+)
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "outcome"),
+    [
+        ([(FAILS, ("a",))], "not reproduced"),
+        ([(FAILS, ("a",)), (HOLDS, ("a", "b"))], "not reproduced"),
+        ([(FAILS, ("a", "b"))], "too little training to say"),
+        ([(FAILS, ())], "too little training to say"),
+        ([(HOLDS, ("a",)), (FAILS, ("b",))], "too little training to say"),
+        ([(HOLDS, ("a",)), (NEAR, ("a",))], "too little training to say"),
+    ],
+)
+def test_a_claim_may_fail_by_the_networks_that_are_near_enough_alone(comparisons, outcome):
+    assert judge([replace(of, rows=rows) for of, rows in comparisons], PARTLY) == outcome
+    still = replace(PARTLY, moved={"fd": [[1.0, 3.0], [1.1, 3.0]]})
+    assert judge([replace(of, rows=rows) for of, rows in comparisons], still) == "too little training to say"
+
+
 def test_the_way_to_the_data_ends_where_the_codes_allow_no_more():
     gate = Gate(NEAR_DATA, [9.0, 11.0], {"fd": list(NEAR_DATA.values())}, best=2.0)
     assert gate.limit == pytest.approx(2.0 + (10.0 - 2.0) / 3) and gate.far_off == []
-    again = Gate(*(gate.raw()[name] for name in ("distances", "untrained", "moved", "best", "share")))
+    again = Gate(*(gate.raw()[name] for name in ("distances", "untrained", "moved", "best", "share", "networks")))
     assert again.raw() == gate.raw() and gate.raw()["passed"] is True
 
 
 def test_the_raw_numbers_of_a_comparison_are_enough_to_repeat_it():
     for comparison in (HOLDS, FAILS, NEAR, ALONE, UNMEASURED, BETWEEN):
         raw = comparison.raw()
-        again = Comparison(raw["words"], raw["low"], raw["high"], raw["paired"])
+        again = Comparison(raw["words"], raw["low"], raw["high"], raw["paired"], tuple(raw["rows"]))
         assert again.raw() == raw
 
 

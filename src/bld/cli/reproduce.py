@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="trained runs and metrics")
     parser.add_argument("--pages", type=Path, metavar="DIR", help="folder of the pages (default DIR/pages)")
+    parser.add_argument(
+        "--judge-again", action="store_true", help="judge the numbers of a page that is there by today's rules"
+    )
     parser.add_argument("--yes", action="store_true", help="begin a paper-scale experiment without asking")
 
 
@@ -53,6 +56,10 @@ def run(args: argparse.Namespace) -> None:
     if args.seeds < 1:
         raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
     scale = scale_for(args.scale, args.name, args.faithful, args.preset)
+    pages = args.pages or args.out / "pages"
+    if args.judge_again:
+        say(f"Judged again: {reproduce.again(args.name, scale, pages)}")
+        return
     runner = Runner(scale, args.out, say, args.data, args.test_data, args.features)
     if scale.name != "paper":
         say(f"{reproduce.work(runner, args.name, args.seeds)}; what is there already is taken.")
@@ -61,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             say(line)
         if not args.yes:
             raise SettingError("This is a paper-scale experiment: repeat the command with --yes to begin.")
-    page = reproduce.reproduce(runner, args.name, args.seeds, args.pages or args.out / "pages", _command(args))
+    page = reproduce.reproduce(runner, args.name, args.seeds, pages, _command(args))
     say(f"Written: {page}")
 
 

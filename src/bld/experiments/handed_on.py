@@ -13,8 +13,8 @@ from bld.training.code_cache import HEADER
 from bld.training.run_folder import RunFolder
 
 
-def hand_on(base: RunFolder, run: RunFolder) -> None:
-    """Give a run another's tokenizer, list of images and codes, if it has no tokenizer yet.
+def hand_on(base: RunFolder, run: RunFolder, codes: bool = True) -> None:
+    """Give a run another's tokenizer, list of images and, unless it draws its own, codes, if it has no tokenizer yet.
 
     The tokenizer comes last and whole, so that what was interrupted is done again.
     """
@@ -22,7 +22,7 @@ def hand_on(base: RunFolder, run: RunFolder) -> None:
         return
     run.record("tokenizer", **base.progress()["tokenizer"])
     write_json(run.data, read_json(base.data))
-    if (base.codes / HEADER).is_file():
+    if codes and (base.codes / HEADER).is_file():
         _copy_whole(base.codes, run.codes, os.link)  # of which a file is never changed, only replaced
     _copy_whole(base.tokenizer, run.tokenizer, shutil.copy2)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bld._version import __version__
 from bld.experiments.verdict import Comparison, Gate, judge, to_decide
-from bld.io.files import as_utf8, write_whole, written_aside
+from bld.io.files import as_utf8, read_json, write_whole, written_aside
 from bld.runtime.processor import device_name
 
 
@@ -62,7 +62,7 @@ class Findings:
     looked_at: str = ""
 
 
-RULES = 3
+RULES = 4
 """The edition of all rules by which verdicts are reached (docs/reproduce.md lists them): one more where any changes."""
 
 RULE = (
@@ -71,10 +71,10 @@ RULE = (
     "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*."
 )
 GATED = (
-    "Before any of that, every network that the claim is about, at its best sampling, must have come two thirds of the "
-    "way from an untrained one's distance to that of real images rebuilt from their codes, and what is varied "
-    "must change a metric (analysis of variance, p < 0.05); else there is *too little training to say*, or nothing to "
-    "decide."
+    "A comparison is judged only of networks that, each at its best sampling, have come two thirds of the way from an "
+    "untrained one's distance to that of real images rebuilt from their codes: where others remain, a claim may still "
+    "fail, and there is else *too little training to say*. And what is varied must change a metric (analysis of "
+    "variance, p < 0.05), or there is nothing to decide."
 )
 
 
@@ -126,16 +126,12 @@ def write_page(
     ] + [""]
     for caption, table in findings.tables:
         lines += [caption, "", str(table), ""]
-    undertrained = findings.gate is not None and bool(findings.gate.far_off)
+    far_off = [] if findings.gate is None else findings.gate.far_off
     for file, caption, image in findings.pictures:
         save_small(image, folder / file)
-        said = f"{caption}; of networks too little trained to be judged" if undertrained else caption
+        said = f"{caption}; too little trained to be judged: {', '.join(far_off)}" if far_off else caption
         lines += [f"![{said}]({file})", "", f"*{said}*", ""]
-    if findings.comparisons:
-        lines += ["## How it was judged", "", rule(findings), ""]
-        lines += [f"- {findings.gate}"] if findings.gate is not None else []
-        lines += [f"- {comparison}" for comparison in findings.comparisons] + [""]
-        lines += [f"Every number of every seed: [{name}.json]({name}.json).", ""]
+    lines += _how_judged(findings, name)
     if findings.notes:
         lines += ["## What differs, and what to think of it", ""] + [f"- {note}" for note in findings.notes] + [""]
     write_whole(
@@ -145,6 +141,42 @@ def write_page(
     with written_aside(path) as aside:
         aside.write_bytes(as_utf8("\n".join(lines).rstrip() + "\n"))
     return path
+
+
+def _how_judged(findings: Findings, name: str) -> list[str]:
+    """The section that says so; nothing where nothing was compared."""
+    if not findings.comparisons:
+        return []
+    lines = ["## How it was judged", "", rule(findings), ""]
+    lines += [f"- {findings.gate}"] if findings.gate is not None else []
+    for comparison in findings.comparisons:
+        judged = findings.gate is None or findings.gate.judges(comparison)
+        lines.append(f"- {comparison}" if judged else f"- Not judged: {comparison}")
+    return [*lines, "", f"Every number of every seed: [{name}.json]({name}.json).", ""]
+
+
+def write_again(folder: Path, name: str, findings: Findings) -> Path:
+    """Write the verdict of a page that is there, and of NAME.json, anew; all that was measured stays.
+
+    Args:
+        folder: where the page is.
+        name: of its files.
+        findings: with comparisons, gate and basis; what else the page shows is not looked at.
+    """
+    page, numbers = folder / f"{name}.md", folder / f"{name}.json"
+    lines, raw = page.read_text(encoding="utf-8").split("\n"), read_json(numbers)
+    measured = raw.get("measured", raw["judged"])
+    lines[4] = verdict(findings)
+    judged = next(number for number, line in enumerate(lines) if line.startswith("- Judged "))
+    lines[judged] = f"- Judged again on {_today()} by rules {RULES}, of what was measured by {measured}."
+    first = lines.index("## How it was judged")
+    last = next(number for number, line in enumerate(lines) if line.startswith("Every number of every seed"))
+    lines[first : last + 2] = _how_judged(findings, name)
+    raw |= {"judged": _today(), "measured": measured, "rules": RULES, **_judgement(findings)}
+    write_whole(numbers, as_utf8(json.dumps(raw, indent=1, ensure_ascii=False)))
+    with written_aside(page) as aside:
+        aside.write_bytes(as_utf8("\n".join(lines).rstrip() + "\n"))
+    return page
 
 
 def _today() -> str:
@@ -164,12 +196,20 @@ def _raw(findings: Findings, command: str, measured_on: str) -> dict[str, Any]:
         "judged": _today(),
         "rules": RULES if findings.comparisons else None,
         "machine": measured_on,
-        "rule": rule(findings),
-        "verdict": judge(findings.comparisons, findings.gate) if findings.comparisons else None,
-        "to_decide": to_decide(findings.comparisons, findings.gate) if findings.comparisons else None,
         "basis": findings.basis,
-        "gate": None if findings.gate is None else findings.gate.raw(),
         "values": findings.values,
+        **_judgement(findings),
+    }
+
+
+def _judgement(findings: Findings) -> dict[str, Any]:
+    """By which rule what was compared, and what came of it."""
+    compared = bool(findings.comparisons)
+    return {
+        "rule": rule(findings),
+        "verdict": judge(findings.comparisons, findings.gate) if compared else None,
+        "to_decide": to_decide(findings.comparisons, findings.gate) if compared else None,
+        "gate": None if findings.gate is None else findings.gate.raw(),
         "comparisons": [comparison.raw() for comparison in findings.comparisons],
     }
 

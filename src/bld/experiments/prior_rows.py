@@ -240,7 +240,7 @@ def gate_of(
             networks[row.prior] = distances
     of_samples = [name for name in metrics if name not in NOT_JUDGED]
     moved = {name: [values[row.label].get(name, []) for row in rows] for name in of_samples}
-    return Gate(networks, untrained, moved, best)
+    return Gate(networks, untrained, moved, best, networks={row.label: row.prior for row in rows})
 
 
 def _caption(runner: Runner, seeds: int) -> str:
@@ -273,18 +273,18 @@ def _table(runner: Runner, rows: list[Row], values: Values, metrics: Sequence[st
 def _what_differs(runner: Runner) -> str:
     if runner.scale.name == "paper":
         return "Data, networks and budgets are the preset's; the judge is named above."
+    own = runner.scale.classifier_steps and not runner.features
+    judge = "a classifier of the data's own labels" if own else "the features named above"
     return (
-        f"The paper trains for days on images of 256×256 and judges 50,000 samples by Inception (FID); "
-        f"this is the scale "
-        f"`{runner.scale.label}`, minutes a row, judged by a classifier of the data's own labels: its "
-        f"distances compare "
-        "rows of this page, and nothing else."
+        "The paper trains for days on images of 256×256 and judges 50,000 samples by Inception (FID); this is the "
+        f"scale `{runner.scale.label}`, minutes a row, judged by {judge}: its distances compare rows of this page, and "
+        "nothing else."
     )
 
 
 def below(values: Values, metric: str, low: str, high: str, words: str) -> Comparison:
     """The claim that a metric of the row `low` lies below that of `high`, paired by seed."""
-    return Comparison(words, values[low][metric], values[high][metric], paired=True)
+    return Comparison(words, values[low][metric], values[high][metric], paired=True, rows=(low, high))
 
 
 def all_below(*claims: tuple[str, str, str, str]) -> Callable[[Values], list[Comparison]]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from bld.data import open_images
 from bld.experiments.figures import FIGURES
+from bld.experiments.judged_again import judge_again
 from bld.experiments.page import write_index, write_page
 from bld.experiments.prior_rows import SAMPLING_SEEDS, Row, positions, rows_of, untrained_kind
 from bld.experiments.rates import TRIAL_SEED
 from bld.experiments.runner import Runner
+from bld.experiments.scales import Scale
 from bld.experiments.sweeps import SWEEPS
 from bld.experiments.tables import TABLES
 from bld.planning.cost import describe
@@ -33,6 +35,13 @@ def reproduce(runner: Runner, name: str, seeds: int, pages: Path, command: str) 
     findings = NAMES[name].run(runner, seeds) if name in NAMES else FIGURES[name][1](runner, seeds)
     setting = list(_setting(runner, name, seeds))
     path = write_page(pages, f"{name}-{runner.scale.label}", findings, command, setting, runner.machines)
+    write_index(pages)
+    return path
+
+
+def again(name: str, scale: Scale, pages: Path) -> Path:
+    """Judge the numbers of a page that is there by today's rules; returns its path."""
+    path = judge_again(pages, NAMES.get(name), name, scale)
     write_index(pages)
     return path
 

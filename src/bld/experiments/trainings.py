@@ -65,7 +65,7 @@ class Trainings:
             return run
         recipe = self._recipe(run, asked, OF_A_PRIOR)
         if self.scale.shares(name) and seed:
-            hand_on(self.tokenizer(name, 0), run)
+            hand_on(self.tokenizer(name, 0), run, codes=False)
         else:
             recipe.train_tokenizer()
         if with_codes:

@@ -5,15 +5,15 @@ paired by seed where both sides of a pair share a tokenizer, data or a network, 
 difference has the claimed sign and p < 0.05, fails where it has the other sign and p < 0.05, and is undecided between.
 With fewer than two values on either side nothing is decided.  What is not decided says what that would take.
 
-No claim is judged unless a gate is passed: every network has come most of the way from an untrained one to the best
-that its codes allow, and what was varied changes some metric.
+Before that stands a gate: a comparison is judged only of networks that have come most of the way from an untrained one
+to the best that their codes allow, and where what was varied changes some metric.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, stdev, variance
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class Comparison:
         low: values over seeds, of what is claimed to be lower.
         high: values over seeds, of the other.
         paired: whether value i of either side belongs to the same seed.
+        rows: labels of the rows that are compared; none where that is not said, which may then be any.
 
     Raises:
         ValueError: for pairs of sides with different numbers of values.
@@ -43,6 +44,7 @@ class Comparison:
     low: Sequence[float]
     high: Sequence[float]
     paired: bool = False
+    rows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.paired and len(self.low) != len(self.high):
@@ -141,6 +143,7 @@ class Comparison:
             "low": list(self.low),
             "high": list(self.high),
             "paired": self.paired,
+            "rows": list(self.rows),
             "difference": None if math.isnan(self.difference) else self.difference,
             "standard_error": self.standard_error if finite else None,
             "degrees_of_freedom": self.freedom if finite else None,
@@ -160,6 +163,7 @@ class Gate:
         best: the distance below which no row can come, whatever it learns: that of real images rebuilt from their
             codes.
         share: of the way from `best` to the untrained networks, the farthest that a row may lie.
+        networks: of which of `distances` each row's samples are, by the row's label.
     """
 
     distances: Mapping[str, Sequence[float]]
@@ -167,6 +171,7 @@ class Gate:
     moved: Mapping[str, Sequence[Sequence[float]]]
     best: float = 0.0
     share: float = FAR_ENOUGH
+    networks: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
@@ -200,6 +205,12 @@ class Gate:
         """Whether the claim may be judged."""
         return not self.far_off and self.moves
 
+    def judges(self, comparison: Comparison) -> bool:
+        """Whether all networks that are compared are near enough; of a comparison that does not name its rows, all."""
+        if not comparison.rows:
+            return not self.far_off
+        return not any(self.networks[row] in self.far_off for row in comparison.rows)
+
     def raw(self) -> dict[str, Any]:
         """All that it rests on, and what came of it."""
         return {
@@ -207,6 +218,7 @@ class Gate:
             "untrained": list(self.untrained),
             "best": self.best,
             "share": self.share,
+            "networks": dict(self.networks),
             "limit": self.limit,
             "moved": {name: [list(values) for values in groups] for name, groups in self.moved.items()},
             "passed": self.passed,
@@ -222,7 +234,8 @@ class Gate:
             worst = max(self.far_off, key=lambda label: fmean(self.distances[label]))
             return (
                 f"Not passed: {len(self.far_off)} of {len(self.distances)} networks lie farther from the data than "
-                f"{limit} (the farthest is {worst}, {fmean(self.distances[worst]):.3g})."
+                f"{limit} (the farthest is {worst}, {fmean(self.distances[worst]):.3g}); no comparison of "
+                f"{'it' if len(self.far_off) == 1 else 'them'} is judged."
             )
         if not self.moves:
             return "Not passed: what was varied changes none of the metrics beyond their spread."
@@ -250,10 +263,18 @@ def anova_p(groups: Sequence[Sequence[float]], size: int | None = None) -> float
 
 
 def judge(comparisons: Sequence[Comparison], gate: Gate | None = None) -> Outcome:
-    """Reproduced if all hold, not reproduced if any fails, else undecided; nothing before the gate is passed."""
-    if gate is not None and not gate.passed:
+    """Reproduced if all hold, not reproduced if any fails, else undecided.
+
+    Of networks that are too far off nothing is judged, so that a claim on them may fail by what it says of others, and
+    not be reproduced.
+    """
+    if gate is not None and not gate.moves:
         return "too little training to say" if gate.far_off else "undecided at this scale"
     states = [comparison.holds for comparison in comparisons]
+    if gate is not None and gate.far_off:
+        judged = [comparison for comparison in comparisons if gate.judges(comparison)]
+        fails = any(comparison.holds is False for comparison in judged)
+        return "not reproduced" if fails else "too little training to say"
     if not states:
         return "undecided at this scale"
     if all(states):

@@ -264,10 +264,10 @@ TABLES = [
             "trained on, over that of unseen images rebuilt from their codes. Well below 1 a prior repeats its "
             "training images, which a Fréchet distance rewards: they are as near to unseen images as any others.",
             "The claim is about autoregressive, absorbing and binary diffusion with the target z_t ⊕ z_0, the paper's, "
-            "which asks the network to multiply what it believes of a bit by the bit it sees; z_0 has the same minimum. "
-            "Rows of z_0, of training without the known evidence of a noised bit (`prior.evidence=false`), as the paper "
-            "does, and of a Gaussian prior of real numbers, half as many as there are bits, are no part of it; at the "
-            "scale cifar10 Tables 7 and 1 have them.",
+            "which asks the network to multiply what it believes of a bit by the bit it sees; z_0 has the same "
+            "minimum. Rows of z_0, of training without the known evidence of a noised bit (`prior.evidence=false`), as "
+            "the paper does, and of a Gaussian prior of real numbers, half as many as there are bits, are no part of "
+            "it; at the scale cifar10 Tables 7 and 1 have them.",
         ),
     ),
     Item(

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from bld import __version__
-from bld.cli import COMMANDS, main
-from bld.cli.common import duration
+from bld.cli import COMMANDS, build_parser, main
+from bld.cli.common import duration, recipe_from
 from bld.errors import SettingError
 
 
@@ -97,6 +97,60 @@ def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, 
     measured = [line["held_out_psnr"] for line in RunFolder(run).read_metrics() if "held_out_psnr" in line]
     assert decibels == pytest.approx(measured[-1], abs=0.051) and drawn <= decibels
     assert "180 images" in held_out and (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["diffusion.steps=8"], "8 steps"),
+        (["diffusion.target=previous", "diffusion.steps=24", "sampling.steps=0"], "24 steps"),
+        (["sampling.guidance_scale=3"], "16 steps"),
+        (["prior.class_conditional=false"], None),
+        (["tokenizer.bottleneck=vq", "tokenizer.code_bits=5", "prior.class_conditional=false"], None),
+        (["tokenizer.image_size=16"], None),
+    ],
+    ids=["few steps", "no skipping", "guided by default", "no classes", "no drawn codes", "other pixels"],
+)
+def test_the_demo_judges_whatever_its_settings_are(words, said, tmp_path, tiny_overrides, capsys, monkeypatch):
+    """An untrained model in place of a trained one."""
+    from bld.cli import demo
+    from bld.pipeline import BinaryLatentDiffusionPipeline
+    from bld.serialization.models import PipelineIndex
+    from bld.tokenizer import BinaryAutoencoder
+    from bld.training.recipe import Recipe
+    from bld.training.run_folder import RunFolder
+    from bld.training.stages.prior import build_network, sampling_defaults
+
+    run = RunFolder(tmp_path / "demo")
+    settings = run.adopt("digits", [*tiny_overrides, *words], "digits")
+    shape, classes = settings.tokenizer.code_shape, 10 * settings.prior.class_conditional
+    process = settings.process(shape)
+    index = PipelineIndex([str(i) for i in range(classes)], sampling=sampling_defaults(settings, process, True))
+    parts = BinaryAutoencoder(settings.tokenizer), build_network(process, settings.denoiser(shape, classes)), process
+    BinaryLatentDiffusionPipeline(*parts, index).save_pretrained(run.path)
+    asked = []
+    plain = BinaryLatentDiffusionPipeline.__call__
+    spy = lambda self, **options: asked.append(options) or plain(self, **options)  # noqa: E731
+    monkeypatch.setattr(BinaryLatentDiffusionPipeline, "__call__", spy)
+    demo._judge(Recipe(settings, run, print))
+    out = capsys.readouterr().out
+    assert (
+        re.search(r"^Held-out reconstructions: [\d.]+ dB PSNR.* \(180 images", out, re.MULTILINE) and "None" not in out
+    )
+    assert ("of 500" in out) == (said is not None) == bool(asked)
+    assert said is None or (f"(τ = 0.9, {said}, no guidance)" in out and asked[0]["guidance_scale"] == 1.0)
+
+
+def test_the_demo_leaves_its_report_whatever_its_judge_meets(tmp_path, tiny_overrides, monkeypatch, capsys):
+    from bld.cli import demo
+    from bld.errors import SettingError
+
+    def judge(recipe):
+        raise SettingError("Nothing can be judged.")
+
+    monkeypatch.setattr(demo, "_judge", judge)
+    assert main(["demo", "--out", str(tmp_path / "demo"), *tiny_overrides]) == 2
+    assert "Nothing can be judged." in capsys.readouterr().err and (tmp_path / "demo" / "report.html").is_file()
 
 
 def test_the_demo_says_which_training_its_time_has_cut(tmp_path, tiny_overrides, capsys):
@@ -334,6 +388,31 @@ def test_a_preset_is_chosen_by_the_size_of_the_images(tmp_path, image_folder, ca
     assert "cifar10" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("side", "mode", "words", "flip", "told"),
+    [
+        (32, "RGB", [], True, "also shows them mirrored, which data.flip=false ends"),
+        (32, "L", [], False, "greyscale"),
+        (32, "grey RGB", [], False, "greyscale"),
+        (32, "L", ["data.flip=true"], True, ""),
+        (16, "L", [], False, ""),
+    ],
+)
+def test_a_preset_that_mirrors_says_so_and_mirrors_no_greyscale_images_unasked(
+    side, mode, words, flip, told, tmp_path, capsys
+):
+    """Letters and digits are others when mirrored."""
+    (tmp_path / "data").mkdir()
+    for i in range(3):
+        image = Image.new("L", (side, side), 40 * i) if mode != "RGB" else Image.new("RGB", (side, side), (40, i, 0))
+        (image.convert("RGB") if mode == "grey RGB" else image).save(tmp_path / "data" / f"{i}.png")
+    words = ["train", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "run"), *words]
+    with recipe_from(build_parser(only="train").parse_args(words)) as recipe:
+        assert recipe.settings.data.flip == flip
+    said = capsys.readouterr().out
+    assert told in said and ("mirrored" in said) == bool(told)
+
+
 # -- bad input ------------------------------------------------------------------------------------------------
 
 
@@ -416,6 +495,16 @@ def test_too_few_images_and_sizes_that_do_not_divide(fails, tmp_path, image_fold
     data = ("train", "--data", image_folder(10), "--out", tmp_path / "r", "--preset", "digits")
     assert_names(fails(*data), "images", "64", "tokenizer_training.batch_size=")
     assert_names(fails(*data, "tokenizer.image_size=9"), " 9 ", " 8,")
+
+
+def test_a_command_asks_only_for_the_images_that_its_own_stages_need(fails, tmp_path, image_folder, tiny_overrides):
+    words = ["--data", str(image_folder(20)), "--out", str(tmp_path / "r"), "--preset", "digits", *tiny_overrides]
+    words += ["tokenizer_training.batch_size=8", "tokenizer_training.steps=1"]
+    assert_names(fails("train", *words), "prior_training.batch_size=", " 32")
+    assert main(["train-tokenizer", *words]) == 0 and main(["encode", "--out", str(tmp_path / "r")]) == 0
+    assert_names(fails("train-prior", "--out", tmp_path / "r"), "prior_training.batch_size=", " 32")
+    prior = ["prior_training.batch_size=8", "prior_training.steps=1", "tokenizer_training.batch_size=32"]
+    assert main(["train-prior", "--out", str(tmp_path / "r"), *prior]) == 0
 
 
 def test_the_perceptual_term_is_never_dropped_silently(fails, tmp_path, tiny_overrides, monkeypatch, capsys):

@@ -258,7 +258,8 @@ def test_other_images_that_the_given_tokenizer_was_trained_on_do_not_count_as_un
         pixels = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=8).hexdigest()
     origin = begun_with_another.parent / "origin"
     shutil.copytree(trained_run, origin)
-    known = json.loads(data.read_text()) | {"contents": {"a/003.png": pixels, "a/x.png": ""}, "held_out_below": 0.0}
+    contents = {"a/003.png": pixels, "a/x.png": "", "a/y.png": ""}
+    known = json.loads(data.read_text()) | {"contents": contents, "held_out_below": 0.0}
     (origin / "data.json").write_text(json.dumps(known))
     progress = begun_with_another / "progress.json"
     progress.write_text(progress.read_text().replace(str(trained_run), str(origin)))

@@ -118,6 +118,24 @@ def test_of_zip_members_with_one_name_the_last_counts_and_they_are_counted(tmp_p
     assert len(source.notes) == 1
 
 
+@pytest.mark.parametrize("fault", ["damage", "password", "compression"])
+@pytest.mark.parametrize("member", ["metadata.csv", "grid.png"])
+def test_a_file_in_a_zip_that_cannot_be_read_is_one_sentence(fault, member, pack, png):
+    """A table that is looked into, and what might be a sheet of ours."""
+    path = pack("a.zip", {**three(png), member: LABELS if member.endswith("csv") else png(3)})
+    data = bytearray(path.read_bytes())
+    local, central = data.index(b"PK\x03\x04", data.index(b"2.png")), data.rindex(b"PK\x01\x02")
+    if fault == "damage":
+        data[local + 30 + len(member)] ^= 255
+    for header, flags in ((local, 6), (central, 8)):
+        data[header + flags] |= fault == "password"
+        data[header + flags + 2] = 9 if fault == "compression" else 0  # Deflate64
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=rf"a\.zip is broken .*{member} cannot be read: .* pack it again\.$") as caught:
+        open_images(path)
+    assert "\n" not in str(caught.value) and ("password" in str(caught.value)) == (fault == "password")
+
+
 def test_captions_in_another_encoding_are_read_and_counted(pack, png):
     source = open_images(
         pack("folder", {**three(png), "0.txt": "naïve".encode("cp1252"), "1.txt": "ok".encode("utf-16")})

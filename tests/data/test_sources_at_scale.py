@@ -99,6 +99,27 @@ def test_shards_without_a_class_for_every_sample_take_their_folders_or_none(pack
     assert open_images(tmp_path / "s").classes == ["cat", "dog"]
 
 
+def test_classes_of_shards_that_are_left_aside_are_counted_and_one_without_is_named(pack, png, tmp_path: Path):
+    """Also where the search was kept."""
+    pack("s/a.tar", {f"{i}.png": png(i) for i in range(5)} | {f"{i}.cls": b"9" for i in (0, 1, 3)})
+    for _ in range(2):
+        source = open_images(tmp_path / "s", index_to=tmp_path / "run")
+        assert source.labels is None
+        (note,) = source.notes
+        assert "2 of 5" in note and "a/2.png" in note
+    pack("none/a.tar", {f"{i}.png": png(i) for i in range(2)})
+    assert open_images(tmp_path / "none").notes == []
+
+
+def test_a_whole_number_is_the_same_class_in_shards_however_it_is_written(pack, png, tmp_path: Path):
+    labels = [b"2", b"2.0", b"[2.0]", b"3.0", b'"3"']
+    pack("s/a.tar", {f"{i}.png": png(i) for i in range(5)}
+         | {f"{i}.json": b'{"label": ' + label + b"}" for i, label in enumerate(labels)})  # fmt: skip
+    source = open_images(tmp_path / "s")
+    assert source.classes == ["2", "3"] and source.labels is not None
+    assert source.labels.tolist() == [0, 0, 0, 1, 1] and source.notes == []
+
+
 @pytest.mark.parametrize("name", ["../1.png", "/1.png"])
 def test_shards_with_members_outside_are_refused(pack, png, tmp_path: Path, name: str):
     pack("s/a.tar", {name: png(1)})

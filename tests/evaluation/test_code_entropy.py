@@ -70,8 +70,7 @@ def test_a_run_records_its_noise_floor_and_the_report_and_card_tell_it(run_copy:
     assert code["noise_bits"] == pytest.approx(again.noise_bits, abs=0.01)
     assert code["independent_bits"] == pytest.approx(again.independent_bits, abs=0.01)
     assert len(code["noise_of_bits"]) == 32
-    rate = opened.last_metric("held_out_drawn_bits_per_bit")
-    assert rate is not None
+    rate = opened.measured("prior")["held_out_drawn_bits_per_bit"]
     noise, could, has = learned_of(opened, rate * 512) or (0, 0, 0)
     assert could == pytest.approx(code["independent_bits"] - noise) and has <= could
     assert main(["share", str(run_copy), "me/it", "--dry-run", str(run_copy / "shared")]) == 0

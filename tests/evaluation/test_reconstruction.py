@@ -130,3 +130,14 @@ def test_lpips_neighbours_pass_each_image_once_and_are_the_distances_pair_by_pai
     distance = PerceptualDistance()
     pairs = torch.stack([distance(samples[1:], few.centre([i])) for i in range(40)]).flatten()
     assert found.indices[1].tolist() == pairs.argsort()[:5].tolist()
+
+
+def test_images_in_which_lpips_sees_nothing_are_refused(monkeypatch, digits: ImageSet):
+    """VGG-16 halves them four times."""
+    model = Lpips()
+    layers = model._layers
+    model.net.forward = lambda images: layers(torch.nn.functional.max_pool2d(images, 16))  # type: ignore[method-assign]
+    monkeypatch.setattr("bld.tokenizer.losses.load_lpips", lambda: model)
+    with pytest.raises(SettingError, match="8×8 pixels: leave lpips out"):
+        PerceptualDistance().features(digits.centre([3]))
+    assert PerceptualDistance().features(torch.zeros(1, 3, 16, 16))[0].shape == (1, 4, 1, 1)

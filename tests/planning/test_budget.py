@@ -11,11 +11,12 @@ from bld.cli import build_parser, main
 from bld.cli.common import recipe_from
 from bld.errors import SettingError
 from bld.planning import budget
-from bld.planning.budget import CHANNELS, PRIORS, Pace, measure, plan, training_flops, wanted_steps
+from bld.planning.budget import CHANNELS, PRIORS, Pace, asked_flops, measure, plan, training_flops, wanted_steps
 from bld.planning.simulate import prior_step, tokenizer_step
 from bld.training import time_budget
 from bld.training.config import load_settings
 from bld.training.run_folder import RunFolder
+from bld.training.settings import Settings
 from bld.training.time_budget import STAGES, split
 
 LAPTOP = Pace(90e9, 60e9)
@@ -169,6 +170,40 @@ def test_the_arithmetic_agrees_with_the_operations_of_a_real_step(preset: str):
         assert training_flops(settings, stage) == pytest.approx(flops, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("preset", "terms"),
+    [
+        ("photos64", ["objective.perceptual=1"]),
+        ("emoji64", ["objective.adversarial=0.5"]),
+        ("cifar10", ["objective.perceptual=1", "objective.adversarial=1", "objective.adversarial_weight=adaptive"]),
+    ],
+)
+def test_lpips_and_the_discriminator_are_counted_as_a_real_step_has_them(preset: str, terms: list[str]):
+    for width in ("tokenizer.base_channels=48", "tokenizer.base_channels=96"):
+        settings = load_settings(preset, overrides=[*terms, width])
+        exact = tokenizer_step(settings, settings.tokenizer_training.batch_size, bf16=False).flops
+        assert asked_flops(settings, "tokenizer") == pytest.approx(exact, rel=0.1)
+        assert asked_flops(settings, "tokenizer") > 1.3 * training_flops(settings, "tokenizer")
+        assert asked_flops(settings, "prior") == training_flops(settings, "prior")
+
+
+def test_a_plan_counts_lpips_and_from_its_start_the_discriminator():
+    words = ["tokenizer.base_channels=64", "objective.perceptual=1", "objective.adversarial=0.5"]
+
+    def steps(*more: str) -> int:
+        settings = load_settings("cifar10", overrides=[*words, *more])
+        return plan(settings, 1800, LAPTOP, ["tokenizer.base_channels"]).steps["tokenizer"]
+
+    plain, lpips = steps("objective.perceptual=0", "objective.adversarial=0"), steps("objective.adversarial=0")
+    both, half = steps(), steps("objective.adversarial_start=0.5")
+    assert both < half < lpips < 0.6 * plain
+    assert half == pytest.approx((both + lpips) / 2, abs=2)  # half of the time at each rate
+    sized = [
+        plan(load_settings("photos64", overrides=o), 36000, LAPTOP).sizes for o in ([], ["objective.perceptual=1"])
+    ]
+    assert sized[0]["tokenizer.base_channels"] > sized[1]["tokenizer.base_channels"]
+
+
 def test_measuring_changes_no_random_draw_and_takes_some_seconds_at_most(tiny_overrides: list[str]):
     settings = load_settings("digits", overrides=tiny_overrides)
     torch.manual_seed(5)
@@ -189,11 +224,58 @@ def test_a_run_that_begins_with_a_budget_is_sized_once(tmp_path: Path, monkeypat
     assert settings.tokenizer.base_channels == expected["tokenizer.base_channels"] and settings.seed == 3
     assert f"prior.dim={settings.prior.dim}" in capsys.readouterr().out
     monkeypatch.setattr(budget, "measure", lambda *_: pytest.fail("sized again"))
+    with recipe_from(build_parser(only="train").parse_args(words)) as recipe:  # the same time, and nothing begun
+        assert recipe.settings.prior == settings.prior
+    (tmp_path / "a" / "tokenizer").mkdir()
+    (tmp_path / "a" / "prior").mkdir()
     words[words.index("30m")] = "8h"
     with recipe_from(build_parser(only="train").parse_args(words)) as recipe:  # goes on with what it is
         assert recipe.settings.prior == settings.prior
     assert f"{tmp_path / 'a'} goes on with the sizes" in capsys.readouterr().out  # of half an hour, for eight
     assert RunFolder(tmp_path / "a").settings().prior == settings.prior
+
+
+def test_each_stage_is_sized_for_the_time_that_it_begins_with(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
+
+    def begun(command: str, *words: str) -> Settings:
+        args = [command, "--out", str(tmp_path / "a"), *words]
+        with recipe_from(build_parser(only=command).parse_args(args)) as recipe:
+            return recipe.settings
+
+    first = begun("train-tokenizer", "--data", "digits", "--preset", "cifar10", "--budget", "5m", "sampling.steps=8")
+    assert first.prior.dim == load_settings("cifar10").prior.dim
+    (tmp_path / "a" / "tokenizer").mkdir()
+    for budgeted, seconds in (("1m", 60), ("8h", 28800)):  # of a prior that has not begun yet
+        second = begun("train-prior", "--budget", budgeted)
+        expected = plan(load_settings("cifar10"), seconds, LAPTOP, stages=["prior"]).sizes
+        assert (second.prior.dim, second.prior.depth) == (expected["prior.dim"], expected["prior.depth"])
+        assert second.tokenizer == first.tokenizer and second.sampling.steps == 8
+        assert f"prior.dim={second.prior.dim}" in capsys.readouterr().out
+    assert begun("encode") == second
+    chosen = begun("train-prior", "--budget", "1m", "prior.dim=192")
+    assert (chosen.prior.dim, chosen.prior.depth) == (192, second.prior.depth)
+    assert begun("train-prior", "--budget", "2m").prior == chosen.prior  # which somebody has said
+
+
+def test_sizes_that_were_said_before_there_was_a_budget_stay(tmp_path: Path, monkeypatch):
+    """Also where they are the preset's own, and what a file or other weights bring."""
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
+    usual = load_settings("cifar10").prior
+    (tmp_path / "mine.yaml").write_text(f"base: cifar10\nprior.depth: {usual.depth}\n")
+    for name, words in {"a": ["cifar10", f"prior.dim={usual.dim}"], "b": [str(tmp_path / "mine.yaml")]}.items():
+        out, preset = ["--out", str(tmp_path / name)], ["--data", "digits", "--preset", *words]
+        for args in (["train-tokenizer", *out, *preset], ["train-prior", *out, "--budget", "1m"]):
+            with recipe_from(build_parser(only=args[0]).parse_args(args)) as recipe:
+                assert recipe.settings.prior == usual
+
+
+def test_a_smaller_batch_of_a_short_time_is_given_up_for_a_longer_one(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
+    words = ["train", "--out", str(tmp_path / "a"), "--data", "digits", "--preset", "photos64", "--budget"]
+    for time, batch in (("1m", 8), ("100h", 32), ("1m", 8)):
+        with recipe_from(build_parser(only="train").parse_args([*words, time])) as recipe:
+            assert recipe.settings.tokenizer_training.batch_size == batch
 
 
 def test_info_of_a_run_keeps_the_sizes_that_the_run_has(tmp_path: Path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,6 +252,24 @@ def test_a_plan_shares_the_batch_and_says_where_it_stops_scaling():
     assert "sent per device and step" in eight and "sent per device and step" not in one
     cost = StepCost(10, 8, 2, flops=1, peak_bytes=100, images=1)
     assert sum(cost.memory.values()) == 4 * 12 + 8 * 10 + 4 * 8 + 100
+
+
+def test_a_plan_says_that_it_leaves_lpips_out_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    s = load_settings("churches256", overrides=["tokenizer.image_size=64"])
+    assert "LPIPS" not in dict(plan(s, 1000, 0, "h200", devices=1, use=0.4))
+    monkeypatch.setattr("bld.planning.cost._has_lpips", lambda: False)
+    assert "not counted" in dict(plan(s, 1000, 0, "h200", devices=1, use=0.4))["LPIPS"]
+    assert "LPIPS" not in dict(plan(s, 1000, 0, "h200", 1, 0.4, ["prior"]))
+    assert "LPIPS" not in dict(plan(load_settings("cifar10"), 1000, 0, "h200", devices=1, use=0.4))
+
+
+def test_a_given_tokenizer_costs_no_training(run_copy: Path, capsys: pytest.CaptureFixture[str]):
+    RunFolder(run_copy).record("tokenizer", given="some/where", trained_with=[])
+    assert main(["info", str(run_copy), "--device", "h200"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^tokenizer +is that of some/where", out, re.M)
+    assert "tokenizer training" not in out and "-- tokenizer --" not in out
+    assert "prior training" in out and "-- prior --" in out
 
 
 def test_info_prints_a_plan_and_refuses_what_there_is_not(capsys: pytest.CaptureFixture[str]):

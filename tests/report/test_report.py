@@ -132,6 +132,22 @@ def test_samples_can_be_made_again_from_what_the_page_says(page: Page, trained_r
     assert "--num 60 --seed 0 --steps 16 --temperature 0.9 --guidance-scale 1 --classes all" in page.text
 
 
+def test_coin_flips_of_the_encoder_are_no_information(run_copy: Path):
+    """Bits of pure chance vary as much as can be; where none are drawn, or nobody measured them, none are told of."""
+    run = RunFolder(run_copy)
+    run.record("code", noise_bits=0.75 * 512)
+    told = _report(run_copy).text
+    assert "of which 0.75 are coin flips of the encoder" in told and "a smaller code might do" in told
+    assert "by the encoder's coin flips" in told and "information" not in told.split("How the bits are used")[1][:900]
+    run.record("code", tokenizer="another")
+    assert "are coin flips of the encoder, so that" not in _report(run_copy).text
+    config = run.config.read_text()
+    assert "draws: 2" in config
+    run.config.write_text(config.replace("draws: 2", "draws: 0"))
+    told = _report(run_copy).text
+    assert "On average a bit varies by" in told and "by the encoder's coin flips" not in told
+
+
 def test_the_same_run_and_seed_give_the_same_pictures(page: Page, run_copy: Path):
     again = _report(run_copy)
     assert [p["src"] for p in again.all("img")] == [p["src"] for p in page.all("img")]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bld.errors import MissingPackageError, SettingError, UserError
 from bld.tokenizer import ObjectiveConfig, ReconstructionObjective
-from bld.tokenizer.losses import gradient_ratio, missing_entropy_bits
+from bld.tokenizer.losses import gradient_ratio, missing_entropy_bits, untrained_lpips
 
 PROBS = torch.full((4, 2, 2, 3), 0.5)
 
@@ -130,6 +130,23 @@ def test_without_its_weights_the_perceptual_term_is_one_sentence(monkeypatch: py
     with pytest.raises(UserError, match=r"VGG-16.*perceptual=0") as error:
         ReconstructionObjective(ObjectiveConfig())
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("size", [8, 15, 16, 17])
+def test_images_in_which_lpips_sees_nothing_are_refused(size: int):
+    """They are accepted exactly where the network gives something."""
+    images = torch.zeros(1, 3, size, size)
+    try:
+        sees = bool(untrained_lpips()(images, images).isfinite())
+    except RuntimeError:
+        sees = False
+    asked = ObjectiveConfig(perceptual=0.5, adversarial=0)
+    if sees:
+        asked.check(size)
+    else:
+        with pytest.raises(SettingError, match=rf"perceptual=0\.5 .*{size}×{size} .*perceptual=0,.* 16 "):
+            asked.check(size)
+    ObjectiveConfig(perceptual=0, adversarial=0).check(size)
 
 
 def test_a_perceptual_loss_is_frozen_and_averaged(monkeypatch: pytest.MonkeyPatch):

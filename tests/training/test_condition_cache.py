@@ -377,6 +377,10 @@ def test_vectors_lie_in_the_order_of_the_names(vectors: tuple[Path, Path], tmp_p
     np.savez(tmp_path / "named.npz", vectors=table[::-1].astype(np.float16), names=names[::-1])
     named = cached(tmp_path / "named", tmp_path / "named.npz", images)
     assert named.key.values == "float16" and np.allclose(named.read(np.arange(60))[:, 1:], table, atol=1e-5)
+    as_bytes = np.array([name.encode() for name in names[::-1]])  # as HDF5 keeps them
+    np.savez(tmp_path / "bytes.npz", vectors=table[::-1].astype(np.float16), names=as_bytes)
+    found = cached(tmp_path / "bytes", tmp_path / "bytes.npz", images)
+    assert torch.equal(found.read(np.arange(60)), named.read(np.arange(60)))
     mean, scale = ImageVectors(named, torch.arange(60)).centre_and_scale()
     assert np.allclose(mean, table.mean(0), rtol=1e-3) and scale == pytest.approx(0.005, rel=1e-2)
 
@@ -484,7 +488,17 @@ def test_a_file_without_vectors_is_refused(vectors: tuple[Path, Path], tmp_path:
     (tmp_path / "v.npy").write_text("1, 2, 3")
     np.savez(tmp_path / "v.npz", vectors=np.zeros((1, 2)), names=["000.png"])
     np.savez(tmp_path / "w.npz", embeddings=np.zeros((60, 2)))
+    names = [f"{i:03d}.png" for i in range(60)]
+    np.savez(tmp_path / "column.npz", vectors=np.zeros((60, 2)), names=np.array(names)[:, None])
+    np.savez(tmp_path / "numbers.npz", vectors=np.zeros((60, 2)), names=np.arange(60))
+    np.savez(tmp_path / "latin.npz", vectors=np.zeros((60, 2)), names=np.array(["ä".encode("latin-1")] * 60))
+    np.savez_compressed(tmp_path / "cut.npz", vectors=np.random.default_rng(0).random((60, 2)), names=names)
+    cut = bytearray((tmp_path / "cut.npz").read_bytes())
+    cut[100:200] = bytes(100)
+    (tmp_path / "cut.npz").write_bytes(cut)
     for name, message in {
+        "column.npz": r"column\.npz .*`names` .*\(60, 1\).* \(n,\)", "numbers.npz": r"numbers\.npz .*`names` .*int64",
+        "latin.npz": r"`names` in .*latin\.npz .*UTF-8", "cut.npz": r"cut\.npz cannot be read",
         "v.npy": r"/v\.npy .*numpy", "none.npy": r"none\.npy is not there",
         "v.npz": r"v\.npz .*\b59 of 60 .* 001\b", "w.npz": r"w\.npz .*`vectors`.*`names`",
     }.items():  # fmt: skip

@@ -13,9 +13,12 @@ import torch
 
 from bld import BinaryLatentDiffusionPipeline
 from bld.cli import main
-from bld.serialization.models import load_prior, load_tokenizer, save_model, tokenizer_hash
+from bld.serialization.models import load_prior, load_tokenizer, save_model, save_process, tokenizer_hash
+from bld.training.config import load_settings
+from bld.training.init_from import InitRequest
 from bld.training.learning_rate import StageClock
 from bld.training.run_folder import RunFolder
+from bld.training.stages.prior import build_network
 
 PRIOR_ONLY = ["prior_training.steps=4", "prior_training.batch_size=32", "prior_training.previews=1", "codes.draws=2"]
 PRIOR_ONLY += ["mixed_precision=float32"]
@@ -200,6 +203,22 @@ def begun(words: list[str], out: Path, capsys) -> str:
     capsys.readouterr()
     assert main([*words, "--out", str(out), *PRIOR_ONLY]) == 0
     return next(line for line in capsys.readouterr().out.splitlines() if re.search(r": [\d.]+% are kept", line))
+
+
+@pytest.mark.parametrize("entries", [True, False])
+@pytest.mark.parametrize("kind", ["autoregressive", "absorbing"])
+def test_a_prior_over_a_codebook_comes_along_by_its_entries_or_by_their_bits(kind: str, entries: bool, tmp_path: Path):
+    settings = load_settings("digits", overrides=[
+        "tokenizer.bottleneck=vq", "tokenizer.code_bits=4", f"prior.kind={kind}", "prior.dim=32", "prior.depth=1",
+        "prior.heads=2", f"prior.categorical={str(entries).lower()}", "prior.soft_targets=false"])  # fmt: skip
+    shape = settings.tokenizer.code_shape
+    process = settings.process(shape)
+    save_model(tmp_path / "from" / "prior", build_network(process, settings.denoiser(shape, 0)))
+    save_process(tmp_path / "from" / "diffusion", process)
+    brought = InitRequest.from_options(RunFolder(tmp_path / "run"), ("prior",), None, str(tmp_path / "from")).settings()
+    assert brought["prior"]["categorical"] == entries
+    again = load_settings("digits", overrides=["tokenizer.bottleneck=vq", "tokenizer.code_bits=4"], over=brought)
+    assert again.denoiser(shape, 0) == settings.denoiser(shape, 0)
 
 
 def test_classes_are_kept_by_their_names_and_new_ones_begin_as_no_class(trained_run, tmp_path, image_folder, capsys):

@@ -59,6 +59,25 @@ def test_a_folder_among_a_runs_images_is_divided_as_they_are(run, tmp_path):
         assert [f"{name}/{one}" for one in found.held_out.names] == [n for n in held_out.names if n.startswith(name)]
 
 
+def test_a_folder_in_which_a_runs_images_lie_now_is_divided_as_they_are_and_has_others(run, tmp_path):
+    shutil.copytree(tmp_path / "data", tmp_path / "all" / "fruit")
+    coloured(tmp_path / "all" / "more", seed=1)
+    train, held_out, _ = images_of_run(run, run.settings(), opened(run, tmp_path / "data"))
+    found = known(run, tmp_path / "all")
+    assert found.train is not None and found.held_out is not None
+    assert found.train.names == [f"fruit/{name}" for name in train.names]
+    its, others = ([name for name in found.held_out.names if name.startswith(where)] for where in ("fruit/", "more/"))
+    assert its == [f"fruit/{name}" for name in held_out.names] and len(others) == 40
+
+
+def test_names_that_end_alike_are_no_folders(run, tmp_path):
+    """`pineapple/00.png` is not `apple/00.png` in a folder `pine`."""
+    for name in ("apple", "bread"):
+        shutil.copytree(tmp_path / "data" / name, tmp_path / "other" / f"pine{name}")
+    found = known(run, tmp_path / "other")
+    assert found.held_out is None and found.train is None and found.example
+
+
 def test_images_of_which_some_were_trained_on_are_known_to_be(run, tmp_path):
     noted = DataRecord.read(run).contents
     train = images_of_run(run, run.settings(), opened(run, tmp_path / "data"))[0].names

@@ -18,9 +18,10 @@ from bld.errors import DataError
 from bld.evaluation.load_run import open_run
 from bld.training.config import load_settings
 from bld.training.init_from import InitRequest
+from bld.training.origins import begun_with
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import LOOKED_AT, begun_with, images_of_run, split_images
+from bld.training.run_images import LOOKED_AT, images_of_run, split_images
 
 OVERRIDES = ["tokenizer.image_size=8", "tokenizer_training.batch_size=8", "prior_training.batch_size=8", "trackers=[]"]
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 import yaml
 
-from bld.errors import SettingError
+from bld.errors import CheckpointError, SettingError
 from bld.planning.cost import describe
 from bld.training.accelerator import make_accelerator
 from bld.training.config import known_keys, load_settings, preset_names
+from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, leaves, settings_tree
 
 PAPER = {"bedrooms256", "churches256", "ffhq256", "celebahq256", "imagenet256", "ffhq1024", "celebahq1024"}
@@ -71,6 +72,49 @@ def test_a_yaml_file_is_a_preset(tmp_path):
     assert (settings.prior.dim, settings.seed) == (64, 5)
 
 
+@pytest.mark.parametrize("text", ["prior.dim: 64\nseed: 5\n", "prior: {dim: 64, depth: 2}\nprior.dim: 64\n"])
+def test_dotted_keys_of_a_yaml_file_are_the_same_settings(text, tmp_path):
+    """Over its base, and under the command line; config.yaml, edited by hand, may have them too."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"base: digits\n{text}")
+    assert load_settings(str(path)).prior.dim == 64
+    assert load_settings(str(path), overrides=["prior.dim=32"]).prior.dim == 32
+    assert load_settings(str(path), over={"prior": {"dim": 96}}).prior.dim == 96
+    run = RunFolder(tmp_path / "run")
+    run.adopt("digits", [], "digits")
+    run.config.write_text("prior.dim: 64\ndata: {location: digits}\n")
+    assert run.adopt(None, ["prior.dim=32"], None).prior.dim == 32
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"prior: {dim: 64}\nprior.dim: 32\n", r"prior\.dim=64 and prior\.dim=32"),
+        (b"prior: 3\nprior.dim: 32\n", r"prior=3 and prior\.dim=32"),
+        (b"prior: {dim: 64}\nprior: {depth: 2}\n", r"the key prior is there twice"),
+        (b"on: 1\n", r"the key True, .*quote"),
+        (b"prior: {8: 1}\n", r"the key prior\.8, .*quote"),
+        ("# größer\nseed: 1\n".encode("latin-1"), r"save it as UTF-8"),
+        ("seed: 1\n".encode("utf-16"), r"save it as UTF-8"),
+        (b"seed: 2020-13-45\n", r"not valid YAML"),
+    ],
+)
+def test_a_yaml_file_that_cannot_be_meant_is_refused_in_one_sentence(content, expected, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(SettingError, match=rf"mine\.yaml .*{expected}") as caught:
+        load_settings(str(path))
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+
+
+def test_a_config_in_another_encoding_is_called_damaged(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.adopt("digits", [], "digits")
+    run.config.write_bytes("# größer\nseed: 1\n".encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"config\.yaml is damaged"):
+        run.settings()
+
+
 def test_a_preset_holds_only_what_it_changes_of_its_base(tmp_path):
     """A chain of bases: the file nearest to the name wins, leaf by leaf."""
     middle, mine = tmp_path / "middle.yaml", tmp_path / "mine.yaml"
@@ -117,6 +161,8 @@ def test_a_base_that_is_not_there_or_leads_in_a_circle_is_refused_in_one_sentenc
         ("data.held_out=0", r"data\.held_out .*above 0, not 0\b"),
         ("prior_training.beta1=2", r"^prior_training\.beta1 .*below 1, not 2\b"),
         ("tokenizer_training.ema_decay=1", r"^tokenizer_training\.ema_decay .*below 1, not 1\b"),
+        ("tokenizer.in_channels=1", r"tokenizer\.in_channels=1 .*RGB"),
+        ("seed=2020-13-45", "seed, '2020-13-45'.*YAML"),
         ("sampling.temperature=0", r"sampling\.temperature .*above 0, not 0\b"),
     ],
 )

@@ -14,6 +14,7 @@ from torch import nn
 
 from bld.errors import SettingError
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.planning import simulate
 from bld.planning.cost import describe
 from bld.serialization.models import load_tokenizer, tokenizer_hash
 from bld.tokenizer.discriminator import PatchDiscriminator
@@ -238,9 +239,15 @@ def test_a_discriminator_too_deep_for_the_images_is_refused_before_training(size
     assert PatchDiscriminator(8, most)(torch.zeros(2, 3, size, size)).numel() > 0
 
 
-def test_a_run_with_too_deep_a_discriminator_is_refused_before_it_trains(tmp_path, tiny_overrides):
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("objective.adversarial=0.5", "discriminator_layers=3"), ("objective.perceptual=1", r"perceptual=1 .*8×8 pixels")],
+)
+def test_a_run_whose_judges_see_nothing_of_its_images_is_refused_before_it_trains(tmp_path, tiny_overrides, word, said):
     run = RunFolder(tmp_path / "run")
-    settings = run.adopt("digits", [*tiny_overrides, "objective.adversarial=0.5"], "digits")
-    with pytest.raises(SettingError, match="discriminator_layers=3"):
+    settings = run.adopt("digits", [*tiny_overrides, word], "digits")
+    with pytest.raises(SettingError, match=said):
         Recipe(settings, run, lambda _: None).train()
     assert not (run.path / "checkpoints").exists()
+    with pytest.raises(SettingError, match=said):
+        simulate.tokenizer_step(settings, 1, bf16=False)

@@ -38,7 +38,8 @@ from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import TrainingSettings
 from bld.training.stages.base import Update
-from bld.training.stages.prior import DRAWN_BOUND
+from bld.training.stages.prior import DRAWN_BOUND, PriorStage
+from bld.training.stages.tokenizer import TokenizerStage
 from bld.training.stop_signals import StopSignals
 
 CONSTANT = ["tokenizer_training.decay=constant", "prior_training.decay=constant"]
@@ -391,6 +392,23 @@ def test_guidance_without_classes_is_refused_before_training(tmp_path, image_fol
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("dropout", [0, 1])
+def test_guidance_that_a_prior_is_not_trained_for_is_refused_before_training(
+    tmp_path, image_folder, tiny_overrides, dropout
+):
+    """Whoever asked for it; without classes there is no condition to leave out."""
+    overrides = [*tiny_overrides, f"prior.label_dropout={dropout}", "sampling.guidance_scale=3", "prior.guide=0.5"]
+    said = rf"label_dropout={dropout} .*guidance_scale=3 .*label_dropout=0\.1"
+    with pytest.raises(SettingError, match=said):
+        train(tmp_path / "run", overrides)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    for name, words in {"a": ["sampling.guidance_scale=1"], "b": ["prior.class_conditional=false"]}.items():
+        run = RunFolder(tmp_path / name)
+        assert Recipe(run.adopt("digits", [*overrides, *words], "digits"), run, lambda _: None).images()
+    run, folder = RunFolder(tmp_path / "c"), str(image_folder(40))
+    assert Recipe(run.adopt("digits", overrides, folder), run, lambda _: None).images()
+
+
 def test_the_guidance_of_a_preset_is_left_out_where_there_are_no_classes(tmp_path, image_folder, tiny_overrides):
     overrides = [*tiny_overrides, "tokenizer_training.steps=1", "prior_training.steps=1", "sampling.steps=2"]
     assert load_settings("cifar10").sampling.guidance_scale == 4
@@ -426,6 +444,30 @@ def test_a_budget_is_kept_and_anneals_the_learning_rate_to_the_end(tmp_path, tin
     for stage in ("tokenizer", "prior"):
         rates = [line["learning_rate"] for line in run.read_metrics() if line["stage"] == stage and "loss" in line]
         assert rates[-1] < 0.05 * max(rates)
+
+
+def test_a_prior_that_had_its_part_of_a_budget_goes_on_when_all_of_it_is_asked_for(run_copy):
+    """And not when a run asks again for both, or when it has had all; older runs did not tell the two apart."""
+    run, heard = RunFolder(run_copy), []
+    settings = run.settings()
+
+    def recipe() -> Recipe:
+        heard.clear()
+        return Recipe(settings, run, heard.append, budget_seconds=3600)
+
+    for stage in ("tokenizer", "prior"):
+        run.record(stage, goal={"steps": 6, "budget_seconds": 3600, "shared": True})
+    recipe().train()
+    assert sum("trained already" in line for line in heard) == 2
+    asked = recipe()
+    asked._run = lambda stage, seconds: heard.append(f"{stage.name} has {seconds:g} s")
+    asked.train_prior(3600)
+    assert "prior has 3600 s" in heard and not any("trained already" in line for line in heard)
+    for stage in ("tokenizer", "prior"):
+        run.record(stage, goal={"steps": 6, "budget_seconds": 3600})
+    recipe().train()
+    recipe().train_prior(3600)
+    assert sum("trained already" in line for line in heard) == 1
 
 
 def test_a_stage_that_has_its_steps_says_so_with_the_cure_and_changes_nothing(run_copy):
@@ -666,6 +708,29 @@ def test_the_order_visits_every_image_once_an_epoch_and_is_shared_fairly():
     for processes in (2, 3):
         shares = [order.positions(2, rank, processes) for rank in range(processes)]
         assert [p for share in shares for p in share] == list(order.positions(2))
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_a_training_that_goes_on_with_another_batch_takes_each_next_image_once(run_copy, monkeypatch, stage):
+    """Six steps of 32 are done; the draws of each image go by its position too.  As many of 32 are the same as ever."""
+    taken = []
+    kind = {"tokenizer": TokenizerStage, "prior": PriorStage}[stage]
+    honest = kind.train_step
+
+    def step(self, batch, *rest):
+        taken.append(batch[1] if stage == "tokenizer" else batch.positions)
+        return honest(self, batch, *rest)
+
+    monkeypatch.setattr(kind, "train_step", step)
+    words = [f"{stage}_training.batch_size=10", f"{stage}_training.accumulate=3", f"{stage}_training.steps=8"]
+    train(run_copy, words, None, stages=[stage])
+    assert [position for part in taken for position in part] == list(range(6 * 32, 6 * 32 + 20))
+    taken.clear()
+    words = [f"{stage}_training.batch_size=40", f"{stage}_training.accumulate=1", f"{stage}_training.steps=9"]
+    train(run_copy, words, None, stages=[stage])
+    assert taken == [range(6 * 32 + 20, 6 * 32 + 60)]
+    order, older = (KeyedOrder(10, 4, 0, "test", *begun) for begun in ((), (3, 12)))
+    assert [order.positions(s, 1, 3) for s in (3, 9)] == [older.positions(s, 1, 3) for s in (3, 9)]
 
 
 def test_what_is_measured_is_spread_over_the_images_and_always_the_same():

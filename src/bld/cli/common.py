@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bld.cli.presets import choose_preset, look_at
 from bld.cli.words import duration, lines_of, vectors_of
-from bld.errors import DataError, SettingError
+from bld.errors import SettingError
 
 if TYPE_CHECKING:
     import torch
 
     from bld.data import ImageSet
     from bld.pipeline import BinaryLatentDiffusionPipeline
+    from bld.planning.open_sizes import OpenSizes
     from bld.training.recipe import Recipe
     from bld.training.settings import Settings
-
-SIZES_LOOKED_AT = 16
 
 
 def say(message: str) -> None:
@@ -79,15 +79,17 @@ def add_training_arguments(
 
 @contextlib.contextmanager
 def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
-    """The recipe these arguments ask for, with the run's folder locked; without --preset, one for the images' size."""
+    """The recipe these arguments ask for, with the run's folder locked; without --preset, one that suits the images."""
     budget = duration(args.budget) if getattr(args, "budget", None) else None
+    from bld.planning.open_sizes import OpenSizes
     from bld.runtime.distributed import launched
     from bld.training.condition_cache import refuse_missing_conditions
     from bld.training.config import FAITHFUL
-    from bld.training.init_from import InitRequest
+    from bld.training.init_from import InitRequest, given_tokenizer
     from bld.training.recipe import Recipe
     from bld.training.run_folder import RunFolder
     from bld.training.run_images import refuse_other_data
+    from bld.training.settings import leaves
 
     run, processes = RunFolder(args.out), launched()
     with contextlib.ExitStack() as stack:
@@ -96,11 +98,11 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
         with processes.main_first():
             tokenizer, init_from = getattr(args, "tokenizer", None), getattr(args, "init_from", None)
             init = InitRequest.from_options(run, args.stages, tokenizer, init_from)
-            preset = args.preset
+            preset, overrides = args.preset, [*(FAITHFUL if getattr(args, "faithful", False) else ()), *args.settings]
             if preset is None and not run.has_settings():
-                preset = _preset_for(args.data, init.image_size)
-                say(f"No preset was named: {preset} suits these images; choose another with --preset.")
-            overrides = [*(FAITHFUL if getattr(args, "faithful", False) else ()), *args.settings]
+                choice = choose_preset(args.data, init.image_size, args.settings)
+                preset, overrides = choice.name, [*choice.overrides, *overrides]
+                say(choice.sentence)
             if "tokenizer" not in args.stages or tokenizer is not None:  # which is used as it is
                 overrides = [x for x in overrides if x in args.settings or not x.startswith("tokenizer")]
             if args.condition is not None:
@@ -114,48 +116,33 @@ def recipe_from(args: argparse.Namespace) -> Iterator[Recipe]:
                     refuse_missing_conditions(settings)
 
             over = init.settings()
-            if budget is not None and not run.has_settings():
-                stages = args.stages if init.tokenizer is None else ("prior",)
-                over = sized(preset, overrides, over, budget, stages, processes.count)
-            elif budget is not None and processes.is_main and run.settings().sizes_by_budget:
-                say(f"{args.out} goes on with the sizes that it began with, whatever time it has now.")
-            settings = run.adopt(preset, overrides, args.data, processes.is_main, over, check)
+            settings = run.adopt(preset, overrides, args.data, False, over, check)
             if processes.is_main:
+                given = [*(override.partition("=")[0] for override in overrides), *(key for key, _ in leaves(over))]
+                sizes = OpenSizes(run, settings, given)
+                if budget is not None:
+                    is_given = init.tokenizer is not None or given_tokenizer(run) is not None
+                    stages = [stage for stage in args.stages if stage == "prior" or not is_given]
+                    over = _sized(sizes, over, budget, stages, processes.count)
+                settings = run.adopt(preset, overrides, args.data, True, over)
                 init.record(run)
-        yield Recipe(settings, run, say, budget)
+                sizes.note(settings)
+        yield Recipe(settings, run, say, budget, args.stages)
 
 
-def sized(
-    preset: str | None,
-    overrides: Sequence[str],
-    over: dict[str, Any],
-    seconds: float,
-    stages: Sequence[str] = ("tokenizer", "prior"),
-    processes: int = 1,
+def _sized(
+    sizes: OpenSizes, over: dict[str, Any], seconds: float, stages: Sequence[str], processes: int
 ) -> dict[str, Any]:
-    """`over`, with sizes that suit the time for these stages on this machine, where the settings leave them open.
+    """`over` with sizes that suit the time on this machine, where they are open; prints in a line what it buys."""
+    from bld.training.config import overlaid
+    from bld.training.settings import tree_of
 
-    Prints in a line what the time buys.
-
-    Args:
-        preset: the settings to start from.
-        overrides: `key=value`, on top of these.
-        over: a tree above the preset and below the overrides.
-        seconds: the time.
-        stages: those that are trained in it.
-        processes: that train together.
-    """
-    from bld.planning.budget import measure, plan
-    from bld.training.config import load_settings, overlaid, said_by_files
-    from bld.training.settings import leaves, tree_of
-
-    settings = load_settings(preset, overrides=overrides, over=over)
-    if not settings.sizes_by_budget:
+    bought = sizes.for_time(seconds, stages, processes)
+    if bought is None:
+        if sizes.settings.sizes_by_budget:
+            say(f"{sizes.run.path} goes on with the sizes that it began with, whatever time it has now.")
         return over
-    given = [override.partition("=")[0] for override in overrides]
-    given += [*said_by_files(preset), *(key for key, _ in leaves(over))]
-    bought = plan(settings, seconds, measure(settings, processes), given, stages, processes)
-    say(bought.sentence(settings))
+    say(bought.sentence(sizes.settings))
     return overlaid(over, tree_of(bought.sizes))
 
 
@@ -164,27 +151,6 @@ def _refuse_out_as_data(out: Path, location: str) -> None:
     data = Path(location).expanduser()
     if data.is_dir() and out.expanduser().resolve().is_relative_to(data.resolve()):
         raise SettingError(f"--out {out} lies inside the images of {location}: choose a folder beside them.")
-
-
-def _preset_for(data: str | None, image_size: int | None = None) -> str:
-    """The shipped preset nearest to what the images are, or to the size at which a tokenizer wants them.
-
-    Large JPEGs are taken for photographs, which may be mirrored and cropped, all else for drawings, which may not.
-    """
-    if data is None:
-        raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
-    if data == "digits":
-        return "digits"
-    if image_size is not None:
-        return _preset_of_size(image_size)
-    sides = _sides_of_some(data)
-    jpegs = sum(name.lower().endswith((".jpg", ".jpeg")) for name, _ in sides)
-    large = "photos64" if 2 * jpegs > len(sides) else "emoji64"
-    return _preset_of_size(sorted(side for _, side in sides)[len(sides) // 2], large)
-
-
-def _preset_of_size(side: int, large: str = "emoji64") -> str:
-    return "digits" if side < 24 else "cifar10" if side < 56 else large
 
 
 # -- sampling ---------------------------------------------------------------------------------------------
@@ -278,23 +244,10 @@ def precision_of(choice: str, device: torch.device) -> str:
 
 def size_of_images(data: str) -> int:
     """The shorter side of the images, in pixels: the smallest of up to 16 of them; says so where these differ."""
-    sides = sorted({side for _, side in _sides_of_some(data)})
+    sides = sorted(set(look_at(data).sides))
     if len(sides) > 1:
         say(f"{data} has images of {sides[0]} to {sides[-1]} pixels: all are taken at {sides[0]} (--image-size).")
     return sides[0]
-
-
-def _sides_of_some(data: str) -> list[tuple[str, int]]:
-    """(name, shorter side in pixels) of up to 16 of the images, evenly spread, without those that cannot be read."""
-    from bld.data import open_images
-
-    source, found = open_images(data, labels="none"), []
-    for row in sorted({len(source) * i // SIZES_LOOKED_AT for i in range(SIZES_LOOKED_AT)}):
-        with contextlib.suppress(DataError):  # a few unreadable images are left out later
-            found.append((source.names[row], min(source.read(row).size)))
-    if not found:
-        raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
-    return found
 
 
 def tell_left_out(images: ImageSet, tell: Callable[[str], None] = say) -> None:

@@ -19,7 +19,7 @@ from bld.cli.common import (
 )
 from bld.cli.outputs import refuse_foreign
 from bld.cli.words import refuse_other_ending, where
-from bld.errors import SettingError, UserError
+from bld.errors import SettingError
 
 if TYPE_CHECKING:
     from bld.data import ImageSet
@@ -135,6 +135,8 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     from bld.evaluation import record as recording
     from bld.evaluation.sample_conditions import asked_for
     from bld.pipeline import class_names
+    from bld.training.origins import seen_before
+    from bld.training.run_folder import RunFolder
 
     folder = Path(args.run_folder)
     pipeline = load_pipeline(args)
@@ -144,7 +146,7 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     are_unseen = True
     if args.data:
         reference, unseen, are_unseen = _told_apart(folder, reference, quiet)
-    seen = _seen_before(folder, unseen, is_own=not args.data)
+    seen = seen_before(RunFolder(folder), unseen, are_its_own=not args.data)
     for remark in seen:
         quiet(remark)
     labelled = {"bits", "cas"} & set(request.metrics)
@@ -268,32 +270,6 @@ def _told_apart(folder: Path, images: ImageSet, tell: Callable[[str], None]) -> 
             "held-out images, or name others."
         )
     return images, images, not known.example
-
-
-def _seen_before(folder: Path, images: ImageSet, is_own: bool) -> list[str]:
-    """In sentences, which of the images that are measured, the run's own or others, a model was trained on that the
-    run began with.
-    """
-    from bld.training.known_images import known_images
-    from bld.training.run_folder import RunFolder
-    from bld.training.run_images import begun_with, seen_before
-
-    if is_own:
-        return seen_before(RunFolder(folder), images)
-    remarks = []
-    for origin, other in begun_with(RunFolder(folder)).items():
-        try:
-            known = known_images(other, images)
-        except UserError:  # the other run cannot be read
-            continue
-        if known.example:
-            seen = 0 if known.train is None else len(known.train)
-            which = f"{seen:,} of the {len(images):,} that are measured" if seen else f"{known.example} is one"
-            remarks.append(
-                f"{images.location} holds images that were trained on in {origin} ({which}), with whose model {folder} "
-                "begins, so that what is measured of them is not of unseen images, and is recorded so: name others."
-            )
-    return remarks
 
 
 def _refuse_other_size(asked: int | None, size: int) -> None:

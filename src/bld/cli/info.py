@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.training.config import load_settings, said_by_files
     from bld.training.run_folder import RunFolder
     from bld.training.settings import settings_tree
+    from bld.training.time_budget import STAGES
 
     folder = RunFolder(Path(args.what))
     images = 100_000 if args.images is None else args.images
@@ -67,19 +68,23 @@ def run(args: argparse.Namespace) -> None:
     else:
         settings = load_settings(preset=args.what, overrides=args.settings)
     done = _done(folder, images, args.settings)
-    for name, value in describe(settings, images, classes):
+    given = folder.progress().get("tokenizer", {}).get("given")
+    stages = ("prior",) if given else STAGES
+    if given:
+        say(f"{'tokenizer':<34}is that of {given}, used as it is")
+    for name, value in describe(settings, images, classes, stages):
         say(f"{name:<34}{done.get(name, value)}")
     if args.device:
         devices = 1 if args.devices is None else args.devices
         use = UTILISATION if args.utilisation is None else args.utilisation
         say("")
-        for name, value in plan(settings, images, classes, args.device, devices, use):
+        for name, value in plan(settings, images, classes, args.device, devices, use, stages):
             say(f"{name:<34}{value}".rstrip())
     if args.budget:
         say("")
         budgeted = replace(settings, sizes_by_budget=settings.sizes_by_budget and not folder.has_settings())
-        given = [*said_by_files(args.what), *(override.partition("=")[0] for override in args.settings)]
-        for name, value in _bought(budgeted, duration(args.budget), given):
+        said = [*said_by_files(args.what), *(override.partition("=")[0] for override in args.settings)]
+        for name, value in _bought(budgeted, duration(args.budget), said):
             say(f"{name:<34}{value}")
     if args.show_settings:
         import yaml

@@ -11,6 +11,7 @@ import torch
 from bld.data import ImageSet, open_images
 from bld.errors import CheckpointError, UserError
 from bld.pipeline import BinaryLatentDiffusionPipeline
+from bld.pipeline.recorded import held_out_figures
 from bld.serialization.models import load_tokenizer, tokenizer_hash
 from bld.training.code_cache import CodeCache
 from bld.training.run_folder import RunFolder
@@ -84,10 +85,9 @@ class OpenedRun:
         """What the stage recorded when it finished; empty before that."""
         return self.run.progress().get(stage, {})
 
-    def last_metric(self, name: str) -> float | None:
-        """The last value of a metric in metrics.jsonl."""
-        values = [line[name] for line in self.run.read_metrics() if name in line]
-        return float(values[-1]) if values else None
+    def measured(self, stage: str) -> dict[str, float]:
+        """What the stage measured on held-out images when its model here was saved, by name."""
+        return held_out_figures(stage, self.run.progress(), self.run.read_metrics())[0]
 
 
 def open_run(run: RunFolder, device: torch.device) -> OpenedRun:

@@ -14,6 +14,7 @@ import jinja2
 import yaml
 
 from bld._version import __version__
+from bld.pipeline.recorded import held_out_figures
 
 if TYPE_CHECKING:
     from bld.pipeline.base import PipelineBase
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 LICENCE_UNKNOWN = "other"
 MOST_CLASSES_NAMED = 40
 BOUNDS = {  # as the training logs them, the first that is there; older runs have the second alone
-    "held_out_drawn_bits_per_bit": "codes drawn of held-out images",
-    "held_out_bits_per_bit": "most probable codes of held-out images",
+    "held_out_drawn_bits_per_bit": "drawn codes",
+    "held_out_bits_per_bit": "most probable codes",
 }
 WORDS = {  # of what a metric counts
     "samples": "samples",
@@ -112,32 +113,31 @@ def metrics(run: Path | None, sampler: Mapping[str, str]) -> Iterator[tuple[str,
     """(what, value, how it was measured) of all that a run has recorded of the model and process of `CardFacts`."""
     if run is None:
         return
-    last: dict[str, tuple[float, int]] = {}
-    for line in _lines(run / "metrics.jsonl"):
-        for name in ("held_out_psnr", "held_out_drawn_psnr", *BOUNDS):
-            if isinstance(line.get(name), int | float):
-                last[name] = line[name], line.get("step", 0)
+    progress, lines = _json(run / "progress.json"), list(_lines(run / "metrics.jsonl"))
+    are_unseen = progress.get("data", {}).get("held_out_are_unseen", True)
+    images = "held-out images" if are_unseen else WORDS["partly_seen"]
+    found, step = held_out_figures("tokenizer", progress, lines)
     for name, codes in (("held_out_psnr", "most probable codes"), ("held_out_drawn_psnr", "drawn codes")):
-        if name in last:
-            value, step = last[name]
-            how = f"held-out images, from their {codes}, step {step:,} of the tokenizer's training"
-            yield "PSNR of reconstructions", f"{value:.2f} dB", how
-    code = _json(run / "progress.json").get("code", {})
+        if name in found:
+            how = f"{images}, from their {codes}, step {step:,} of the tokenizer's training"
+            yield "PSNR of reconstructions", f"{found[name]:.2f} dB", how
+    code = progress.get("code", {})
     if "noise_bits" in code:
-        how = f"of {code.get('images')} held-out images"
+        how = f"of {code.get('images')} {images}"
         flips = f"{code['noise_bits']:.1f} bits an image"
         yield "coin flips of the encoder", flips, f"H(z|x) {how}; no prior needs less"
         yield "independent bits", f"{code['independent_bits']:.1f} bits an image", how
+    found, step = held_out_figures("prior", progress, lines)
     for name, codes in BOUNDS.items():
-        if name in last:
-            value, step = last[name]
-            yield "code length", f"{value:.4f} bits per bit", f"{codes}, step {step:,} of the prior's training"
+        if name in found:
+            how = f"{codes} of {images}, step {step:,} of the prior's training"
+            yield "code length", f"{found[name]:.4f} bits per bit", how
             break
     evaluation = _json(run / "evaluation.json")
-    found, samples = evaluation.get("figures"), evaluation.get("samples")
-    if not (isinstance(found, dict) and isinstance(samples, dict) and sampler and sampler.items() <= samples.items()):
+    figures, samples = evaluation.get("figures"), evaluation.get("samples")
+    if not (isinstance(figures, dict) and isinstance(samples, dict) and sampler and sampler.items() <= samples.items()):
         return  # there is none, or of other weights, as before a training went on, another posterior, or given images
-    for name, value in found.items():
+    for name, value in figures.items():
         if isinstance(value, int | float):
             yield name, f"{value:.5g}", _how(evaluation, name)
 

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from bld.planning.cost import denoiser_flops, prior_parameters, tokenizer_flops
+from bld.planning.simulate import judging_flops
 from bld.priors import KINDS
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.accelerator import autocast_dtype
@@ -97,7 +98,7 @@ def plan(
         chosen: dict[str, int] = {}
         for chosen in _candidates(stage, settings, given):  # the largest first
             sized = with_sizes(settings, {**sizes, **chosen})
-            steps[stage] = int(seconds[stage] * processes * getattr(pace, stage) / training_flops(sized, stage))
+            steps[stage] = int(seconds[stage] * processes * getattr(pace, stage) / asked_flops(sized, stage))
             most, wanted = getattr(settings, f"{stage}_training").steps, wanted_steps(sized, stage)
             if steps[stage] >= min(wanted, most):
                 break
@@ -136,8 +137,24 @@ def with_sizes(settings: Settings, sizes: dict[str, int]) -> Settings:
     return dataclasses.replace(settings, **changed)
 
 
+def asked_flops(settings: Settings, stage: str) -> float:
+    """Floating-point operations of one training step with all terms of the objective, over the whole batch.
+
+    The discriminator begins after a part of the time, and the step is as many operations as make the same number of
+    steps in all of it.
+    """
+    plain, objective = training_flops(settings, stage), settings.objective
+    if stage == "prior" or not (objective.perceptual or objective.adversarial):
+        return plain
+    B = settings.tokenizer_training.batch_size
+    lpips, discriminator = judging_flops(settings.tokenizer, objective)
+    before = plain + B * lpips
+    start = objective.adversarial_start
+    return 1 / (start / before + (1 - start) / (before + B * discriminator))
+
+
 def training_flops(settings: Settings, stage: str) -> float:
-    """Floating-point operations of one training step, over the whole batch."""
+    """Floating-point operations of one training step without those two terms, over the whole batch."""
     if stage == "tokenizer":
         forward = sum(tokenizer_flops(settings.tokenizer))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,19 +14,25 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bld.errors import SettingError
-from bld.planning.devices import device_named
+from bld.planning.devices import Device, device_named
 from bld.planning.simulate import prior_step, tokenizer_step
 from bld.priors import KINDS, DenoiserConfig, Transformer
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, PatchDiscriminator
 from bld.training.condition_cache import condition_width
 from bld.training.settings import Settings
 from bld.training.stages.encode import kept_as
+from bld.training.time_budget import STAGES
 
 EVALUATED = 50_000
 
 
-def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tuple[str, str]]:
-    """Pairs (what, how much) that describe a run with these settings, on data of so many images and classes."""
+def describe(
+    settings: Settings, images: int, num_classes: int, stages: Sequence[str] = STAGES
+) -> Iterator[tuple[str, str]]:
+    """Pairs (what, how much) that describe a run with these settings, on data of so many images and classes.
+
+    stages: those that are trained; a given tokenizer is not.
+    """
     shape = settings.tokenizer.code_shape
     size = settings.tokenizer.image_size
     tokenizer, prior, once = _inference(settings, num_classes)
@@ -64,14 +70,20 @@ def describe(settings: Settings, images: int, num_classes: int) -> Iterator[tupl
         f"code cache of {images:,} images",
         f"{images * views * cached / 2**20:,.1f} MiB ({views} {unit})",
     )
-    for name in ("tokenizer", "prior"):
+    for name in stages:
         training = getattr(settings, f"{name}_training")
         epochs = training.steps * training.batch_size / images
         yield f"{name} training", f"{training.steps:,} steps of {training.batch_size}: {epochs:,.1f} epochs"
 
 
 def plan(
-    settings: Settings, images: int, num_classes: int, name: str, devices: int, use: float
+    settings: Settings,
+    images: int,
+    num_classes: int,
+    name: str,
+    devices: int,
+    use: float,
+    stages: Sequence[str] = STAGES,
 ) -> Iterator[tuple[str, str]]:
     """Simulate a training on so many devices of a kind: memory, time, bytes sent.
 
@@ -84,6 +96,7 @@ def plan(
         name: the kind of device, one of `DEVICES`.
         devices: how many of them.
         use: the part of the device's rate that is reached, above 0, at most 1.
+        stages: those that are trained; a given tokenizer is not.
 
     Yields:
         Pairs (what, how much).
@@ -100,38 +113,10 @@ def plan(
     yield "devices", f"{devices} × {name}: {best:g} TFLOP/s at best in {precision}, of which {use:.0%} are assumed"
     if settings.parallel == "fsdp":
         yield "parallel=fsdp", "is not simulated: memory and bytes are those of ddp"
-    for stage in ("tokenizer", "prior"):
-        training = getattr(settings, f"{stage}_training")
-        share = math.ceil(training.batch_size / (devices * training.accumulate))
-        step = (
-            tokenizer_step(settings, share, half, perceptual=_has_lpips())
-            if stage == "tokenizer"
-            else prior_step(settings, share, num_classes, half)
-        )
-        flops_per_step = step.flops * training.accumulate
-        seconds = flops_per_step / rate
-        total = sum(step.memory.values())
-        sent = ring_bytes(4 * step.parameters, devices)
-        yield f"-- {stage} --", f"{share} at a time, {training.accumulate} times a step, on each device"
-        yield "training step, per image", _flops(step.flops / share)
-        yield "training step, per device", _flops(flops_per_step)
-        for part, size in step.memory.items():
-            yield f"memory: {part}", _gib(size)
-        fits = "" if total < 0.9 * device.memory_gb * 1e9 else f" - more than nine tenths of {device.memory_gb:g} GB"
-        yield "memory: together", _gib(total) + fits
-        if devices > 1:
-            waits = sent / (device.link_gb * 1e9)
-            yield (
-                "sent per device and step",
-                f"{_gib(sent)}: {1e3 * waits:,.1f} ms, beside {1e3 * seconds:,.1f} ms of work",
-            )
-            # Work shrinks with the number of devices, what is sent does not.
-            most = seconds * devices * device.link_gb * 1e9 / ring_bytes(4 * step.parameters, 10**9)
-            yield (
-                "sending takes as long as the work",
-                f"at about {most:,.0f} devices for this batch of {training.batch_size}",
-            )
-        yield f"{stage} training", f"{training.steps * seconds / 3600:,.2f} hours for {training.steps:,} steps"
+    if "tokenizer" in stages and settings.objective.perceptual > 0 and not _has_lpips():
+        yield "LPIPS", "is not installed and not counted: pip install 'binary-latent-diffusion[lpips]'"
+    for stage in stages:
+        yield from _stage_plan(settings, stage, num_classes, device, devices, rate, half)
     tokenizer, _, once = _inference(settings, num_classes)
     views = _cached(settings, tokenizer)[1]
     hours = 1 / (rate * devices * 3600)
@@ -140,6 +125,43 @@ def plan(
     yield f"encoding {images:,} images", f"{encoded * hours:,.2f} hours ({views} views)"
     drawn = EVALUATED * (forwards(settings, num_classes) * once.denoise + once.decode)
     yield f"{EVALUATED:,} samples", f"{drawn * hours:,.2f} hours"
+
+
+def _stage_plan(
+    settings: Settings, stage: str, num_classes: int, device: Device, devices: int, rate: float, half: bool
+) -> Iterator[tuple[str, str]]:
+    """A stage's part of `plan`, at `rate` operations a second, in half precision or float32."""
+    training = getattr(settings, f"{stage}_training")
+    share = math.ceil(training.batch_size / (devices * training.accumulate))
+    step = (
+        tokenizer_step(settings, share, half, perceptual=_has_lpips())
+        if stage == "tokenizer"
+        else prior_step(settings, share, num_classes, half)
+    )
+    flops_per_step = step.flops * training.accumulate
+    seconds = flops_per_step / rate
+    total = sum(step.memory.values())
+    sent = ring_bytes(4 * step.parameters, devices)
+    yield f"-- {stage} --", f"{share} at a time, {training.accumulate} times a step, on each device"
+    yield "training step, per image", _flops(step.flops / share)
+    yield "training step, per device", _flops(flops_per_step)
+    for part, size in step.memory.items():
+        yield f"memory: {part}", _gib(size)
+    fits = "" if total < 0.9 * device.memory_gb * 1e9 else f" - more than nine tenths of {device.memory_gb:g} GB"
+    yield "memory: together", _gib(total) + fits
+    if devices > 1:
+        waits = sent / (device.link_gb * 1e9)
+        yield (
+            "sent per device and step",
+            f"{_gib(sent)}: {1e3 * waits:,.1f} ms, beside {1e3 * seconds:,.1f} ms of work",
+        )
+        # Work shrinks with the number of devices, what is sent does not.
+        most = seconds * devices * device.link_gb * 1e9 / ring_bytes(4 * step.parameters, 10**9)
+        yield (
+            "sending takes as long as the work",
+            f"at about {most:,.0f} devices for this batch of {training.batch_size}",
+        )
+    yield f"{stage} training", f"{training.steps * seconds / 3600:,.2f} hours for {training.steps:,} steps"
 
 
 def _cached(settings: Settings, tokenizer: BinaryAutoencoder) -> tuple[str, int]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.util
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,7 +31,7 @@ from bld.priors.transformer import Block
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, PatchDiscriminator, ReconstructionObjective
 from bld.tokenizer.discriminator import discriminator_hinge
 from bld.tokenizer.layers import RECOMPUTED
-from bld.tokenizer.losses import untrained_lpips
+from bld.tokenizer.losses import ObjectiveConfig, untrained_lpips
 from bld.training.condition_cache import condition_width
 from bld.training.settings import Settings
 
@@ -132,12 +134,37 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
         bf16: whether it runs under autocast to bfloat16.
         perceptual: whether LPIPS is counted where the objective has it.
     """
-    config, objective = settings.tokenizer, settings.objective
+    objective = settings.objective if perceptual else _without_lpips(settings.objective)
+    recompute = settings.tokenizer_training.activation_checkpointing
+    return _tokenizer_step(settings.tokenizer, objective, images, recompute, bf16)
+
+
+@lru_cache
+def judging_flops(config: AutoencoderConfig, objective: ObjectiveConfig) -> tuple[int, int]:
+    """Operations for one image that LPIPS, and then the discriminator, add to a step of the tokenizer.
+
+    They are counted beside a small tokenizer, on whose sizes they hardly depend.  LPIPS counts where it is installed.
+    """
+    small = dataclasses.replace(config, base_channels=min(32, config.base_channels))
+    if importlib.util.find_spec("lpips") is None:
+        objective = _without_lpips(objective)
+    without = dataclasses.replace(objective, adversarial=0.0)
+    steps = [_without_lpips(without), without, objective]
+    plain, seen, judged = (_tokenizer_step(small, step, 1, recompute=False, bf16=False).flops for step in steps)
+    return seen - plain, judged - seen
+
+
+def _without_lpips(objective: ObjectiveConfig) -> ObjectiveConfig:
+    """The objective without LPIPS, and with another reconstruction term."""
+    return dataclasses.replace(objective, perceptual=0.0, mse=max(objective.mse, 1.0))
+
+
+def _tokenizer_step(
+    config: AutoencoderConfig, objective: ObjectiveConfig, images: int, recompute: bool, bf16: bool
+) -> StepCost:
+    objective.check(config.image_size)
     if config.bottleneck_class.reads_values:  # the cost of a bottleneck is small
         config = dataclasses.replace(config, bottleneck=AutoencoderConfig.bottleneck)
-    training = settings.tokenizer_training
-    if not perceptual:
-        objective = dataclasses.replace(objective, perceptual=0.0, mse=max(objective.mse, 1.0))
 
     def build() -> Built:
         model = BinaryAutoencoder(config)
@@ -157,7 +184,8 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
             if critic is not None:
                 critic.requires_grad_(False)
                 fake = critic(out.reconstruction)
-            loss = judge(out.reconstruction, x, out.probs, fake, model.decoder.last_layer, 1.0, out.penalties)
+            # Not as a module, whose gradients the counter would look for: the adaptive weight asks for its own.
+            loss = judge.forward(out.reconstruction, x, out.probs, fake, model.decoder.last_layer, 1.0, out.penalties)
             loss.total.backward()
             model.zero_grad(set_to_none=True)
             made = out.reconstruction.detach()
@@ -168,7 +196,7 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
 
         return networks, judge, step
 
-    return _simulate(build, training.activation_checkpointing, RECOMPUTED, "tokenizer", images, bf16)
+    return _simulate(build, recompute, RECOMPUTED, "tokenizer", images, bf16)
 
 
 def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> StepCost:

@@ -26,8 +26,14 @@ HELD_OUT_TITLES = {
 }
 
 
-def bits_section(cache: CodeCache) -> dict[str, Any]:
-    """Usage and entropy per bit, entropy per position, correlations, and what they say."""
+def bits_section(cache: CodeCache, coin_flips: float | None) -> dict[str, Any]:
+    """Usage and entropy per bit, entropy per position, correlations, and what they say.
+
+    Args:
+        cache: the codes.
+        coin_flips: of their bits' mean entropy, how much the encoder draws by chance: 0 where it draws nothing, None
+            where that is not known.
+    """
     images = np.linspace(0, len(cache) - 1, min(MOST_CODES, len(cache))).round().astype(np.int64)
     tokens = cache.read(images)
     statistics = bit_statistics(tokens)
@@ -37,12 +43,13 @@ def bits_section(cache: CodeCache) -> dict[str, Any]:
         "shape": cache.shape,
         "charts": [
             bars(statistics.usage, "usage", "share of ones", "Usage: how often each bit is 1", 0.5),
-            bars(statistics.entropy, "entropy", "bits", "Entropy: how much each bit tells", 1.0),
+            bars(statistics.entropy, "entropy", "bits", "Entropy: how much each bit varies", 1.0),
         ],
         "positions": _heat(_stretched(positions), "Mean entropy of the bits at each position"),
         "position_range": f"{positions.min():.2f} to {positions.max():.2f}",
         "correlation": _heat(np.abs(statistics.correlation), "Correlation of each two bits"),
-        "sentences": _interpretation(statistics, cache.shape),
+        "sentences": _interpretation(statistics, cache.shape, coin_flips),
+        "has_coin_flips": coin_flips != 0,
     }
 
 
@@ -65,18 +72,23 @@ def _heat(values: np.ndarray, alt: str) -> Picture:
     return inlined(Image.fromarray(pixels), alt)
 
 
-def _interpretation(statistics: BitStatistics, shape: CodeShape) -> list[str]:
+def _interpretation(statistics: BitStatistics, shape: CodeShape, coin_flips: float | None) -> list[str]:
     mean, strongest, c = statistics.mean_entropy, statistics.strongest_correlation, shape.c
     if statistics.constant:
         used = f"{statistics.constant} of the {c} bits of a position never change: they carry nothing."
     else:
         used = f"None of the {c} bits of a position is constant, so none is wasted."
-    if mean > 0.9:
-        filled = f"On average a bit carries {mean:.2f} bits of information out of 1: the code is well filled."
-    elif mean > 0.6:
-        filled = f"On average a bit carries {mean:.2f} bits of information out of 1: some hardly vary."
+    told = f"On average a bit varies by {mean:.2f} bits out of 1"
+    if coin_flips:
+        told += f", of which {coin_flips:.2f} are coin flips of the encoder, so that at most {mean - coin_flips:.2f}"
+        told += " are of the image"
+    content = mean - (coin_flips or 0)
+    if content > 0.9:
+        filled = f"{told}: the code is well filled."
+    elif content > 0.6:
+        filled = f"{told}: some say little."
     else:
-        filled = f"On average a bit carries only {mean:.2f} bits out of 1: a smaller code might do."
+        filled = f"{told}: a smaller code might do."
     repeated = "two bits say nearly the same" if strongest > 0.9 else "no two bits repeat each other"
     return [used, filled, f"The strongest correlation between two bits is {strongest:.2f}: {repeated}."]
 

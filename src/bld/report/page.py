@@ -23,8 +23,10 @@ from bld.report.inpainting import inpainting_section, reconstruction_section
 from bld.report.samples import generate, neighbour_section, sample_section, strip_section
 from bld.runtime.precision import in_float32
 from bld.runtime.processor import device_name
+from bld.serialization.models import tokenizer_hash
+from bld.training.held_out_codes import draws_of
+from bld.training.origins import seen_before
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import seen_before
 from bld.training.stages.prior import DRAWN_BOUND, PROBABLE_BOUND
 
 Say = Callable[[str], None]
@@ -88,7 +90,9 @@ def _sections(opened: OpenedRun, contents: Contents, seed: int) -> dict[str, Any
     return {
         **sections,
         "reconstructions": reconstruction_section(opened, contents),
-        "bits": bits_section(opened.codes) if opened.codes is not None and opened.tokenizer.is_binary else None,
+        "bits": bits_section(opened.codes, _coin_flips(opened))
+        if opened.codes is not None and opened.tokenizer.is_binary
+        else None,
         "curves": curve_section(opened),
     }
 
@@ -127,13 +131,14 @@ def _data(opened: OpenedRun) -> dict[str, Any]:
 
 def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
     """(value, unit, what it is), the most telling first."""
-    decibels, drawn = opened.last_metric("held_out_psnr"), opened.last_metric(DRAWN_BOUND)
-    rate = opened.last_metric(PROBABLE_BOUND) if drawn is None else drawn
+    rebuilt, foretold = opened.measured("tokenizer"), opened.measured("prior")
+    decibels, drawn = rebuilt.get("held_out_psnr"), foretold.get(DRAWN_BOUND)
+    rate = foretold.get(PROBABLE_BOUND) if drawn is None else drawn
     data = _data(opened)
     smaller = f"smaller than raw pixels: {data['code_bytes']:,} bytes per image"
     figures = [(f"{data['compression']:.3g}×", "", smaller)]
     if decibels is not None:
-        from_drawn = opened.last_metric("held_out_drawn_psnr")
+        from_drawn = rebuilt.get("held_out_drawn_psnr")
         also = "" if from_drawn is None else f"; {from_drawn:.1f} dB from drawn ones, as the prior makes them"
         figures.append((f"{decibels:.1f}", "dB", f"PSNR of held-out images from their most probable codes{also}"))
     if rate is not None and opened.pipeline is not None:
@@ -164,6 +169,16 @@ def learned_of(opened: OpenedRun, prior_bits: float) -> tuple[float, float, floa
         return None
     noise, independent = code["noise_bits"], code["independent_bits"]
     return noise, independent - noise, independent - prior_bits
+
+
+def _coin_flips(opened: OpenedRun) -> float | None:
+    """Bits that the encoder draws by chance per stored bit; None where nobody measured them of this tokenizer."""
+    if not draws_of(opened.tokenizer, opened.settings.codes.draws):
+        return 0.0
+    code = opened.progress("code")
+    if "noise_bits" not in code or code.get("tokenizer", "") != tokenizer_hash(opened.tokenizer):
+        return None
+    return float(code["noise_bits"]) / opened.tokenizer.code_shape.bits
 
 
 def _stages(opened: OpenedRun) -> list[dict[str, str]]:

@@ -31,7 +31,7 @@ class AutoencoderConfig:
         attention_resolutions: feature-map sizes, in pixels, at which residual blocks are followed by attention
         embed_dim: width to which the decoder embeds the c bits of a position; also that of vq's codebook vectors
         norm_first: whether the decoder normalises that embedding
-        in_channels: colour channels of an image
+        in_channels: colour channels of an image; 3 in a run, which reads all images as RGB
         features_dim: width of the encoder's last features, which a 1×1 convolution makes logits of; 0 means that of
             the last resolution
         out_activation: whether SiLU stands between the last norm and the last 3×3 convolution of encoder and decoder;

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from bld.errors import MissingPackageError, SettingError, did_you_mean
 from bld.runtime.distributed import mean_over_processes
-from bld.tokenizer.discriminator import generator_hinge
+from bld.tokenizer.discriminator import PatchDiscriminator, generator_hinge
+
+LEAST_PIXELS = 16  # of a side, of which VGG-16, that halves it four times, still sees something
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class ObjectiveConfig:
     Args:
         mse: weight of the mean squared error, over pixels in [-1, 1]
         l1: weight of the mean absolute error
-        perceptual: weight of LPIPS with VGG-16; needs its weights on disk or a network, and 0 switches it off
+        perceptual: weight of LPIPS with VGG-16; needs its weights on disk or a network, and images of 16 pixels or
+            more; 0 switches it off
         adversarial: weight of the hinge loss against a PatchGAN discriminator; 0 switches it off
         adversarial_weight: fixed, or adaptive: scaled so that its gradient on the last layer is as large as that
             of the other terms
@@ -71,6 +74,16 @@ class ObjectiveConfig:
                 "objective.adversarial_start and objective.adversarial_ramp are parts of the training, 0 to 1, "
                 f"not {self.adversarial_start} and {self.adversarial_ramp}."
             )
+
+    def check(self, size: int) -> None:
+        """Raises SettingError where a term has nothing to see in images of size × size pixels."""
+        if self.perceptual > 0 and size < LEAST_PIXELS:
+            raise SettingError(
+                f"objective.perceptual={self.perceptual:g} asks VGG-16, which sees nothing in {size}×{size} pixels: "
+                f"set objective.perceptual=0, or tokenizer.image_size to {LEAST_PIXELS} or more."
+            )
+        if self.adversarial > 0:
+            PatchDiscriminator.check(size, self.discriminator_layers)
 
     def bit_flips_at(self, progress: float) -> float:
         """The most bits to turn over at this part (0 … 1) of the training, as a part of an image's bits."""

@@ -47,15 +47,17 @@ class CheckpointStore:
     def save(self, state: TrainingState) -> Path:
         """Write one checkpoint aside, sync it, rename it; then drop all before it but the last few whole ones.
 
-        Those of higher steps stay: they were found damaged, and until a training that began anew has gone as far, they
-        may yet be restored from a copy.
+        First what a process has left half written that was killed is removed: nobody else writes here. Checkpoints of
+        higher steps stay: they were found damaged, and until a training that began anew has gone as far, they may yet
+        be restored from a copy.
 
         Returns:
             Its folder.
         """
         target = self.folder / f"step-{state.step:08d}"
         aside = self.folder / f".{target.name}.part"
-        shutil.rmtree(aside, ignore_errors=True)
+        for left_over in self.folder.glob(".step-*.part"):
+            shutil.rmtree(left_over, ignore_errors=True)
         try:
             weights = aside / "state.safetensors"
             with written_aside(weights) as path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -277,19 +278,27 @@ def _open_vectors(path: Path) -> tuple[np.ndarray, list[str] | None]:
         )
     try:
         loaded: Any = np.load(path, mmap_mode="r", allow_pickle=False)
-        given, names = (
-            (loaded, None) if isinstance(loaded, np.ndarray) else (loaded["vectors"], loaded["names"].tolist())
-        )
+        given, names = (loaded, None) if isinstance(loaded, np.ndarray) else (loaded["vectors"], loaded["names"])
     except KeyError as error:
         raise DataError(
             f"{path} lacks an array: an .npz of vectors holds `vectors` (n, V) and `names` (n,)."
         ) from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0].rstrip(".")
         raise DataError(f"The vectors {path} cannot be read ({reason}): save them with numpy as .npy.") from error
     if given.ndim != 2 or not given.shape[1] or given.dtype.kind not in "fiu":
         raise DataError(f"{path} holds {given.dtype} of shape {given.shape}: vectors are numbers of shape (n, V).")
-    return given, names
+    return given, None if names is None else _texts_of(path, names)
+
+
+def _texts_of(path: Path, names: np.ndarray) -> list[str]:
+    """The names of an .npz as texts, of which some programs keep the UTF-8."""
+    try:
+        if names.ndim == 1 and names.dtype.kind in "SU":
+            return [name.decode() if isinstance(name, bytes) else name for name in names.tolist()]
+    except UnicodeDecodeError:
+        raise DataError(f"The `names` in {path} are not written in UTF-8: save them as texts.") from None
+    raise DataError(f"{path} holds `names` of {names.dtype} and shape {names.shape}: they are texts of shape (n,).")
 
 
 def _order(path: Path, given: np.ndarray, names: list[str] | None, source: ImageSource) -> np.ndarray:

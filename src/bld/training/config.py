@@ -131,16 +131,67 @@ def _read_preset(name: str, above: tuple[str, ...] = (), shipped: bool = True) -
             raise SettingError(f"Unknown preset '{name}'.{did_you_mean(name, preset_names())}")
         path = resources.files("bld.presets") / f"{name}.yaml"
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise SettingError(f"{name} is not valid YAML: {' '.join(str(error).split())}.") from error
+        tree = yaml.load(path.read_text(encoding="utf-8"), _KeysOnce) or {}
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{name} is not written in UTF-8: save it as UTF-8.") from error
+    except (yaml.YAMLError, ValueError) as error:  # a date that there is not, for one
+        raise SettingError(f"{name} is not valid YAML: {' '.join(str(error).split()).rstrip('.')}.") from error
     if not isinstance(tree, dict):
         raise SettingError(f"{name} must hold settings as key: value lines, not a {type(tree).__name__}.")
+    tree = nested(tree, name)
     base = tree.get("base")
     if base is None or not (shipped or is_file(str(base))):
         return tree
     del tree["base"]
     return overlaid(_read_preset(str(base), (*above, name), shipped), tree)
+
+
+class _KeysOnce(yaml.SafeLoader):
+    """YAML without tags that refuses a key that a mapping has twice, of which the last would count alone."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The mapping as it is written."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if any(key.value == earlier.value for earlier in keys[:i]):
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value} is there twice", key.start_mark)
+        return node
+
+
+def nested(tree: dict[Any, Any], name: str) -> dict[str, Any]:
+    """What a file of settings says as a tree, whether it says `prior: {dim: 64}` or `prior.dim: 64`.
+
+    Args:
+        tree: as YAML read it.
+        name: of the file.
+
+    Raises:
+        SettingError: for a key that is no text, and where the file says two things of one setting.
+    """
+    said: dict[str, Any] = {}
+    for key, value in _spelled(tree, name):
+        if key in said and said[key] != value:
+            raise SettingError(f"{name} says both {key}={said[key]} and {key}={value}: leave one of them out.")
+        said[key] = value
+    for key in said:
+        if above := next((other for other in said if key.startswith(f"{other}.")), None):
+            raise SettingError(f"{name} says both {above}={said[above]} and {key}={said[key]}: leave one of them out.")
+    return tree_of(said)
+
+
+def _spelled(tree: dict[Any, Any], name: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf of what YAML read."""
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise SettingError(
+                f"{name} has the key {prefix}{key}, which YAML does not read as text: name a setting, and quote a "
+                "name such as on, off, yes, no or a number."
+            )
+        if isinstance(value, dict):
+            yield from _spelled(value, name, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def overlaid(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +217,7 @@ def _check_key(key: str) -> None:
 def _parse_value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise SettingError(f"The value of {key}, '{text}', is not valid YAML.") from error
 
 

@@ -243,6 +243,8 @@ def _prior_settings(origin: Origin) -> dict[str, Any]:
     kind = kind_of(network) if process is None else KINDS[process.kind]  # kinds may share a network
     known = {field.name for field in dataclasses.fields(PriorSettings)}
     prior = {name: value for name, value in config.items() if name in known}
+    if kind.takes_entries:
+        prior["categorical"] = config["entries"]
     tree: dict[str, Any] = {"prior": {**prior, "kind": kind.name, "evidence": config["evidence"] != "none"}}
     if process is not None and not kind.has_own_steps:
         known = {field.name for field in dataclasses.fields(DiffusionSettings)}

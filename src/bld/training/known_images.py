@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +20,8 @@ class KnownImages:
     """What a run knows of some images.
 
     Attributes:
-        train: those that it was trained on; None where they cannot be told from the others.
-        held_out: those that it held out; None as `train`.
+        train: those that it was trained on; None where there are none, or where they cannot be told from the others.
+        held_out: those that it held out or does not have; None as `train`, or where there are none.
         example: the name of one that it was trained on; empty where none of the images is known to be.
     """
 
@@ -32,8 +34,8 @@ def known_images(run: RunFolder, images: ImageSet) -> KnownImages:
     """What a run knows of these images.
 
     They are the run's own where they have the names and, as far as it took note, the contents of those that it was
-    trained on, or lie where those lie, or in a folder among them. Of others, an image is known that has the contents of
-    one that the run took note of, and its name but for the folder.
+    trained on, be it of a folder among them or of one in which they all lie now. Of others, an image is known that has
+    the contents of one that the run took note of, and its name but for the folder.
 
     Args:
         run: a folder; one that holds no run, such as a shared model, knows no images.
@@ -42,39 +44,62 @@ def known_images(run: RunFolder, images: ImageSet) -> KnownImages:
     if not run.has_settings():
         return KnownImages()
     settings, record = run.settings(), DataRecord.read(run)
+    is_whole = len(images) + len(images.skipped) == len(images.source)
     if record is None:  # a run from before there were records, which divided its images by number
         if _inside(settings.data.location, images.location) != "":
             return KnownImages()
-        train, held_out = split_images(images, settings, by_number=True)
-        return KnownImages(train, held_out, train.names[0])
-    folder = _folder_in_run(record, images.source)
-    if folder is None:
-        return KnownImages(example=_example(record, settings, images.source))
-    if record.held_out_below is None:
-        if folder or len(images.source) != record.images:
+        if not is_whole:
             return KnownImages(example=images.names[0])
         train, held_out = split_images(images, settings, by_number=True)
         return KnownImages(train, held_out, train.names[0])
-    is_held_out = name_fractions([folder + name for name in images.names], held_out_seed(settings)) < (
-        record.held_out_below
-    )
-    if is_held_out.all():
+    names = _names(record, images.source)
+    if names is None:
+        return KnownImages(example=_example(record, settings, images))
+    if record.held_out_below is None:
+        if any(names) or len(images.source) != record.images or not is_whole:
+            return KnownImages(example=images.names[0])
+        train, held_out = split_images(images, settings, by_number=True)
+        return KnownImages(train, held_out, train.names[0])
+    is_its = np.array([name.startswith(names.before) for name in images.names])
+    asked = [names.folder + name.removeprefix(names.before) for name in images.names]
+    is_trained_on = is_its & (name_fractions(asked, held_out_seed(settings)) >= record.held_out_below)
+    if not is_trained_on.any():
         return KnownImages()
-    train, held_out = images.subset(np.flatnonzero(~is_held_out)), images.subset(np.flatnonzero(is_held_out))
-    return KnownImages(train, held_out, train.names[0]) if len(held_out) else KnownImages(example=train.names[0])
+    train, rest = images.subset(np.flatnonzero(is_trained_on)), images.subset(np.flatnonzero(~is_trained_on))
+    return KnownImages(train, rest if len(rest) else None, train.names[0])
 
 
-def _folder_in_run(record: DataRecord, source: ImageSource) -> str | None:
-    """What the run's names have before those of these images; None where they are others."""
+class _Names(NamedTuple):
+    """How a run's names of images differ from those that they have now."""
+
+    folder: str = ""  # what the run's have before them
+    before: str = ""  # what today's have before them; those without it the run does not have
+
+
+def _names(record: DataRecord, source: ImageSource) -> _Names | None:
+    """How the names differ, by the contents that the run took note of; None where the images are others."""
     if source.fingerprint == record.fingerprint:
-        return ""
-    folder = _inside(record.location, source.location) or ""
-    noted = {name.removeprefix(folder): hash_ for name, hash_ in record.contents.items() if name.startswith(folder)}
-    now = hashes(source, list(noted))
-    same = sum(now.get(name) == hash_ for name, hash_ in noted.items())
-    if noted:
-        return folder if same >= LEAST_SAME * len(noted) else None
-    return folder or None
+        return _Names()
+    by_end: dict[str, list[str]] = {}
+    for name in record.contents:
+        by_end.setdefault(PurePosixPath(name).name, []).append(name)
+    votes: Counter[_Names] = Counter()
+    for now, hash_ in hashes(source, [name for name in source.names if PurePosixPath(name).name in by_end]).items():
+        for noted in by_end[PurePosixPath(now).name]:
+            if record.contents[noted] == hash_ and (names := _differ(noted, now)) is not None:
+                votes[names] += 1
+    for names, same in votes.most_common(1):
+        could = sum(noted.startswith(names.folder) for noted in record.contents)
+        return names if same >= LEAST_SAME * could else None
+    folder = _inside(record.location, source.location)  # of which the run may have taken no note
+    return _Names(folder) if folder and not any(noted.startswith(folder) for noted in record.contents) else None
+
+
+def _differ(noted: str, now: str) -> _Names | None:
+    """How two names of an image differ: by folders before one of them; None where they differ otherwise."""
+    if f"/{noted}".endswith(f"/{now}"):
+        return _Names(folder=noted.removesuffix(now))
+    return _Names(before=now.removesuffix(noted)) if f"/{now}".endswith(f"/{noted}") else None
 
 
 def _inside(outer: str, inner: str) -> str | None:
@@ -85,7 +110,7 @@ def _inside(outer: str, inner: str) -> str | None:
     return f"{second.relative_to(first).as_posix()}/" if second.is_dir() and second.is_relative_to(first) else None
 
 
-def _example(record: DataRecord, settings: Settings, source: ImageSource) -> str:
+def _example(record: DataRecord, settings: Settings, images: ImageSet) -> str:
     """The name of an image that the run was trained on, as far as it took note of them; "" where there is none."""
     noted = list(record.contents)
     is_trained_on = np.ones(len(noted), dtype=bool)
@@ -94,5 +119,5 @@ def _example(record: DataRecord, settings: Settings, source: ImageSource) -> str
     trained_on = [name for name, is_so in zip(noted, is_trained_on, strict=True) if is_so]
     ends = {PurePosixPath(name).name for name in trained_on}
     contents = {record.contents[name] for name in trained_on}
-    found = hashes(source, [name for name in source.names if PurePosixPath(name).name in ends])
+    found = hashes(images.source, [name for name in images.names if PurePosixPath(name).name in ends])
     return next((name for name, hash_ in found.items() if hash_ in contents), "")

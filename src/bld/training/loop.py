@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from bld.errors import CheckpointError, UserError
 from bld.nn.activation_checkpointing import recompute_activations
+from bld.pipeline.recorded import held_out_of
 from bld.runtime.distributed import whole_state
 from bld.training.accelerator import (
     compile_network,
@@ -210,7 +211,7 @@ class StageRun:
 
     def _loop(self, log: MetricsLog) -> None:
         settings = self.stage.training
-        batches = ahead(self.stage.batches(self.step), self.accelerator.device)
+        batches = ahead(self.stage.batches(self.step, self.images), self.accelerator.device)
         saved = time.monotonic()
         # By the main process's clock too: others that expect another preview would wait for ever.
         previews = int(self._agree(self.clock.progress(self.step), False, False)[0] * settings.previews)
@@ -344,9 +345,18 @@ class StageRun:
             images=self.images,
             trained_with=self.trained_with,
             skipped_steps=self.update.skips()[0],
+            held_out=self._measured(),
             parameters=sum(p.numel() for p in self.average.model.parameters()),
             early_step=None if self.early is None else self.early_step,
         )
+
+    def _measured(self) -> dict[str, float]:
+        """What was measured of this step on held-out images, by this command or the one that it goes on from."""
+        found: dict[str, float] = {}
+        for line in self.run.read_metrics():
+            if (line["stage"], line["step"]) == (self.stage.name, self.step):
+                found |= held_out_of(line)
+        return found
 
     def _stop_diverged(self, times: int) -> None:
         raise DivergedError(

@@ -11,17 +11,24 @@ from bld.seeding import keyed_permutation
 
 
 class KeyedOrder:
-    """All images, epoch after epoch in keyed permutations: step s takes positions s·B … (s+1)·B - 1 of this order.
+    """All images, epoch after epoch in keyed permutations: each step takes the next B positions of this order.
+
+    Step s takes positions s·B … (s+1)·B - 1, unless steps before it had batches of another size.
 
     Args:
         images: how many there are.
         batch_size: B.
         seed: of the permutations.
         purpose: what the order is for; another purpose makes other permutations.
+        first_step: from which on batches have this size.
+        taken: positions that the steps before that one took; None is as many as batches of this size.
     """
 
-    def __init__(self, images: int, batch_size: int, seed: int, purpose: str):
+    def __init__(
+        self, images: int, batch_size: int, seed: int, purpose: str, first_step: int = 0, taken: int | None = None
+    ):
         self.images, self.batch_size, self.seed, self.purpose = images, batch_size, seed, purpose
+        self._ahead = 0 if taken is None else taken - first_step * batch_size
         self._epoch = lru_cache(maxsize=2)(self._permutation)
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -30,7 +37,8 @@ class KeyedOrder:
     def positions(self, step: int, index: int = 0, parts: int = 1) -> range:
         """The positions of one part of a step's batch: part `index` of `parts` (processes times micro-batches)."""
         start, stop = part_of(self.batch_size, index, parts)
-        return range(step * self.batch_size + start, step * self.batch_size + stop)
+        first = self._ahead + step * self.batch_size
+        return range(first + start, first + stop)
 
     def indices(self, positions: range) -> np.ndarray:
         """The image at each position."""

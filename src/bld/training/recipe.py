@@ -12,21 +12,22 @@ from pathlib import Path
 import torch
 
 from bld.data import ImageSet, read_captions
-from bld.errors import DataError, SettingError
+from bld.errors import SettingError
 from bld.io.files import read_json, write_json
 from bld.serialization.models import load_index, load_prior_config, load_process, load_tokenizer, tokenizer_hash
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.accelerator import make_accelerator, precision_of, processes_of
 from bld.training.code_cache import CodeCache
 from bld.training.condition_cache import ImageVectors, VectorCache, condition_vectors
-from bld.training.config import load_settings, preset_names
 from bld.training.held_out_codes import draws_of, held_out_codes, held_out_entropy
 from bld.training.init_from import given_tokenizer, init_source
 from bld.training.loop import StageRun
 from bld.training.metrics_log import refuse_missing_trackers
 from bld.training.order import spread
+from bld.training.origins import seen_before
+from bld.training.refusals import refuse_guidance, refuse_small_batches, refuse_too_few
 from bld.training.run_folder import RunFolder
-from bld.training.run_images import images_of_run, keep_examples, seen_before
+from bld.training.run_images import images_of_run, keep_examples
 from bld.training.settings import Settings, TrainingSettings
 from bld.training.stages.base import Stage
 from bld.training.stages.encode import encode_images
@@ -49,6 +50,7 @@ class Recipe:
         run: the folder everything is written to.
         say: called with each message for the user, in the main process only; `print` will do.
         budget_seconds: time for the whole run, which `train` shares between the stages; None trains all steps.
+        stages: those that are to be trained: of these alone it is asked whether there are images enough for a batch.
 
     Raises:
         SettingError: if a batch is too small to be split between the processes.
@@ -59,17 +61,19 @@ class Recipe:
     run: RunFolder
     say: Say
     budget_seconds: float | None = None
+    stages: Sequence[str] = STAGES
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
         self._seconds_in_stages = 0.0
+        self._is_shared = False  # whether the stages share the budget
         self._images: tuple[ImageSet, ImageSet] | None = None
         self._vectors: VectorCache | None = None
         self.accelerator = make_accelerator(self.settings.mixed_precision)
         self.processes = processes_of(self.accelerator)
         if not self.processes.is_main:
             self.say = lambda _: None
-        self._refuse_small_batches()
+        refuse_small_batches(self.settings, self.processes.count, self._trained())
         refuse_missing_trackers(self.settings)
 
     # -- images -------------------------------------------------------------------------------------------
@@ -79,7 +83,7 @@ class Recipe:
 
         Raises:
             DataError: if they cannot be used, are fewer than a batch, or are not those that the run was trained on.
-            SettingError: for guidance without classes, texts or vectors.
+            SettingError: for guidance without classes, texts or vectors, or that the prior is not trained for.
         """
         if self._images is None:
             data = self.settings.data
@@ -96,17 +100,20 @@ class Recipe:
                     index_to=self.run.path,
                     max_pixels=int(data.max_megapixels * 1e6),
                 )
-                self._refuse_guidance_without_condition(everything.classes)
+                refuse_guidance(self.settings, everything.classes, self.say)
                 notes = everything.source.notes
                 train, rest, remarks = images_of_run(self.run, self.settings, everything, self.processes.is_main)
-            for note in [*notes, *remarks, *seen_before(self.run, rest)]:
+            seen = seen_before(self.run, rest)
+            if self.processes.is_main:
+                self.run.record("data", held_out_are_unseen=not seen)
+            for note in [*notes, *remarks, *seen]:
                 self.say(note)
             if everything.skipped:
                 self.say(
                     f"{len(everything.skipped)} unreadable images are left out; "
                     f"{self.run.path / 'skipped_images.txt'} names them."
                 )
-            self._refuse_too_few(train)
+            refuse_too_few(self.settings, train, self._trained())
             if self.processes.is_main:
                 keep_examples(self.run, rest, self.settings.seed)
             classes = f", {len(train.classes)} classes" if train.classes else ""
@@ -114,44 +121,9 @@ class Recipe:
             self._images = train, rest
         return self._images
 
-    def _refuse_guidance_without_condition(self, classes: list[str]) -> None:
-        scale, settings = self.settings.sampling.guidance_scale, self.settings
-        if settings.prior.text_encoder or settings.data.condition or settings.prior.guide:
-            return
-        if scale != 1 and not (classes and settings.prior.class_conditional):
-            if settings.preset in preset_names() and load_settings(settings.preset).sampling.guidance_scale == scale:
-                self.say(
-                    f"There are no classes: the guidance of the preset {settings.preset} is left out; "
-                    "prior.guide=0.1 would guide without classes."
-                )
-                return  # nobody has asked for it
-            raise SettingError(
-                f"sampling.guidance_scale={scale:g} needs classes, and {settings.data.location} is used without: "
-                "set sampling.guidance_scale=1, put the images into one folder per class, or set prior.guide=0.1."
-            )
-
-    def _trainings(self) -> list[str]:
-        """The sections of the stages that this run may train."""
-        return ["prior_training"] if given_tokenizer(self.run) else ["tokenizer_training", "prior_training"]
-
-    def _refuse_too_few(self, train: ImageSet) -> None:
-        for name in self._trainings():
-            batch = getattr(self.settings, name).batch_size
-            if len(train) < batch:
-                raise DataError(
-                    f"{train.location} leaves {len(train)} images to train on, fewer than a batch of {batch}: "
-                    f"add images, or set {name}.batch_size={max(1, len(train) // 2)}."
-                )
-
-    def _refuse_small_batches(self) -> None:
-        for name in self._trainings():
-            training = getattr(self.settings, name)
-            parts = self.processes.count * training.accumulate
-            if training.batch_size < parts:
-                raise SettingError(
-                    f"{name}.batch_size={training.batch_size} cannot be shared by {self.processes.count} processes in "
-                    f"{training.accumulate} pieces each: set it to {parts} or more."
-                )
+    def _trained(self) -> list[str]:
+        """The stages that this run may train."""
+        return [name for name in STAGES if name in self.stages and (name == "prior" or not given_tokenizer(self.run))]
 
     # -- stages -------------------------------------------------------------------------------------------
 
@@ -249,6 +221,13 @@ class Recipe:
 
     def train(self) -> None:
         """Train both stages, within the time budget if there is one."""
+        self._is_shared = self.budget_seconds is not None
+        try:
+            self._train_both()
+        finally:
+            self._is_shared = False
+
+    def _train_both(self) -> None:
         with self.locked():
             budget, given = self.budget_seconds, given_tokenizer(self.run)
             if given is not None:
@@ -297,7 +276,8 @@ class Recipe:
 
     def _goal(self, training: TrainingSettings) -> dict[str, float | None]:
         """What a stage is asked for: asking again for the same trains nothing, asking for more trains on."""
-        return {"steps": training.steps, "budget_seconds": self.budget_seconds}
+        goal = {"steps": training.steps, "budget_seconds": self.budget_seconds}
+        return {**goal, "shared": True} if self._is_shared else goal
 
     def _finished(self, name: str) -> bool:
         finished = self._is_finished(name)
@@ -307,7 +287,10 @@ class Recipe:
 
     def _is_finished(self, name: str) -> bool:
         done, training = self.run.progress().get(name, {}), getattr(self.settings, f"{name}_training")
-        return bool(done.get("given")) or done.get("goal") == self._goal(training)
+        asked = self._goal(training)
+        if not (done.get("goal") or {}).get("shared"):  # it had all the time, or is of a run that did not tell
+            asked.pop("shared", None)
+        return bool(done.get("given")) or done.get("goal") == asked
 
     def _forget_prior_unless(self, what: str, mine: Sequence[str], changed: str) -> None:
         """A prior that was begun with another tokenizer, captions or vectors than these starts anew.
@@ -365,6 +348,7 @@ class Recipe:
         if entropy is not None and draws and self.processes.is_main:
             self.run.record(
                 "code",
+                tokenizer=tokenizer_hash(tokenizer),
                 images=entropy.images,
                 noise_bits=round(entropy.noise_bits, 3),
                 independent_bits=round(entropy.independent_bits, 3),

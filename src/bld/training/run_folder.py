@@ -22,7 +22,7 @@ from bld.io.files import read_json, write_json, written_aside
 from bld.serialization.models import GUIDE
 from bld.training.checkpoints import CheckpointStore
 from bld.training.condition_cache import is_moved
-from bld.training.config import is_file, load_settings, overlaid, said_by_files, values_of
+from bld.training.config import is_file, load_settings, nested, overlaid, said_by_files, values_of
 from bld.training.settings import Settings, leaves, settings_tree, tree_of
 
 # What cannot change once a stage has begun: another value makes another model, or measures on what it was trained on.
@@ -174,10 +174,11 @@ class RunFolder:
             raise CheckpointError(f"{self.path} is not a run folder: it has no config.yaml. Name the --out of a run.")
         try:
             tree = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # that it is no UTF-8, for one
             raise CheckpointError(f"{self.config} is damaged and cannot be read as YAML.") from error
         if not isinstance(tree, dict):
             raise CheckpointError(f"{self.config} is damaged: it holds no settings.")
+        tree = nested(tree, str(self.config))
         if isinstance(tree.get("diffusion"), dict):
             tree["diffusion"].setdefault("prediction", "epsilon")  # what runs did before it could be chosen
         return tree

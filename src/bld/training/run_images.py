@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from bld.data import ImageSet, ImageSource, meet_by_name, name_fractions, open_images, save_png
-from bld.errors import DataError, UserError
+from bld.errors import DataError
 from bld.io.files import read_json, write_json
 from bld.training.order import spread
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
-from bld.training.time_budget import STAGES
 
 LOOKED_AT = 16  # images whose contents tell whether a data set is still the same
 LEAST_SAME = 0.5  # of those: with fewer it is another
@@ -167,48 +165,6 @@ def held_out_seed(settings: Settings) -> int:
 def held_out_below(images: ImageSet, settings: Settings) -> float:
     """The bound on `name_fractions` below which as many of the images lie as the settings hold out."""
     return images.line_for(settings.data.held_out_of(len(images)), held_out_seed(settings))
-
-
-def begun_with(run: RunFolder) -> dict[str, RunFolder]:
-    """The runs whose models a run began with, and those whose models these began with: what they are called → the run.
-
-    Those that take no note of their images are not among them.
-    """
-    found: dict[str, RunFolder] = {}
-    wanted = [(run.path, stage) for stage in STAGES]
-    for path, stage in wanted:  # which grows
-        entries = RunFolder(path).progress().get(stage, {})
-        for name in filter(None, (entries.get("given"), entries.get("init_from"))):
-            origin = next((o for o in map(RunFolder, (name, Path(name).parent)) if o.data.is_file()), None)
-            if origin is None:
-                continue
-            found[name] = origin
-            owed = STAGES[: STAGES.index(stage) + 1]  # a tokenizer owes nothing to the prior that was trained on it
-            wanted += [pair for pair in ((origin.path, what) for what in owed) if pair not in wanted]
-    return found
-
-
-def seen_before(run: RunFolder, held_out: ImageSet) -> list[str]:
-    """In sentences, how many of the held-out images the runs were trained on whose models this one began with."""
-    remarks = []
-    for origin, other in begun_with(run).items():
-        try:
-            record = DataRecord.read(other)
-            if record is None or record.held_out_below is None:
-                continue
-            refuse_others(other, record, held_out.source)
-            settings = other.settings()
-        except UserError:  # it knows other images, or cannot be read
-            continue
-        seed = held_out_seed(settings)
-        seen = int((name_fractions(held_out.names, seed) >= record.held_out_below).sum())
-        if seen:
-            remarks.append(
-                f"{seen:,} of the {len(held_out):,} held-out images were trained on in {origin}, with whose model this "
-                f"run begins, so that what is measured of them is not of unseen images: begin with "
-                f"data.held_out_seed={seed} data.held_out={settings.data.held_out}, as it did, and another --out."
-            )
-    return remarks
 
 
 def _older_classes(run: RunFolder) -> list[str]:

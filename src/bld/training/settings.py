@@ -166,7 +166,8 @@ class PriorSettings(NetworkSettings):
             usual, rather than as many bits, each by itself (autoregressive, absorbing)
         class_conditional: whether labels are used where the data has them and neither text nor vectors are
         text_encoder: text model of a CLIP (folder, or name on the hub) through which captions condition; empty is off
-        label_dropout: probability with which a condition (label, caption or vector) is left out, for guidance
+        label_dropout: probability with which a condition (label, caption or vector) is left out, for guidance, which
+            needs it above 0 and below 1
         vlb_weight: λ of eq. (13)
         soft_targets: whether the network is compared with the mean over all codes that the encoder's probabilities and
             the noised bits allow, in the place of the one drawn: the same goal with less variance (bernoulli, with
@@ -231,8 +232,9 @@ class Settings:
         parallel: what several processes hold: all of each network (ddp), or a piece of it (fsdp), which needs less
             memory and more communication
         sizes_by_budget: whether a time budget chooses tokenizer.base_channels, prior.dim, prior.depth and prior.heads,
-            so that this machine can train them in that time; where a user's file or overrides set one, that network
-            keeps all its own. Where even the smallest tokenizer sees few images, its batch is halved, unless it is set
+            of stages that have not begun, so that this machine can train them in that time; where a user's file or
+            overrides set one, that network keeps all its own. Where even the smallest tokenizer sees few images, its
+            batch is halved, unless it is set
         tokenizer_share: part of the time budget of a whole run that the tokenizer gets, above 0 and below 1; the prior
             gets the rest
         compile: whether networks are compiled by torch.compile, which takes a minute and pays off in a long training
@@ -264,6 +266,11 @@ class Settings:
         if not 0 < self.tokenizer_share < 1:
             raise SettingError(
                 f"tokenizer_share is a part of a time budget, above 0 and below 1, not {self.tokenizer_share}."
+            )
+        if self.tokenizer.in_channels != 3:
+            raise SettingError(
+                f"tokenizer.in_channels={self.tokenizer.in_channels} does not fit the images, which are read as RGB, "
+                "greyscale ones too: leave it at 3."
             )
         for section in ("tokenizer_training", "prior_training"):
             getattr(self, section).check(section)

@@ -61,7 +61,7 @@ class ZipSource(_Archive):
             if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
                 continue
             name = member_path(info.filename, location)
-            if not is_image_path(name) or _is_sheet(name, info.file_size, partial(self._archive().read, info)):
+            if not is_image_path(name) or _is_sheet(name, info.file_size, partial(self._content, info, location)):
                 self._others[name] = info.filename
                 continue
             repeated += name in members
@@ -82,8 +82,16 @@ class ZipSource(_Archive):
         """The content of a member that is no image."""
         if (member := self._others.get(path)) is None:
             return None
-        archive = self._archive()
-        return archive.read(member) if archive.getinfo(member).file_size <= most else None
+        info = self._archive().getinfo(member)
+        return self._content(info, self.location) if info.file_size <= most else None
+
+    def _content(self, info: zipfile.ZipInfo, location: str) -> bytes:
+        """The content of a member that is no image; `DataError` where it is damaged, or packed as cannot be read."""
+        try:
+            return self._archive().read(info)
+        except Exception as error:  # of damage, a password, a compression that Python does not know
+            reason = "it has a password" if info.flag_bits & 1 else error
+            raise _broken(location, "zip", f"{info.filename} cannot be read: {reason}") from error
 
     def _read(self, index: int) -> Image.Image:
         archive = self._archive()
@@ -231,7 +239,7 @@ def _tar_fingerprint(path: Path, members: dict[str, tarfile.TarInfo]) -> str:
     return fingerprint_of([*records, (path.stat().st_size,)])
 
 
-def _broken(location: str, kind: str, error: Exception) -> DataError:
+def _broken(location: str, kind: str, error: Exception | str) -> DataError:
     return DataError(f"{location} is broken or no {kind} archive ({error}); download or pack it again.")
 
 

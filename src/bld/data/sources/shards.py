@@ -112,8 +112,14 @@ class ShardsSource(ImageSource):
         self.notes += notes
         self.fingerprint = listing.fingerprint
         said = list(listing.texts["label"])
-        if all(said):
+        without = [row for row, label in enumerate(said) if not label]
+        if not without:
             self.classes, self.labels = numbered(said)
+        elif len(without) < len(said):
+            self.notes.append(
+                f"The classes that samples of {location} name are left aside: {len(without):,} of {len(said):,} "
+                f"samples name none, the first is {self.names[without[0]]}."
+            )
 
     def texts_beside(self) -> list[str] | None:
         """The .txt of each sample, or what its .json gives as caption; the shards are read through for them."""
@@ -205,13 +211,17 @@ def _caption(name: str, data: bytes) -> str:
 
 
 def _entry(text: str, keys: Sequence[str]) -> str:
-    """What a JSON object has under the first of the keys it has; of a list the first; empty if nothing."""
+    """What a JSON object has under the first of the keys it has; of a list the first; empty if nothing.
+
+    A whole number written as 2.0, as pandas writes it, is 2.
+    """
     try:
         entries = json.loads(text)
     except ValueError:
         return ""
     found = next((entries[key] for key in keys if key in entries), "") if isinstance(entries, dict) else ""
     found = found[0] if isinstance(found, list) and found else found
+    found = int(found) if isinstance(found, float) and found.is_integer() else found
     return without_halves(str(found)) if isinstance(found, str | int) else ""
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from bld.errors import SettingError
 from bld.evaluation.metrics.base import of_reconstructions
 from bld.runtime.precision import in_float32
+from bld.tokenizer.losses import LEAST_PIXELS
 
 
 @of_reconstructions("lpips")
@@ -31,7 +32,13 @@ class PerceptualDistance:
     def features(self, images: Tensor) -> list[Tensor]:
         """Images (n, 3, H, W) in [-1, 1] → per layer (n, C, h, w), of length 1 at each position."""
         scaled = self.model.scaling_layer(images.to(self.device).float())  # type: ignore[operator]
-        layers = self.model.net.forward(scaled)  # type: ignore[union-attr]
+        try:
+            layers = self.model.net.forward(scaled)  # type: ignore[union-attr]
+        except RuntimeError as error:
+            if min(images.shape[-2:]) >= LEAST_PIXELS:
+                raise
+            size = f"{images.shape[-1]}×{images.shape[-2]}"
+            raise SettingError(f"lpips asks VGG-16, which sees nothing in {size} pixels: leave lpips out.") from error
         return [layer / (layer.square().sum(1, keepdim=True).sqrt() + 1e-10) for layer in layers]
 
     @torch.no_grad()

@@ -53,8 +53,13 @@ class Stage(ABC):
         """Take over the weights of another model, where they fit; returns what was kept, in a sentence."""
 
     @abstractmethod
-    def batches(self, first_step: int) -> Iterator[Any]:
-        """This process's share of the batch of each step, from the given one on, a micro-batch at a time."""
+    def batches(self, first_step: int, taken: int | None = None) -> Iterator[Any]:
+        """This process's share of the batch of each step, from the given one on, a micro-batch at a time.
+
+        Args:
+            first_step: the given one.
+            taken: images that the steps before took; None is as many as batches of the present size.
+        """
 
     @abstractmethod
     def train_step(self, batch: Any, step: int, progress: float, update: Update) -> dict[str, Tensor]:

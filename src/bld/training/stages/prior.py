@@ -133,10 +133,10 @@ class PriorStage(Stage):
         classes = self.cache.classes if self.conditional else []
         return init_prior(self.model, origin, classes, self.process, self.tokenizer)
 
-    def batches(self, first_step: int) -> Iterator[Batch]:
+    def batches(self, first_step: int, taken: int | None = None) -> Iterator[Batch]:
         """The codes of each step, with what the prior learns from beside them."""
         B, seed = self.training.batch_size, self.settings.seed
-        order = KeyedOrder(len(self.cache), B, seed, "prior-order")
+        order = KeyedOrder(len(self.cache), B, seed, "prior-order", first_step, taken)
         for step in itertools.count(first_step):
             # Drawn for the whole global batch, so that each process sees its share of the same draws.
             generator = keyed_generator(seed, "prior-batch", step)

@@ -56,9 +56,9 @@ class TokenizerStage(Stage):
                 "objective.adversarial_weight=adaptive compares gradients of one whole layer, which parallel=fsdp "
                 "spreads over the processes: set one of them to fixed or ddp."
             )
+        config.check(settings.tokenizer.image_size)
         self.discriminator = None
         if config.adversarial > 0:
-            PatchDiscriminator.check(settings.tokenizer.image_size, config.discriminator_layers)
             self.discriminator = PatchDiscriminator(
                 config.discriminator_channels, config.discriminator_layers, settings.tokenizer.in_channels
             ).to(accelerator.device)
@@ -73,9 +73,10 @@ class TokenizerStage(Stage):
         """Take over the weights of another tokenizer; a discriminator begins anew."""
         return init_tokenizer(self.model, origin)
 
-    def batches(self, first_step: int) -> Iterator[tuple[Tensor, range]]:
+    def batches(self, first_step: int, taken: int | None = None) -> Iterator[tuple[Tensor, range]]:
         """Pairs of images, uint8 (B, 3, H, W), and their positions in the order of the whole training."""
-        order = KeyedOrder(len(self.train_images), self.training.batch_size, self.settings.seed, "tokenizer-order")
+        B, seed = self.training.batch_size, self.settings.seed
+        order = KeyedOrder(len(self.train_images), B, seed, "tokenizer-order", first_step, taken)
 
         def positions() -> Iterator[range]:
             for step in itertools.count(first_step):
@@ -83,7 +84,7 @@ class TokenizerStage(Stage):
 
         def wanted() -> Iterator[tuple[list[int], list[int]]]:
             for mine in positions():
-                yield order.indices(mine).tolist(), [derive_seed(self.settings.seed, "tokenizer-view", p) for p in mine]
+                yield order.indices(mine).tolist(), [derive_seed(seed, "tokenizer-view", p) for p in mine]
 
         loader = self.train_images.loader(wanted(), workers=self.settings.data.workers)
         return zip(loader, positions(), strict=False)

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import bld
-from bld.data import make_grid, open_images, save_png, to_unit
+from bld.data import make_grid, open_images, save_png
+from bld.data.inputs import mask_view, opened_masks
 
 run, *pictures = sys.argv[1:] or ["demo"]
 pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(run)
@@ -23,15 +24,15 @@ if pictures:
     image, mask = (Image.open(path) for path in pictures)
 else:  # a digit, and its lower half to be filled
     image = open_images("digits").read(3)
-    hole = np.zeros((8, 8), np.uint8)
-    hole[4:] = 255
-    mask = Image.fromarray(hole)
+    lower = np.zeros((8, 8), np.uint8)
+    lower[4:] = 255
+    mask = Image.fromarray(lower)
 
-filled = pipe.inpaint(image, mask, num_images=5, num_inference_steps=16, generator=0).images
+filled = pipe.inpaint(image, mask, num_images=5, generator=0, output_type="pt").images
 
-size = (pipe.image_size, pipe.image_size)
-row = [image.convert("RGB").resize(size), mask.convert("RGB").resize(size), *filled]
-sheet = to_unit(torch.stack([torch.from_numpy(np.array(tile)).permute(2, 0, 1) for tile in row]))
+# Picture and mask as the pipeline sees them: upright, laid over the background, cropped to the square, resized.
+hole = mask_view(opened_masks(mask, 1)[0], pipe.image_size)
+tiles = torch.cat([pipe.preprocess(image), hole.float().expand(1, 3, -1, -1), filled])
 out = Path(run) / "inpainted.png"
-save_png(make_grid(sheet, columns=len(row), scale=max(1, 64 // pipe.image_size)), out)
+save_png(make_grid(2 * tiles - 1, columns=len(tiles), scale=max(1, 64 // pipe.image_size)), out)
 print(f"Picture, mask and {len(filled)} fillings: {out}")

@@ -29,7 +29,7 @@ Recipe(settings, run, say=print).train()
 
 # What was trained is a pipeline. Image i of a seed is always the same, however many are made at once.
 pipe = bld.BinaryLatentDiffusionPipeline.from_pretrained(args.out)
-images = pipe(num_images=8, num_inference_steps=16, generator=0).images
+images = pipe(num_images=8, generator=0).images
 for i, image in enumerate(images):
     image.save(args.out / f"sample-{i}.png")
 size = f"{pipe.image_size}×{pipe.image_size} pixels"

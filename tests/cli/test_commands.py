@@ -102,7 +102,7 @@ def test_the_demo_prints_how_good_its_samples_and_reconstructions_are(tmp_path, 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["diffusion.steps=8"], "8 steps"),
+        (["diffusion.steps=8", "sampling.steps=8"], "8 steps"),
         (["diffusion.target=previous", "diffusion.steps=24", "sampling.steps=0"], "24 steps"),
         (["sampling.guidance_scale=3"], "16 steps"),
         (["prior.class_conditional=false"], None),

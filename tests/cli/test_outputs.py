@@ -96,6 +96,22 @@ def test_sharing_dry_replaces_no_other_model_and_no_run(trained_run, run_copy, t
         assert (folder / "README.md").exists() == (folder == tmp_path / "a")
 
 
+def test_sharing_dry_replaces_a_page_that_it_wrote_and_none_that_a_person_wrote_or_changed(
+    trained_run, tmp_path, capsys
+):
+    page = tmp_path / "out" / "README.md"
+    assert share(trained_run, tmp_path / "out") == share(trained_run, tmp_path / "out") == 0
+    written = page.read_text(encoding="utf-8")
+    unsigned = written.rpartition("<!--")[0]
+    for text in ("# My flowers\n", written.replace("## Limits", "## My limits"), written + "Mine.\n", unsigned):
+        page.write_text(text, encoding="utf-8")
+        capsys.readouterr()
+        assert share(trained_run, tmp_path / "out") == 2
+        error = capsys.readouterr().err
+        assert str(page) in error and "move it away" in error and len(error.splitlines()) == 1
+        assert page.read_text(encoding="utf-8") == text
+
+
 def stopped_once(method):
     """A method that is interrupted when it is first called, after its work."""
     calls = []

@@ -1,10 +1,12 @@
 """The examples run as a newcomer runs them, on tiny settings, and do what they say."""
 
+import json
 import re
 import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -59,6 +61,32 @@ def test_inpainting_keeps_the_upper_half_and_varies_the_lower(example, run_copy)
     tiles = [sheet[:, :, i * 66 : i * 66 + 64] for i in range(7)]
     assert all(torch.equal(tile[:, :32], tiles[0][:, :32]) for tile in tiles[2:])
     assert not torch.equal(tiles[2], tiles[3])
+
+
+def test_inpainting_shows_picture_and_mask_as_they_were_filled(example, run_copy, tmp_path):
+    """Of a picture that is turned, transparent and not square, by a run whose steps cannot be skipped."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    from bld import BinaryLatentDiffusionPipeline
+
+    for name, entry, value in (("diffusion/config", "target", "previous"), ("model_index", "sampling", {})):
+        path = run_copy / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), entry: value}))
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (24, 36, 4), dtype=np.uint8))
+    mask = Image.new("L", (36, 24))
+    mask.paste(255, (18, 0, 27, 24))  # the third quarter of the central square's columns is filled
+    picture.save(tmp_path / "picture.png"), mask.save(tmp_path / "mask.png")
+    assert "5 fillings" in example("inpaint", run_copy, tmp_path / "picture.png", tmp_path / "mask.png")
+    sheet = pil_to_tensor(Image.open(run_copy / "inpainted.png"))
+    shown, hole, *filled = (sheet[:, 4::8, i * 66 + 4 : i * 66 + 64 : 8] for i in range(7))  # a pixel of each 8×8
+    seen = BinaryLatentDiffusionPipeline.from_pretrained(run_copy).preprocess(picture)[0]
+    assert torch.equal(shown, (255 * seen).round().byte())
+    columns = torch.arange(8)
+    assert torch.equal(hole, (255 * ((columns >= 4) & (columns < 7))).byte().expand(3, 8, 8))
+    kept = hole == 0
+    assert all(torch.equal(one[kept], shown[kept]) and not torch.equal(one, shown) for one in filled)
 
 
 def test_encoding_to_bytes_and_back(example, trained_run):

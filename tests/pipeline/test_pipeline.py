@@ -15,7 +15,10 @@ from PIL import Image
 from bld import BinaryLatentDiffusionPipeline
 from bld.errors import CheckpointError, DataError, SettingError
 from bld.pipeline import fill_from_surroundings
+from bld.pipeline.conditioning import Conditioning
+from bld.priors import Denoiser, DenoiserConfig
 from bld.seeding import hashed_uniform, keyed_draws
+from bld.serialization.models import PipelineIndex
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.config import load_settings
 from bld.training.stages.prior import build_network
@@ -50,6 +53,41 @@ def test_sample_i_depends_on_seed_and_i_only(pipe):
     alone = pipe(class_labels=labels[40:41], generator=3, first_index=40, guidance_scale=2.0, output_type="latent")
     assert torch.equal(alone.images, runs[0][40:41])
     assert not torch.equal(runs[0][0], runs[0][10])
+
+
+@pytest.fixture(scope="module")
+def untrained():
+    """The preset digits at its full size, whose small maps PyTorch convolves otherwise when an image is alone."""
+    torch.manual_seed(0)
+    settings = load_settings("digits")
+    shape = settings.tokenizer.code_shape
+    process = settings.process(shape)
+    network = build_network(process, settings.denoiser(shape, 10))
+    torch.nn.init.normal_(network.head.weight, std=0.1)
+    return BinaryLatentDiffusionPipeline(BinaryAutoencoder(settings.tokenizer), network, process)
+
+
+def test_an_image_has_the_same_pixels_and_bits_alone_and_in_a_batch_of_any_size(untrained, picture, mask):
+    """To the last bit of float32, also of the smaller batch at the end of a call."""
+    options = {"num_inference_steps": 2, "generator": 3, "output_type": "pt"}
+    codes = untrained(7, **options).codes
+    views = torch.rand(7, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def made(size):
+        with torch.no_grad():
+            probs = torch.cat([untrained.tokenizer.encode_probs(part) for part in views.split(size)])
+        return {
+            "generated": untrained(7, class_labels=4, guidance_scale=2.0, batch_size=size, **options).images,
+            "decoded": untrained.decode(codes, "pt", batch_size=size),
+            "probabilities": probs,
+            "varied": untrained.vary(codes, batch_size=size, **options).images,
+            "filled": untrained.inpaint(picture, mask, 7, batch_size=size, **options).images,
+        }
+
+    runs = {size: made(size) for size in (1, 2, 3, 7)}
+    for size, run in runs.items():
+        for name, images in run.items():
+            assert torch.equal(images, runs[7][name]), (name, size)
 
 
 def test_a_seed_a_generator_and_generators_all_name_the_same_noise(pipe):
@@ -318,6 +356,13 @@ def test_parts_that_do_not_belong_together_are_refused(pipe, run_copy):
         BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
 
 
+def test_an_index_that_does_not_name_each_class_is_refused(run_copy):
+    path = run_copy / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "classes": ["a", "b"]}))
+    with pytest.raises(SettingError, match=r"2 classes.* 10\b.*model_index\.json"):
+        BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
+
+
 def test_a_folder_without_a_pipeline_says_what_is_missing(run_copy, tmp_path):
     with pytest.raises(CheckpointError, match=r"no model_index\.json"):
         BinaryLatentDiffusionPipeline.from_pretrained(tmp_path)
@@ -548,6 +593,46 @@ def test_numbers_of_numpy_and_torch_are_numbers(pipe, picture, kind):
         return torch.cat([drawn, pipe.vary(pipe.encode(picture), number(1), **options).codes])
 
     assert torch.equal(codes(kind), codes(float))
+
+
+class Texts:
+    """A text encoder whose vectors tell how many texts it was given at a time."""
+
+    model = SimpleNamespace(device=torch.device("cpu"))
+
+    def encode(self, texts):
+        return torch.tensor([[len(text), len(texts), 0.0] for text in texts])
+
+
+@pytest.fixture
+def conditioning():
+    """Of a prior with vectors of width 3, which may be texts."""
+    prior = Denoiser(DenoiserConfig(2, 2, 2, steps=4, condition_dim=3, dim=8, depth=1, heads=1))
+    return Conditioning(prior, PipelineIndex([], text_encoder="texts"), Texts)
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "a"}, {"condition": [1, 2, 3]}, {"prompt": ["a"]}])
+@pytest.mark.parametrize("count", [2.5, True, "3", 0])
+def test_a_number_of_images_that_is_none_is_refused_with_one_prompt_or_vector_too(conditioning, asked, count):
+    with pytest.raises(SettingError, match=r"images\b") as error:
+        conditioning.rows(count, None, **asked)
+    assert len(str(error.value).splitlines()) == 1
+    assert len(conditioning.rows(np.int64(1), None, **asked)) == 1
+
+
+def test_vectors_may_come_as_a_list_of_tensors_or_of_arrays(conditioning):
+    arrays = [np.array([1.0, 2.0, 3.0]), np.array([4.0, 5.0, 6.0])]
+    tensors = [torch.from_numpy(array).requires_grad_() for array in arrays]
+    expected = conditioning.rows(None, None, condition=np.stack(arrays))
+    assert torch.equal(conditioning.rows(None, None, condition=arrays), expected)
+    assert torch.equal(conditioning.rows(2, None, condition=tensors), expected)
+    assert torch.equal(conditioning.rows(None, None, condition=[*torch.ones(3)]), torch.ones(1, 4))
+    with pytest.raises(SettingError, match="array of numbers"):
+        conditioning.rows(None, None, condition=[torch.ones(3), torch.ones(2)])
+
+
+def test_the_vector_of_a_prompt_does_not_depend_on_the_prompts_beside_it(conditioning):
+    assert torch.equal(conditioning.encode_prompt(["a", "bcd"])[1:], conditioning.encode_prompt("bcd"))
 
 
 def test_numbers_that_are_none_are_refused_wherever_they_are_taken(pipe, picture, mask):

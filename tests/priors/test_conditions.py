@@ -11,6 +11,7 @@ from bld.errors import SettingError
 from bld.io.files import read_json, write_json
 from bld.nn.attention import attention
 from bld.priors import KINDS, Autoregression, DenoiserConfig, Transformer
+from bld.priors.embeddings import StepSinusoids, VectorToken
 from bld.seeding import keyed_draws
 from bld.serialization.models import load_prior, save_model
 
@@ -132,6 +133,17 @@ def test_vectors_are_centred_and_scaled_by_numbers_kept_with_the_weights():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("what", ["vector", "step"])
+@torch.no_grad()
+def test_a_token_has_the_same_numbers_alone_and_in_a_batch_of_any_size(what: str):
+    torch.manual_seed(0)
+    token = VectorToken(48, 128) if what == "vector" else StepSinusoids(64, 128)
+    given = torch.randn(17, 48) if what == "vector" else torch.full((17,), 7)
+    whole = token(given)
+    for size in (1, 2, 7, 8):
+        assert torch.equal(torch.cat([token(part) for part in given.split(size)]), whole), size
+
+
 def test_a_hidden_token_is_seen_by_itself_alone():
     """Causal or not, written out (bfloat16 on a CPU) or fused, a hidden token never makes a not-a-number."""
     for dtype in (torch.float32, torch.bfloat16):

@@ -13,7 +13,7 @@ from torch import nn
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
 from bld.errors import CheckpointError
-from bld.priors import Denoiser, DenoiserConfig
+from bld.priors import Denoiser, DenoiserConfig, GaussianDiffusion
 from bld.serialization import models
 from bld.serialization.models import (
     PipelineIndex,
@@ -184,14 +184,56 @@ def test_a_damaged_diffusion_is_one_sentence(tmp_path: Path, change: Callable[[d
         load_process(tmp_path)
 
 
+@pytest.mark.parametrize("steps", [2.5, True, float("nan"), float("inf"), None, [8]])
+def test_a_damaged_gaussian_diffusion_is_one_sentence(tmp_path: Path, steps: object):
+    pytest.importorskip("diffusers")
+    save_process(tmp_path, GaussianDiffusion(8))
+    edit(tmp_path / "config.json", lambda c: c.update(steps=steps))
+    with pytest.raises(CheckpointError, match=str(tmp_path)) as error:
+        load_process(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [None, 1, True, [1], [], {}, {"a": 1}], ids=str)
+@pytest.mark.parametrize("load", [load_prior, load_tokenizer, load_process])
+def test_a_config_of_no_class_is_one_sentence(tmp_path: Path, load: Callable[[Path], object], kind: object):
+    save_model(tmp_path, prior())
+    edit(tmp_path / "config.json", lambda c: c.update(_class_name=kind))
+    with pytest.raises(CheckpointError, match=rf"{tmp_path} holds .* is expected"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "change",
-    [lambda c: c.pop("classes"), lambda c: c.update(background=3), lambda c: c.update(sampling={"a": 1})],
+    [
+        lambda c: c.pop("classes"),
+        lambda c: c.update(background=3),
+        lambda c: c.update(sampling={"a": 1}),
+        *(
+            lambda c, name=name, value=value: c.update({name: value})
+            for name in ("classes", "background", "sampling", "resample", "text_encoder", "text_encoder_hash", "guide")
+            for value in (None, 1, [1], {"a": 1})
+        ),
+        lambda c: c.update(classes=True),
+        lambda c: c.update(background=[0, 0, 0.5]),
+        *(
+            lambda c, name=name, value=value: c["sampling"].update({name: value})
+            for name in ("num_inference_steps", "temperature", "guidance_scale")
+            for value in ("1", True, [1])
+        ),
+    ],
 )
 def test_a_damaged_index_is_one_sentence(tmp_path: Path, change: Callable[[dict], None]):
     save_index(tmp_path, PipelineIndex([]))
     edit(tmp_path / "model_index.json", change)
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}/model_index\.json "):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/model_index\.json\b.*restore it from a copy") as error:
+        load_index(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_an_index_that_is_no_object_is_one_sentence(tmp_path: Path):
+    (tmp_path / "model_index.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match="restore it from a copy"):
         load_index(tmp_path)
 
 
@@ -358,12 +400,13 @@ def test_a_damaged_checkpoint_takes_no_whole_one_s_place(tmp_path: Path, said):
 def test_a_crash_while_saving_leaves_nothing_that_is_taken_for_a_checkpoint(tmp_path: Path, said: list[str]):
     store = CheckpointStore(tmp_path)
     store.save(state(1))
-    left_over = tmp_path / ".step-00000002.part"
-    left_over.mkdir()
-    (left_over / "state.safetensors").write_bytes(b"half")
+    for step in (2, 9):  # another time it was killed at another step
+        left_over = tmp_path / f".step-{step:08d}.part"
+        left_over.mkdir()
+        (left_over / "state.safetensors").write_bytes(b"half")
     assert store.latest(said.append).step == 1 and said == []
     store.save(state(2))
-    assert store.latest(said.append).step == 2 and not left_over.exists()
+    assert store.latest(said.append).step == 2 and not list(tmp_path.glob(".*"))
 
 
 def full(*_: object, **__: object) -> None:

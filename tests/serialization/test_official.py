@@ -271,6 +271,33 @@ def test_other_files_are_refused_in_one_sentence_and_nothing_is_written(tmp_path
     assert not (tmp_path / "out").exists() and not (tmp_path / "trap").exists()
 
 
+@pytest.mark.parametrize("error", [IndexError, AssertionError, AttributeError, TypeError, UnicodeDecodeError])
+def test_whatever_a_damaged_file_makes_the_unpickler_raise_is_one_sentence(tmp_path, monkeypatch, error):
+    words = ("utf-8", b"x", 0, 1, "no") if error is UnicodeDecodeError else ("pop from\nan empty list",)
+    monkeypatch.setattr(torch, "load", raising(error(*words)))
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}.*\({error.__name__}\).*whole") as refused:
+        read_state(tmp_path / "a.th")
+    assert len(str(refused.value).splitlines()) == 1
+
+
+def raising(error):
+    """A function that raises it, whatever it is given."""
+
+    def raises(*_, **__):
+        raise error
+
+    return raises
+
+
+def test_a_pickle_that_takes_from_an_empty_stack_is_one_sentence_and_a_full_memory_is_not_damage(tmp_path, monkeypatch):
+    (tmp_path / "a.th").write_bytes(b".")
+    with pytest.raises(CheckpointError, match=r"cannot be read .*\(IndexError\)"):
+        read_state(tmp_path / "a.th")
+    monkeypatch.setattr(torch, "load", raising(MemoryError()))
+    with pytest.raises(MemoryError):
+        read_state(tmp_path / "a.th")
+
+
 def test_a_prior_of_another_design_names_what_has_no_place(tmp_path):
     _, prior = written(tmp_path / "log", Layout())
     write(tmp_path / "log", "bld", {**prior, "_denoise_fn.blocks.0.cross.kv.weight": torch.zeros(2, 2)})

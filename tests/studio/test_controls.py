@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from typing import Any
 
 import pytest
 
 from bld.diffusion import BernoulliDiffusion, NoiseSchedule
-from bld.errors import DataError
+from bld.errors import DataError, SettingError
 from bld.pipeline import BinaryLatentDiffusionPipeline
 from bld.priors import KINDS, Autoregression, DenoiserConfig
 from bld.studio.model import Model
+from bld.studio.tasks import Sampling
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder
 
+gradio = pytest.importorskip("gradio")
 page = pytest.importorskip("bld.studio.app")
 handlers = pytest.importorskip("bld.studio.handlers")
+controls = pytest.importorskip("bld.studio.controls")
 
 
 def model_of(kind: str, classes: int, size: int = 16) -> Model:
@@ -52,6 +56,51 @@ def test_a_model_that_takes_prompts_gets_a_box_for_them():
     assert "Prompt" not in labels_of(model)
     model.pipe.index = dataclasses.replace(model.pipe.index, text_encoder="someone/clip")
     assert {"Prompt", "Guidance"} <= labels_of(model)
+
+
+@pytest.mark.parametrize("temperature, guidance", [(0.9, 10.0), (3.0, 25.0), (0.05, -1.0), (12.0, 1.0)])
+def test_controls_as_they_stand_are_never_refused(temperature: float, guidance: float):
+    """Whatever the run's own defaults are."""
+    model = model_of("bernoulli", classes=3)
+    defaults = dataclasses.replace(model.pipe.index.sampling, temperature=temperature, guidance_scale=guidance)
+    model.pipe.index = dataclasses.replace(model.pipe.index, sampling=defaults)
+    found = sliders_of(model)
+    assert found["Temperature τ"].preprocess(temperature) == temperature
+    assert found["Guidance"].preprocess(guidance) == guidance
+    for name, one in found.items():
+        assert one.minimum <= one.value <= one.maximum, name
+    call = Sampling(temperature=temperature, guidance=guidance).call(model, 1)
+    assert (call["temperature"], call["guidance_scale"]) == (temperature, guidance) and Sampling().call(model, 1)
+    with pytest.raises(SettingError, match="guidance"):
+        Sampling(guidance=max(20, guidance) + 1).call(model, 1)
+
+
+@pytest.mark.parametrize("value", [None, 1e9, float("nan"), "x", True])
+def test_a_slider_of_no_number_is_a_sentence_without_a_traceback(value: object):
+    found = sliders_of(model_of("bernoulli", classes=3))
+    assert {"Steps", "Pictures", "Resampling", "Denoising", "Row", "Bit"} <= found.keys()
+    for name, one in found.items():
+        with pytest.raises(gradio.Error) as error:
+            one.preprocess(value)
+        assert error.value.message.startswith(f"{name} is ") and error.value.message.endswith(".")
+        assert not error.value.print_exception
+
+
+def sliders_of(model: Model) -> dict[str, Any]:
+    """The sliders of the page by their labels."""
+    return {block.label: block for block in page.build(model).blocks.values() if isinstance(block, gradio.Slider)}
+
+
+def test_a_list_of_classes_with_none_chosen_is_refused_in_a_sentence():
+    with gradio.Blocks():
+        model = model_of("bernoulli", 3)
+        all_of_them, end = controls.Controls(model), controls.End(model, "First", 0)
+        rest = controls.Controls(model, seed=False, classes=False)
+    values = [None if name == "which" else part.value for name, part in all_of_them.parts.items()]
+    with pytest.raises(SettingError, match="No class is chosen"):
+        all_of_them.sampling(values)
+    with pytest.raises(SettingError, match="No class is chosen"):
+        end.origin([0, None, None], [part.value for part in rest.inputs], rest)
 
 
 def test_large_pictures_are_made_few_at_a_time():

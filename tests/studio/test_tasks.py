@@ -290,6 +290,14 @@ def test_the_command_names_the_run_as_it_was_typed_but_no_folders_of_the_disk(mo
     assert shlex.split(export._command(model, call))[:3] == ["bld", "sample", named]
 
 
+def test_the_command_holds_its_numbers_to_the_last_digit(model: Model):
+    from bld.cli import build_parser
+
+    call = generate(model, Sampling(steps=1, temperature=0.123456789, guidance=1 + 1e-9), 1, quiet).settings
+    asked = build_parser(only="sample").parse_args(shlex.split(call["command"])[1:])
+    assert (asked.temperature, asked.guidance_scale) == (0.123456789, 1 + 1e-9)
+
+
 def test_a_class_that_begins_with_a_dash_is_named_so_that_the_command_takes_it(monkeypatch):
     from types import SimpleNamespace
 

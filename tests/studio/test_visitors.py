@@ -53,5 +53,7 @@ def test_a_refused_setting_is_a_sentence_and_the_next_request_is_served(studio: 
     assert not succeeded and "seed" in sentence and sentence.endswith(".")
     sentence, succeeded, _ = visitor.ask("bld-run-generate", Steps=1000)
     assert not succeeded and "1000" in sentence
+    sentence, succeeded, _ = visitor.ask("bld-run-generate", Pictures=None)
+    assert not succeeded and sentence.startswith("Pictures is empty: ")
     _, succeeded, _ = visitor.ask("bld-run-generate", Pictures=1, Steps=1)
     assert succeeded

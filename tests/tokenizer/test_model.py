@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bld.errors import SettingError
 from bld.seeding import keyed_draws, keyed_generator
 from bld.tokenizer import AutoencoderConfig, BinaryAutoencoder, straight_through
-from bld.tokenizer.layers import AttentionBlock
+from bld.tokenizer.layers import AttentionBlock, Conv2d
 
 SMALL = {"base_channels": 8, "res_blocks": 1, "embed_dim": 8, "attention_resolutions": ()}
 
@@ -190,6 +190,23 @@ def test_reconstructions_do_not_depend_on_the_batch(model: BinaryAutoencoder):
     together = model(images).reconstruction
     alone = torch.cat([model(images[i : i + 1]).reconstruction for i in range(5)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kernel, channels", [(1, 256), (3, 64)])
+@torch.no_grad()
+def test_a_convolution_gives_an_image_the_same_numbers_in_a_batch_of_any_size(kernel: int, channels: int, threads: int):
+    """Which kernels PyTorch takes depends on both."""
+    torch.manual_seed(0)
+    conv, images = Conv2d(channels, 32, kernel, padding=kernel // 2), torch.randn(33, channels, 4, 4)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole = conv(images)
+        for size in (1, 2, 15, 16, 32):
+            assert torch.equal(torch.cat([conv(part) for part in images.split(size)]), whole), size
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_half_precision_tokenizer_still_gives_float32():

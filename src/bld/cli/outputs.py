@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bld.errors import SettingError
+from bld.io.signed import is_as_signed
 
 PIPELINE, CLASSIFIER = "BinaryLatentDiffusionPipeline", "FeatureClassifier"
 NOTE_KEYS = {"model", "seed", "steps", "temperature"}  # of the note beside samples
@@ -72,15 +73,21 @@ def refuse_foreign_folder(folder: Path, written: Iterable[str], kinds: Collectio
 
     Raises:
         SettingError: if the folder is a run, or one of the names is in it and no such model is, or a picture or JSON of
-            another program has the name.
+            another program has the name, or a page that was changed since bld wrote it.
     """
     written = [*written]
     if "tokenizer" in written and ((folder / "config.yaml").exists() or (folder / "checkpoints").exists()):
         raise SettingError(f"{folder} is the folder of a run, whose model would be replaced: choose another folder.")
     ours = any(_class_of(folder / name) in kinds for name in ("config.json", "model_index.json"))
     for path in (folder / name for name in written):
-        if path.exists() and not (ours and (path.suffix not in (".png", ".json") or is_ours(path))):
-            raise SettingError(f"{path} is there already, and bld did not write it: choose another folder.")
+        if not path.exists() or (ours and (path.suffix not in (".png", ".json", ".md") or is_ours(path))):
+            continue
+        if path.suffix == ".md" and ours:
+            raise SettingError(
+                f"{path} is not, or no longer, what bld wrote, and would be replaced: move it away, or choose another "
+                "folder."
+            )
+        raise SettingError(f"{path} is there already, and bld did not write it: choose another folder.")
 
 
 def _class_of(path: Path) -> str | None:
@@ -89,12 +96,14 @@ def _class_of(path: Path) -> str | None:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file says that bld wrote it; one that cannot be read does not."""
+    """Whether a file says that bld wrote it, and a page that nobody changed it; one that cannot be read does not."""
     try:
         if path.suffix == ".png":
             return _is_our_png(path)
         if path.suffix == ".json":
             return _is_our_json(json.loads(path.read_text(encoding="utf-8")))
+        if path.suffix == ".md":
+            return is_as_signed(path.read_bytes())
     except (OSError, ValueError):
         pass
     return False

@@ -66,6 +66,11 @@ class PipelineBase:
                 f"The prior was trained for {prior.config.steps} steps, the diffusion has {diffusion.steps}."
             )
         index = index or PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)])
+        if prior.config.num_classes and len(index.classes) != prior.config.num_classes:
+            raise SettingError(
+                f"The index names {len(index.classes)} classes, the prior knows {prior.config.num_classes}: name each "
+                "of them in model_index.json, in the order of their labels."
+            )
         if guide is None and not prior.config.is_conditional:
             index = replace(index, sampling=replace(index.sampling, guidance_scale=1.0))  # there is nothing to guide by
         if guide is not None and prior.config.is_conditional:

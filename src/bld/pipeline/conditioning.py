@@ -58,6 +58,7 @@ class Conditioning:
         names = [name for name, value in given.items() if value is not None]
         if len(names) > 1:
             raise SettingError(f"{' and '.join(names)} were given: an image is conditioned on one of them.")
+        num_images = None if num_images is None else whole_number("num_images", num_images)
         each = whole_number("num_images_per_prompt", each)
         if each < 1 or (each > 1 and (not names or num_images is not None)):
             raise SettingError(
@@ -67,7 +68,7 @@ class Conditioning:
         if prompt is None and condition is None:
             return self.labels(class_labels, num_images, 4 if each == 1 else 1).repeat_interleave(each, 0)
         rows = self.encode_prompt(prompt) if prompt is not None else self.vectors(condition)
-        if isinstance(prompt, str) or (condition is not None and np.ndim(condition) == 1):
+        if isinstance(prompt, str) or (condition is not None and _numbers(condition).ndim == 1):
             each = each if num_images is None else num_images
             if each < 1:
                 raise SettingError(f"The number of images is at least 1, not {each}.")
@@ -86,17 +87,17 @@ class Conditioning:
         texts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise SettingError(f"A prompt is a text or a list of texts, not {prompt!r}: give one, or none at all.")
-        return self.text_encoder().encode([" ".join(text.split()) for text in texts])
+        encoder, texts = self.text_encoder(), [" ".join(text.split()) for text in texts]
+        if encoder.model.device.type != "cpu":
+            return encoder.encode(texts)
+        return torch.cat([encoder.encode([text]) for text in texts])  # beside others a text is rounded otherwise
 
     def vectors(self, condition: Any) -> Tensor:
         """float32 (n, V), of the prior's width."""
         width = self.prior.config.condition_dim
         if not width:
             raise SettingError(f"A condition was given, but this prior knows no vectors: it takes {self.takes}.")
-        try:
-            rows = torch.as_tensor(condition).detach().to("cpu", torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise SettingError(f"A condition is an array of numbers: this one is not ({error}).") from error
+        rows = _numbers(condition)
         rows = rows.unsqueeze(0) if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
             raise SettingError(f"A condition of shape {tuple(rows.shape)} was given: give ({width},) or (n, {width}).")
@@ -140,6 +141,18 @@ class Conditioning:
         if not 0 <= number < count:
             raise SettingError(f"Class {label} lies outside 0 … {count - 1}.")
         return number
+
+
+def _numbers(condition: Any) -> Tensor:
+    """An array, tensor or list of either, float32 on the CPU; `SettingError` for anything else."""
+    try:
+        if isinstance(condition, Sequence) and any(isinstance(row, Tensor | np.ndarray) for row in condition):
+            return torch.stack([_numbers(row) for row in condition])
+        return torch.as_tensor(condition).detach().to("cpu", torch.float32)
+    except SettingError:
+        raise
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise SettingError(f"A condition is an array of numbers: this one is not ({error}).") from error
 
 
 def load_text_encoder(index: PipelineIndex, takes: str) -> TextEncoder:

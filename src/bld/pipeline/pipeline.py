@@ -101,7 +101,8 @@ class BinaryLatentDiffusionPipeline(ShareablePipeline):
                 step = 0, 1, …, t the step just left, and codes (b, h, w, c) of the batch. If it returns a dict with
                 other "latents", sampling continues from those (Bernoulli only).
             return_dict: False returns the tuple (images,).
-            batch_size: images per batch; it does not change the images.
+            batch_size: images per batch; it does not change the images (on a GPU, and with an autoregressive prior,
+                up to rounding).
             first_index: index of the first image: with 100 and num_images=100, images 100 … 199 of the seed.
             prompt: a text for all images, or one per image.
             condition: a vector (V,) for all images, or (n, V), one per image.

@@ -15,6 +15,7 @@ from bld.data import make_grid, save_png
 from bld.diffusion import BernoulliDiffusion
 from bld.io.files import as_utf8, written_aside
 from bld.io.hub import MESSAGE, Address, prepare, upload
+from bld.io.signed import signed
 from bld.pipeline.base import PipelineBase
 from bld.pipeline.card import LICENCE_UNKNOWN, CardFacts, model_card, sampler_of
 
@@ -96,7 +97,7 @@ class ShareablePipeline(PipelineBase):
             revision,
         )
         with written_aside(folder / "README.md") as aside:
-            aside.write_bytes(as_utf8(model_card(facts)))
+            aside.write_bytes(signed(as_utf8(model_card(facts))))
 
     @torch.no_grad()
     def _card_pictures(self) -> list[tuple[str, str, Image.Image]]:

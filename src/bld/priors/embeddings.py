@@ -32,7 +32,7 @@ class StepSinusoids(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """t (B,) in 1 … T → (B, D)."""
         angles = sinusoids(t - 1, self.dim, scale=4000 / self.steps)
-        return self.out(F.silu(self.expand(angles.to(self.out.weight.dtype))))
+        return row_by_row(self.out, F.silu(row_by_row(self.expand, angles.to(self.out.weight.dtype))))
 
 
 class VectorToken(nn.Module):
@@ -55,7 +55,17 @@ class VectorToken(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         """(B, V) → (B, D)."""
         centred = (vectors.float() - self.mean.float()) / self.scale.float()
-        return self.project(centred.to(self.project.weight.dtype))
+        return row_by_row(self.project, centred.to(self.project.weight.dtype))
+
+
+def row_by_row(linear: nn.Linear, x: Tensor) -> Tensor:
+    """The layer of x (B, D), one row per sample; on a CPU without gradients a row's numbers are those of it alone.
+
+    Of several rows at once they are rounded otherwise for other B, by which a sample would depend on its batch.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return linear(x)
+    return torch.cat([linear(row) for row in x.split(1)])
 
 
 def marked(vectors: Tensor, width: int) -> Tensor:

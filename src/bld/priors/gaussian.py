@@ -24,6 +24,7 @@ from bld.diffusion.process import (
     spaced_steps,
 )
 from bld.errors import MissingPackageError, SettingError
+from bld.numbers import whole_number
 from bld.priors.base import PriorKind, register
 from bld.priors.transformer import Transformer
 from bld.seeding import normal
@@ -68,7 +69,7 @@ class GaussianDiffusion:
 
     def __init__(self, steps: int = 1000, schedule: str = "linear", scale: float = 1.0, prediction: str = "epsilon"):
         self.check(schedule, prediction)
-        if steps < 1 or not scale > 0:
+        if whole_number("The number of steps", steps) < 1 or not scale > 0:
             raise SettingError(f"The Gaussian prior needs steps ≥ 1 and a scale above 0, not {steps} and {scale}.")
         self._steps, self.schedule, self.scale, self.prediction = steps, schedule, scale, prediction
         self.scheduler = _scheduler(steps, schedule)

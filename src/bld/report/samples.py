@@ -156,7 +156,7 @@ def _command(opened: OpenedRun, generated: Generated, steps: int, seed: int) -> 
     sampling = opened.pipeline.index.sampling
     options = (
         f"--num {count} --seed {seed} --steps {steps} "
-        f"--temperature {sampling.temperature:g} --guidance-scale {sampling.guidance_scale:g}"
+        f"--temperature {sampling.temperature} --guidance-scale {sampling.guidance_scale}"
     )
     words = ["bld", "sample", str(opened.run.path), *options.split()]
     if generated.conditions is not None:

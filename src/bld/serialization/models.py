@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
@@ -136,15 +137,23 @@ def save_index(
 
 def load_index(folder: Path) -> PipelineIndex:
     """Read what `save_index` wrote."""
-    fields = read_json(folder / INDEX)
+    path = folder / INDEX
+    fields = read_json(path)
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} is not a pipeline's index: restore it from a copy.")
+    own = {name: fields[name] for name in get_type_hints(PipelineIndex) if name in fields}
     try:
+        own["sampling"] = SamplingDefaults(**fields["sampling"])
+        _refuse_other_kinds(path, fields["sampling"], SamplingDefaults)
+        _refuse_other_kinds(path, own, PipelineIndex)
         red, green, blue = fields["background"]
-        defaults = SamplingDefaults(**fields["sampling"])
-        encoder = str(fields.get("text_encoder", "")), str(fields.get("text_encoder_hash", ""))
-        guide = bool(fields.get("guide", False))
-        return PipelineIndex(fields["classes"], (red, green, blue), defaults, fields["resample"], *encoder, guide)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / INDEX} is not a pipeline's index ({error}).") from error
+        return PipelineIndex(**{**own, "background": (red, green, blue), "resample": fields["resample"]})
+    except KeyError as error:
+        raise CheckpointError(f"{path} lacks the entry {error}: restore it from a copy.") from error
+    except CheckpointError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a pipeline's index ({error}): restore it from a copy.") from error
 
 
 SETTINGS_OF_LATER = {
@@ -184,7 +193,7 @@ def _class_in(folder: Path, known: dict[str, Any], what: str) -> Any:
     """The one of the known classes that the folder's config names."""
     fields = read_json(folder / CONFIG)
     found = fields.get("_class_name") if isinstance(fields, dict) else None
-    if found not in known:
+    if not isinstance(found, str) or found not in known:
         raise CheckpointError(
             f"{folder} holds {found or 'no known model'}, where {what} is expected: one of {', '.join(known)}."
         )
@@ -208,16 +217,24 @@ def _config(folder: Path, class_name: str, config_class: type[Config]) -> Config
                 f"{folder / CONFIG} has the entry '{name}', unknown to bld {__version__}."
                 f"{did_you_mean(name, known)} Was it saved by a newer version?"
             )
+    _refuse_other_kinds(folder / CONFIG, fields, config_class)
+    return config_class(**fields)
+
+
+def _refuse_other_kinds(path: Path, fields: dict[str, Any], config_class: type[Any]) -> None:
+    """Refuse values that the class, a dataclass, does not take."""
     for name, hint in get_type_hints(config_class).items():
         if name in fields and not _is(fields[name], hint):
-            value = fields[name]
-            raise CheckpointError(f"{folder / CONFIG}: '{name}' is {value!r}, which is a value of the wrong kind.")
-    return config_class(**fields)
+            raise CheckpointError(
+                f"{path}: '{name}' is {fields[name]!r}, which is a value of the wrong kind: restore it from a copy."
+            )
 
 
 def _is(value: Any, hint: Any) -> bool:
     """Whether a value read from JSON is of a config's kind."""
-    if get_origin(hint) is tuple:
+    if get_origin(hint) is UnionType:
+        return any(_is(value, one) for one in get_args(hint))
+    if get_origin(hint) in (tuple, list):
         return isinstance(value, list | tuple) and all(_is(entry, get_args(hint)[0]) for entry in value)
     if get_origin(hint) is Literal:  # which one it is, the config checks
         hint = type(get_args(hint)[0])

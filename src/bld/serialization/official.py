@@ -9,7 +9,6 @@ They carry no config: sizes are read from shapes, the blocks from their names, a
 from __future__ import annotations
 
 import dataclasses
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +123,9 @@ def read_state(path: Path) -> State:
     """The tensors of a `torch.save`d state dict; nothing but tensors is unpickled."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file can make the unpickler raise anything
         raise CheckpointError(
             f"{path} cannot be read as the weights of a public checkpoint ({type(error).__name__}): "
             "is it whole, and of the public code?"

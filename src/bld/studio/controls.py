@@ -11,7 +11,7 @@ from bld.errors import SettingError
 from bld.studio import results
 from bld.studio.handlers import opened_upload
 from bld.studio.model import Model
-from bld.studio.tasks import ANY, EACH, LARGEST_SEED, Origin, Sampling
+from bld.studio.tasks import ANY, EACH, LARGEST_SEED, Origin, Sampling, reaching
 
 MOST_PROMPT = 1000
 NEW_SEED = "() => Math.floor(Math.random() * 2 ** 31)"
@@ -45,21 +45,23 @@ class Controls:
         if seed:
             self.parts["seed"] = seed_box("Seed", 0)
         if steps and model.pipe.diffusion.may_skip and model.steps > 1:
-            self.parts["steps"] = gr.Slider(
+            self.parts["steps"] = slider(
                 1, model.steps, default_steps or model.default_steps, step=1, label=f"Steps{tag}",
                 info="Fewer are faster, more are finer.",
             )  # fmt: skip
         if temperature:
-            self.parts["temperature"] = gr.Slider(
-                0.1, 2, defaults.temperature, step=0.05, label=f"Temperature τ{tag}",
+            least, most = reaching(0.1, 2, defaults.temperature)
+            self.parts["temperature"] = slider(
+                least, most, defaults.temperature, step=0.05, label=f"Temperature τ{tag}",
                 info="Lower is safer and less diverse; 1 is the model as trained.",
             )  # fmt: skip
         if guidance and model.can_be_guided:
             what = "how far samples are led away from a weaker network's"
             if model.classes or model.takes_prompts:
                 what = f"how strongly the {'class' if model.classes else 'prompt'} is followed"
-            self.parts["guidance"] = gr.Slider(
-                0, 8, defaults.guidance_scale, step=0.1, label=f"Guidance{tag}",
+            least, most = reaching(0, 8, defaults.guidance_scale)
+            self.parts["guidance"] = slider(
+                least, most, defaults.guidance_scale, step=0.1, label=f"Guidance{tag}",
                 info=f"1 + ω: {what}; 1 is off.",
             )  # fmt: skip
         if posterior and model.is_bernoulli and tag:
@@ -78,6 +80,8 @@ class Controls:
         found = dict(zip(self.parts, values, strict=True))
         if "seed" in found and found["seed"] is None:
             raise SettingError("The seed is empty: give a whole number.")
+        if "which" in found:
+            refuse_no_class(found["which"])
         return found
 
     def sampling(self, values: Sequence[Any], more: dict[str, Any] | None = None) -> Sampling:
@@ -102,7 +106,34 @@ class End:
             return opened_upload(path)
         if seed is None:
             raise SettingError("The seed is empty: give a whole number, or upload a picture.")
+        if which:
+            refuse_no_class(which[0])
         return controls.sampling(rest, {"seed": seed, **({"which": which[0]} if which else {})})
+
+
+def slider(least: float, most: float, value: float, *, label: str, **options: Any) -> gr.Slider:
+    """A slider; where its box is empty or holds a number beyond its ends, the visitor is told so in a sentence.
+
+    Gradio's own ends in a traceback where the box is empty. A class of our own would make it write into this package.
+    """
+    made = gr.Slider(least, most, value, label=label, **options)
+    checked = made.preprocess
+
+    def preprocess(payload: float) -> float:
+        if isinstance(payload, bool) or not isinstance(payload, int | float) or not least <= payload <= most:
+            what = "is empty" if payload is None else f"is {payload!r}"
+            sentence = f"{label} {what}: give a number from {least:g} to {most:g}."
+            raise gr.Error(sentence, print_exception=False)
+        return checked(payload)
+
+    made.preprocess = preprocess  # type: ignore[method-assign]
+    return made
+
+
+def refuse_no_class(which: Any) -> None:
+    """Refuse a list of classes of which none is chosen."""
+    if which is None:
+        raise SettingError("No class is chosen: choose one, or Any.")
 
 
 def class_choice(model: Model, label: str = "Class", each: bool = True) -> gr.Dropdown:
@@ -130,7 +161,7 @@ def seed_box(label: str, value: int) -> gr.Number:
 def count_slider(model: Model, label: str = "Pictures", default: int | None = None) -> gr.Slider:
     """How many pictures, up to what keeps the page quick."""
     most = model.most_images
-    return gr.Slider(
+    return slider(
         1, max(2, most), default or model.default_images, step=1, label=label, visible=most > 1,
         info=f"How many, up to {most}.",
     )  # fmt: skip

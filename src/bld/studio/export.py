@@ -35,7 +35,7 @@ def described(
         model: what made them.
         task: its name, such as "generate".
         python: the expression that makes them again, with `call` for the arguments.
-        call: the arguments.
+        call: the arguments; none where one call does not make them.
         posterior: that they were sampled with; None is the model's own.
     """
     settings: dict[str, Any] = {
@@ -64,7 +64,7 @@ def _command(model: Model, call: Mapping[str, Any]) -> str | None:
     words = ["bld", "sample", model.run, "--num", str(call["num_images"]), "--seed", str(call["generator"])]
     if call["num_inference_steps"] is not None:
         words += ["--steps", str(call["num_inference_steps"])]
-    words += ["--temperature", f"{call['temperature']:g}", "--guidance-scale", f"{call['guidance_scale']:g}"]
+    words += ["--temperature", repr(call["temperature"]), "--guidance-scale", repr(call["guidance_scale"])]
     if model.classes:
         labels = call["class_labels"]
         labels = [labels] if isinstance(labels, int) else labels

@@ -74,10 +74,9 @@ class Sampling:
         """The arguments of `pipe(…)` that make `count` pictures; SettingError for what is out of range."""
         defaults = model.pipe.index.sampling
         steps = model.default_steps if self.steps is None else whole(self.steps, "steps", 1, model.steps)
-        temperature = number(
-            defaults.temperature if self.temperature is None else self.temperature, "temperature", 0.01, 10
-        )
-        guidance = number(defaults.guidance(self.guidance), "guidance", 0, 20)
+        asked = defaults.temperature if self.temperature is None else self.temperature
+        temperature = number(asked, "temperature", *reaching(0.01, 10, defaults.temperature))
+        guidance = number(defaults.guidance(self.guidance), "guidance", *reaching(0, 20, defaults.guidance_scale))
         call = {
             "num_images": whole(count, "number of pictures", 1, model.most_images),
             "class_labels": self.labels(model, count),
@@ -105,6 +104,11 @@ def number(value: float, name: str, least: float, most: float) -> float:
     if not isinstance(value, int | float) or not least <= value <= most:  # also what is not a number
         raise SettingError(f"The {name} lies between {least:g} and {most:g}, not at {value}.")
     return float(value)
+
+
+def reaching(least: float, most: float, default: float) -> tuple[float, float]:
+    """The range, made wider where the run's default lies outside it."""
+    return min(least, default), max(most, default)
 
 
 def whole(value: float, name: str, least: int, most: int) -> int:

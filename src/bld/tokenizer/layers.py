@@ -10,6 +10,27 @@ from torch import Tensor, nn
 
 from bld.nn.attention import attention
 
+SMALL = 20_480  # numbers of one image up to which PyTorch convolves it without oneDNN: use_mkldnn in Convolution.cpp
+FEW = 15  # images up to which it does so for 1×1 filters, with one thread
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution that, without gradients, gives an image the same numbers in a batch of any size.
+
+    On a CPU PyTorch takes other kernels for one small image and, with one thread, for a few images and 1×1 filters.
+    They round otherwise.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_in, H, W) → (B, C_out, H', W')."""
+        if x.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        if len(x) > FEW and self.kernel_size == (1, 1) and torch.get_num_threads() == 1:
+            return torch.cat([super(Conv2d, self).forward(part) for part in x.split(FEW)])
+        if len(x) == 1 and x.numel() <= SMALL:
+            return super().forward(torch.cat([x, x]))[:1]
+        return super().forward(x)
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm of 32 groups, or the largest number of groups below that divides the channels."""
@@ -22,11 +43,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
         self.norm1 = group_norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Conv2d(channels_in, channels_out, 3, padding=1)
         self.norm2 = group_norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out
-        self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
+        self.skip = nn.Identity() if same else Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C_out, H, W)."""
@@ -41,8 +62,8 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.norm = group_norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = nn.Conv2d(channels, channels, 1)
+        self.qkv = Conv2d(channels, 3 * channels, 1)
+        self.out = Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) → (B, C, H, W)."""
@@ -59,7 +80,7 @@ class Downsample(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, stride=2)
+        self.conv = Conv2d(channels_in, channels_out, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C_out, H/2, W/2)."""
@@ -71,7 +92,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv = Conv2d(channels_in, channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C_out, 2H, 2W)."""
@@ -85,7 +106,7 @@ class ShuffleDown(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.conv = nn.Conv2d(4 * channels_in, channels_out, 1)
+        self.conv = Conv2d(4 * channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C_out, H/2, W/2)."""
@@ -97,7 +118,7 @@ class ShuffleUp(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels_in, 4 * channels_out, 1)
+        self.conv = Conv2d(channels_in, 4 * channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, H, W) → (B, C_out, 2H, 2W)."""
@@ -115,7 +136,7 @@ class OutConv(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, activation: bool = True):
         super().__init__()
         self.norm = group_norm(channels_in)
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv = Conv2d(channels_in, channels_out, 3, padding=1)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

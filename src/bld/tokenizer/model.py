@@ -17,6 +17,7 @@ from bld.tokenizer.config import AutoencoderConfig
 from bld.tokenizer.layers import (
     DOWN,
     UP,
+    Conv2d,
     OutConv,
     group_norm,
     middle,
@@ -36,7 +37,7 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.base_channels * m for m in config.channel_multipliers]
         self.patches = nn.PixelUnshuffle(config.patch_size) if config.patch_size > 1 else nn.Identity()
-        self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, config.base_channels, 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels * config.patch_size**2, config.base_channels, 3, padding=1)
         self.stages = nn.ModuleList()
         self.downs = nn.ModuleList()
         width, size = config.base_channels, config.image_size // config.patch_size
@@ -51,7 +52,7 @@ class Encoder(nn.Module):
         features = config.features_dim or width
         self.out = OutConv(width, features, config.out_activation)
         self.bottleneck = config.bottleneck_class.of(config)
-        self.to_logits = nn.Conv2d(features, self.bottleneck.feature_channels, 1)
+        self.to_logits = Conv2d(features, self.bottleneck.feature_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) → (B, C, h, w)."""
@@ -70,9 +71,9 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.base_channels * m for m in reversed(config.channel_multipliers)]
         blocks = config.decoder_res_blocks or config.res_blocks
-        self.embed = nn.Conv2d(latent_channels, config.embed_dim, 1)
+        self.embed = Conv2d(latent_channels, config.embed_dim, 1)
         self.norm_in = group_norm(config.embed_dim) if config.norm_first else nn.Identity()
-        self.conv_in = nn.Conv2d(config.embed_dim, widths[0], 3, padding=1)
+        self.conv_in = Conv2d(config.embed_dim, widths[0], 3, padding=1)
         self.middle = middle(widths[0]) if config.middle else nn.Sequential()
         self.stages = nn.ModuleList()
         self.ups = nn.ModuleList()

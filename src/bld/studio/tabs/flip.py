@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bld.studio import results
-from bld.studio.controls import Controls, End, buttons, explain, output_area
+from bld.studio.controls import Controls, End, buttons, explain, output_area, slider
 from bld.studio.export import described, png
 from bld.studio.handlers import CLICK, guarded, heavy, light, moment, opened_upload, run_on_click, stopped_by
 from bld.studio.jobs import Progress, Report, Stopped, Work, watched
@@ -109,11 +109,9 @@ def build(model: Model) -> None:
                 js_on_load="element.addEventListener('click', event => window.bldStudio.choose(event, trigger));",
                 elem_id="bld-board",
             )
-            row = gr.Slider(
-                1, shape.h, (shape.h + 1) // 2, step=1, label="Row", info="Of the code's positions, from top."
-            )
-            column = gr.Slider(1, shape.w, (shape.w + 1) // 2, step=1, label="Column", info="From the left.")
-            bit = gr.Slider(1, shape.c, 1, step=1, label="Bit", info="Which bit of this position.")
+            row = slider(1, shape.h, (shape.h + 1) // 2, step=1, label="Row", info="Of the code's positions, from top.")
+            column = slider(1, shape.w, (shape.w + 1) // 2, step=1, label="Column", info="From the left.")
+            bit = slider(1, shape.c, 1, step=1, label="Bit", info="Which bit of this position.")
             controls = Controls(model, seed=False, classes=False, guidance=False)
             run, stop = buttons("Flip the bit", "flip")
         output = output_area("The picture before and after the flip will stand here.")

@@ -10,7 +10,7 @@ from PIL import Image
 from bld.data.grid import hatched
 from bld.errors import SettingError
 from bld.studio import results
-from bld.studio.controls import Controls, buttons, count_slider, explain, output_area, picture_upload
+from bld.studio.controls import Controls, buttons, count_slider, explain, output_area, picture_upload, slider
 from bld.studio.export import described, png
 from bld.studio.handlers import guarded, light, opened_upload, run_on_click
 from bld.studio.jobs import Report, Work
@@ -78,7 +78,7 @@ def build(model: Model) -> None:
             board = gr.HTML(results.waiting("Choose a picture above; then brush here."), elem_id="bld-mask")
             mask = gr.Textbox(visible=False)
             count = count_slider(model, "Fillings", default=min(4, model.default_images))
-            resampling = gr.Slider(
+            resampling = slider(
                 1, MOST_RESAMPLING, 1, step=1, label="Resampling", visible=model.is_bernoulli,
                 info="Repeats each step; 2 to 4 make the border match better, and take as many times longer.",
             )  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bld.errors import SettingError
 from bld.seeding import keyed_generator, keyed_permutation
-from bld.studio.controls import Controls, End, buttons, explain, output_area
+from bld.studio.controls import Controls, End, buttons, explain, output_area, slider
 from bld.studio.export import described, png
 from bld.studio.handlers import run_on_click
 from bld.studio.jobs import Progress, Report, Work
@@ -120,8 +120,8 @@ def build(model: Model) -> None:
                 "second, and each mixture is noised a little and denoised, so that it becomes a picture again."
             )
             first, second = End(model, "First", 0), End(model, "Second", 1)
-            frames = gr.Slider(3, MOST_FRAMES, 8, step=1, label="Pictures", info="Both ends included.")
-            strength = gr.Slider(
+            frames = slider(3, MOST_FRAMES, 8, step=1, label="Pictures", info="Both ends included.")
+            strength = slider(
                 0, 1, 0.5 if model.is_bernoulli else 0, step=0.05, label="Denoising", interactive=model.is_bernoulli,
                 info="0 shows the bare mixtures; the more, the further the middle may leave them.",
             )  # fmt: skip

@@ -85,7 +85,9 @@ def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
     untrained = raw["values"]["an untrained network"]
     assert len(set(untrained["fd"])) == 2 and min(untrained["diversity"]) > 0  # each seed draws its own random bits
     for comparison in raw["comparisons"]:  # a reader can judge again
-        again = Comparison(comparison["words"], comparison["low"], comparison["high"], comparison["paired"])
+        again = Comparison(
+            *(comparison[name] for name in ("words", "low", "high", "paired")), tuple(comparison["rows"])
+        )
         assert again.raw() == comparison and comparison["paired"]
         assert comparison["low"] == raw["values"]["binary diffusion, 64 steps"]["fd"]
     assert "FD (classifier digits)" in page and "FID" not in page.replace("paper: FID", "").split("What differs")[0]

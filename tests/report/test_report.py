@@ -129,7 +129,7 @@ def test_charts_take_the_colours_of_the_page(page: Page):
 
 
 def test_samples_can_be_made_again_from_what_the_page_says(page: Page, trained_run: Path):
-    assert "--num 60 --seed 0 --steps 16 --temperature 0.9 --guidance-scale 1 --classes all" in page.text
+    assert "--num 60 --seed 0 --steps 16 --temperature 0.9 --guidance-scale 1.0 --classes all" in page.text
 
 
 def test_coin_flips_of_the_encoder_are_no_information(run_copy: Path):

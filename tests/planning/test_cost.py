@@ -23,6 +23,7 @@ from bld.serialization.models import load_tokenizer
 from bld.tokenizer import BinaryAutoencoder
 from bld.training.config import load_settings
 from bld.training.loop import StageRun
+from bld.training.optimizer import make_optimizer
 from bld.training.recipe import Recipe
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings
@@ -48,7 +49,7 @@ def test_a_transformers_step_is_three_forwards_counted_by_hand():
     assert step.flops == 2 * B * (3 * linear + 2 * embedding + attention + 5 * attention // 2)
     block = 4 * D + 3 * D * D + 3 * D + D * D + D + 8 * D * D + 5 * D
     assert step.parameters == c * D + D + N * D + 64 * D + L * block + 2 * D + D * c + c
-    assert step.memory["Adam"] == 8 * step.parameters == 2 * step.memory["gradients"]
+    assert step.memory["optimizer"] == 8 * step.parameters == 2 * step.memory["gradients"]
 
 
 def counted(step: Callable[[], None]) -> int:
@@ -220,6 +221,24 @@ def test_recomputing_costs_at_most_a_third_more_and_keeps_less():
     plain, again = (tokenizer_step(settings("cifar10", *w), 16, bf16=False) for w in ([], overrides))
     assert plain.flops < again.flops < 1.34 * plain.flops
     assert again.memory["activations"] < 0.7 * plain.memory["activations"]
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "prior"])
+def test_muon_keeps_one_number_of_a_matrix(stage: str):
+    """What a real optimizer keeps after a step, but for its counters."""
+    s = settings("cifar10", f"{stage}_training.optimizer=muon", "prior.dim=64", "prior.depth=1", "prior.heads=2")
+    network = BinaryAutoencoder(s.tokenizer) if stage == "tokenizer" else built_prior(s)
+    optimizer = make_optimizer(network, getattr(s, f"{stage}_training"))
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    kept = sum(x.nbytes for state in optimizer.state.values() for name, x in state.items() if name != "step")
+    step = tokenizer_step(s, 1, bf16=False) if stage == "tokenizer" else prior_step(s, 1, 0, bf16=False)
+    assert step.memory["optimizer"] == kept < 8 * step.parameters
+
+
+def built_prior(s: Settings) -> nn.Module:
+    return KINDS[s.prior.kind].network(s.denoiser(s.tokenizer.code_shape, 0, 0))
 
 
 def test_half_precision_keeps_about_half():

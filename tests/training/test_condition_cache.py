@@ -236,7 +236,7 @@ def test_the_report_asks_for_captions_and_tells_how(texts: Path, tmp_path: Path)
     shutil.copytree(texts, tmp_path / "run")
     said: list[str] = []
     page = write_report(RunFolder(tmp_path / "run"), say=said.append).read_text()
-    assert "caption of an unseen image" in page and "--prompt &#39;a red square&#39;" in page
+    assert "caption of a held-out image" in page and "--prompt &#39;a red square&#39;" in page
 
 
 def run_bld(capsys: pytest.CaptureFixture, *words: object, status: int = 0) -> str:
@@ -305,7 +305,7 @@ def test_pictures_follow_vectors_too(vector_run: Path):
     images = pipe(condition=np.repeat(asked, 8, 0), generator=0, guidance_scale=2.0).images
     assert [colour_of(image) for image in images] == [name for name in COLOURS for _ in range(8)]
     page = (vector_run / "report.html").read_text()
-    assert "vector of an unseen image" in page and "report-vectors.npy" in page
+    assert "vector of a held-out image" in page and "report-vectors.npy" in page
 
 
 def test_training_on_vectors_goes_on_exactly(vectors: tuple[Path, Path], vector_run: Path, tmp_path: Path):

@@ -33,7 +33,8 @@ from bld.tokenizer.discriminator import discriminator_hinge
 from bld.tokenizer.layers import RECOMPUTED
 from bld.tokenizer.losses import ObjectiveConfig, untrained_lpips
 from bld.training.condition_cache import condition_width
-from bld.training.settings import Settings
+from bld.training.optimizer import moved_by_muon
+from bld.training.settings import Settings, TrainingSettings
 
 
 def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
@@ -63,9 +64,10 @@ class StepCost:
         averaged: those of the model that is averaged.
         frozen: those that are used and not trained.
         flops: forward and backward, of matrix products, convolutions and attention, for `images` images.
-        peak_bytes: the most that is alive in the step beside weights, Adam's state and the weight average; gradients
-            are included.
+        peak_bytes: the most that is alive in the step beside weights, the optimizer's state and the weight average;
+            gradients are included.
         images: how many images (or codes) the step takes.
+        matrices: of the parameters those that Muon moves, which keep one number each, where AdamW keeps two.
     """
 
     parameters: int
@@ -74,6 +76,7 @@ class StepCost:
     flops: int
     peak_bytes: int
     images: int
+    matrices: int = 0
 
     @property
     def memory(self) -> dict[str, int]:
@@ -82,7 +85,7 @@ class StepCost:
         return {
             "weights": 4 * (self.parameters + self.frozen),
             "gradients": gradients,
-            "Adam": 8 * self.parameters,
+            "optimizer": 8 * self.parameters - 4 * self.matrices,
             "weight average": 4 * self.averaged,
             "activations": max(0, self.peak_bytes - gradients),
         }
@@ -135,8 +138,7 @@ def tokenizer_step(settings: Settings, images: int, bf16: bool, perceptual: bool
         perceptual: whether LPIPS is counted where the objective has it.
     """
     objective = settings.objective if perceptual else _without_lpips(settings.objective)
-    recompute = settings.tokenizer_training.activation_checkpointing
-    return _tokenizer_step(settings.tokenizer, objective, images, recompute, bf16)
+    return _tokenizer_step(settings.tokenizer, objective, images, bf16, settings.tokenizer_training)
 
 
 @lru_cache
@@ -150,7 +152,7 @@ def judging_flops(config: AutoencoderConfig, objective: ObjectiveConfig) -> tupl
         objective = _without_lpips(objective)
     without = dataclasses.replace(objective, adversarial=0.0)
     steps = [_without_lpips(without), without, objective]
-    plain, seen, judged = (_tokenizer_step(small, step, 1, recompute=False, bf16=False).flops for step in steps)
+    plain, seen, judged = (_tokenizer_step(small, step, 1, bf16=False).flops for step in steps)
     return seen - plain, judged - seen
 
 
@@ -160,7 +162,11 @@ def _without_lpips(objective: ObjectiveConfig) -> ObjectiveConfig:
 
 
 def _tokenizer_step(
-    config: AutoencoderConfig, objective: ObjectiveConfig, images: int, recompute: bool, bf16: bool
+    config: AutoencoderConfig,
+    objective: ObjectiveConfig,
+    images: int,
+    bf16: bool,
+    training: TrainingSettings | None = None,
 ) -> StepCost:
     objective.check(config.image_size)
     if config.bottleneck_class.reads_values:  # the cost of a bottleneck is small
@@ -196,7 +202,7 @@ def _tokenizer_step(
 
         return networks, judge, step
 
-    return _simulate(build, recompute, RECOMPUTED, "tokenizer", images, bf16)
+    return _simulate(build, training, RECOMPUTED, "tokenizer", images, bf16)
 
 
 def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> StepCost:
@@ -221,17 +227,18 @@ def prior_step(settings: Settings, codes: int, num_classes: int, bf16: bool) -> 
 
         return {"prior": network}, nn.Identity(), step
 
-    return _simulate(build, settings.prior_training.activation_checkpointing, (Block,), "prior", codes, bf16)
+    return _simulate(build, settings.prior_training, (Block,), "prior", codes, bf16)
 
 
 def _simulate(
     build: Callable[[], Built],
-    recompute: bool,
+    training: TrainingSettings | None,
     parts: tuple[type[nn.Module], ...],
     averaged: str,
     images: int,
     bf16: bool,
 ) -> StepCost:
+    recompute = training is not None and training.activation_checkpointing
     with ExitStack() as modes:
         if bf16:
             modes.enter_context(always_fused())
@@ -249,4 +256,9 @@ def _simulate(
         flops, peak = counter.get_total_flops(), memory.peak
     sizes = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     frozen = sum(p.numel() for p in judge.parameters())
-    return StepCost(sum(sizes.values()), sizes[averaged], frozen, flops, peak, images)
+    matrices = 0
+    if training is not None and training.optimizer == "muon":
+        for network in networks.values():
+            inside = moved_by_muon(network)
+            matrices += sum(p.numel() for name, p in network.named_parameters() if name in inside)
+    return StepCost(sum(sizes.values()), sizes[averaged], frozen, flops, peak, images, matrices)

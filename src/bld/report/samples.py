@@ -51,7 +51,7 @@ class Generated:
         """What a sample was asked for, in words."""
         if self.conditions is None:
             return "class"
-        return "caption of an unseen image" if self.conditions.are_captions else "vector of an unseen image"
+        return "caption of a held-out image" if self.conditions.are_captions else "vector of a held-out image"
 
     def describe(self, index: int) -> str:
         """Alternative text of a sample."""

@@ -28,12 +28,17 @@ def make_optimizer(network: nn.Module, settings: TrainingSettings) -> AdamW:
     betas, decay = (settings.beta1, settings.beta2), settings.weight_decay
     if settings.optimizer == "adamw":
         return AdamW(network.parameters(), lr=settings.learning_rate, betas=betas, weight_decay=decay, fused=True)
-    named = list(network.named_parameters())
-    inside = {name for name, parameter in named if parameter.ndim in (2, 4) and INSIDE & set(name.split("."))}
+    named, inside = list(network.named_parameters()), moved_by_muon(network)
     matrices, others = ([p for name, p in named if (name in inside) == wanted] for wanted in (True, False))
     device = matrices[0].device if matrices else torch.device("cpu")
     dtype = torch.bfloat16 if autocast_dtype("auto", device) == "bf16" else torch.float32
     return Muon(matrices, others, settings.learning_rate, betas, decay, dtype)
+
+
+def moved_by_muon(network: nn.Module) -> set[str]:
+    """Names of the parameters that Muon moves, the matrices and kernels inside a network, if it is asked for."""
+    named = network.named_parameters()
+    return {name for name, parameter in named if parameter.ndim in (2, 4) and INSIDE & set(name.split("."))}
 
 
 class Muon(AdamW):

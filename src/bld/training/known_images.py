@@ -80,6 +80,10 @@ def _names(record: DataRecord, source: ImageSource) -> _Names | None:
     """How the names differ, by the contents that the run took note of; None where the images are others."""
     if source.fingerprint == record.fingerprint:
         return _Names()
+    noted_here = [name for name in source.names if name in record.contents]
+    same = sum(hash_ == record.contents[name] for name, hash_ in hashes(source, noted_here).items())
+    if noted_here and same >= LEAST_SAME * len(record.contents):  # mostly so, and soon told
+        return _Names()
     by_end: dict[str, list[str]] = {}
     for name in record.contents:
         by_end.setdefault(PurePosixPath(name).name, []).append(name)

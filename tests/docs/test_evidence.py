@@ -39,12 +39,8 @@ def test_the_verdict_is_that_of_the_page(row: tuple[str, str, str, str]):
 def test_anyone_can_judge_again_from_the_numbers_beside_the_page(page: str):
     path = DOCS / f"{page}.json"
     raw = json.loads(path.read_text(encoding="utf-8"))
-    comparisons = [
-        Comparison(*(c[name] for name in ("words", "low", "high", "paired")), rows=tuple(c.get("rows", ())))
-        for c in raw["comparisons"]
-    ]
-    said, named = raw["gate"], ("distances", "untrained", "moved", "best", "share")
-    gate = said and Gate(*(said[name] for name in named), networks=said.get("networks", {}))
+    comparisons = [Comparison.read(one) for one in raw["comparisons"]]
+    gate = raw["gate"] and Gate.read(raw["gate"])
     assert judge(comparisons, gate) == raw["verdict"]
     told = to_decide(comparisons, gate)
     if "to_decide" in raw:  # pages of before do not say it

@@ -35,7 +35,8 @@ def test_judging_again_changes_nothing_but_the_judgement(name: str, pages: Path)
     page = f"{name}-digits"
     before, text = read(pages, page), (pages / f"{page}.md").read_text(encoding="utf-8").split("\n")
     older = before | {"rules": 3, "verdict": "undecided at this scale", "judged": "2026-11-30"}
-    older.pop("measured", None)
+    for entry in ("measured", "measured_under"):
+        older.pop(entry, None)
     (pages / f"{page}.json").write_text(json.dumps(older), encoding="utf-8")
     text[4] = "**Undecided at this scale**, over 3 training seeds."
     (pages / f"{page}.md").write_text("\n".join(text), encoding="utf-8")
@@ -46,9 +47,9 @@ def test_judging_again_changes_nothing_but_the_judgement(name: str, pages: Path)
         and now["verdict"] == before["verdict"]
         and rules_of(pages / f"{page}.md") == RULES
     )
-    assert now["measured"] == "2026-11-30" and f"by rules {RULES}, of what was measured by 2026-11-30" in "\n".join(
-        told
-    )
+    assert now[
+        "measured"
+    ] == "2026-11-30" and f"by rules {RULES}, of what was measured by 2026-11-30 under rules 3." in "\n".join(told)
     assert told[4].startswith(f"**{now['verdict'].capitalize()}**")
     same = [(a, b) for a, b in zip(text, told, strict=True) if a != b]
     assert len(same) <= 3  # the verdict, the date, the rule

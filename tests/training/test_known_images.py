@@ -108,6 +108,9 @@ def test_a_run_without_a_record_knows_the_place_of_its_images_alone(run, tmp_pat
     shutil.copytree(tmp_path / "data", tmp_path / "copy")
     run.data.unlink()
     found = known(run, tmp_path / "data")
-    assert found.held_out is not None and len(found.held_out) == 8
+    assert found.held_out is not None and len(found.held_out) == 8 and found.train is not None
+    assert known_images(run, found.held_out) == KnownImages()  # of some it is known as of all
+    again = known_images(run, found.train)
+    assert again.held_out is None and again.train is not None and again.train.names == found.train.names
     assert known(run, tmp_path / "copy") == KnownImages()
     assert known_images(RunFolder(tmp_path / "nothing"), opened(run, tmp_path / "data")) == KnownImages()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from bld.errors import SettingError
 from bld.experiments.given_images import moved_by_looking
@@ -46,13 +45,13 @@ def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path
             f"{page} was measured under rules {rules}, otherwise than today: make it anew, without --judge-again."
         )
     raw = read_json(page.with_suffix(".json"))
-    comparisons = [_comparison(one) for one in raw["comparisons"]]
-    gate = None if raw["gate"] is None else _gate(raw["gate"])
+    comparisons = [Comparison.read(one) for one in raw["comparisons"]]
+    gate = None if raw["gate"] is None else Gate.read(raw["gate"])
     if item is not None:
         asked = Asked({label: values for label, values in raw["values"].items() if label != UNTRAINED})
         comparisons = item.claims(asked)
         rows = about(rows_of(item, scale, _positions(scale)), asked)
-        gate = _gate(raw["gate"] | {"networks": {row.label: row.prior for row in rows}})
+        gate = Gate.read(raw["gate"] | {"networks": {row.label: row.prior for row in rows}})
     if name == "figureN" and gate is not None:
         gate = replace(gate, moved=moved_by_looking(raw["values"]))
     own = raw["rule"].removeprefix(RULE).strip()
@@ -64,12 +63,3 @@ def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path
 def _positions(scale: Scale) -> int:
     overrides = (*scale.overrides, *scale.tokenizers[scale.base])
     return load_settings(scale.preset, overrides=overrides).tokenizer.code_shape.positions
-
-
-def _comparison(raw: dict[str, Any]) -> Comparison:
-    return Comparison(raw["words"], raw["low"], raw["high"], raw["paired"], tuple(raw.get("rows", ())))
-
-
-def _gate(raw: dict[str, Any]) -> Gate:
-    named = ("distances", "untrained", "moved", "best", "share")
-    return Gate(**{name: raw[name] for name in named}, networks=raw.get("networks", {}))

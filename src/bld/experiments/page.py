@@ -165,14 +165,16 @@ def write_again(folder: Path, name: str, findings: Findings) -> Path:
     """
     page, numbers = folder / f"{name}.md", folder / f"{name}.json"
     lines, raw = page.read_text(encoding="utf-8").split("\n"), read_json(numbers)
-    measured = raw.get("measured", raw["judged"])
+    measured, older = raw.get("measured", raw["judged"]), raw.get("measured_under", raw["rules"])
     lines[4] = verdict(findings)
     judged = next(number for number, line in enumerate(lines) if line.startswith("- Judged "))
-    lines[judged] = f"- Judged again on {_today()} by rules {RULES}, of what was measured by {measured}."
+    lines[judged] = (
+        f"- Judged again on {_today()} by rules {RULES}, of what was measured by {measured} under rules {older}."
+    )
     first = lines.index("## How it was judged")
     last = next(number for number, line in enumerate(lines) if line.startswith("Every number of every seed"))
     lines[first : last + 2] = _how_judged(findings, name)
-    raw |= {"judged": _today(), "measured": measured, "rules": RULES, **_judgement(findings)}
+    raw |= {"judged": _today(), "measured": measured, "measured_under": older, "rules": RULES, **_judgement(findings)}
     write_whole(numbers, as_utf8(json.dumps(raw, indent=1, ensure_ascii=False)))
     with written_aside(page) as aside:
         aside.write_bytes(as_utf8("\n".join(lines).rstrip() + "\n"))

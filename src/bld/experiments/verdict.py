@@ -55,6 +55,11 @@ class Comparison:
         """The claim that numerator is below factor times denominator: on a ratio, with the errors of both (Fieller)."""
         return cls(words, list(numerator), [factor * x for x in denominator], paired=True)
 
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Comparison:
+        """What `raw` was made of; of pages of before, whose comparisons name no rows, too."""
+        return cls(raw["words"], raw["low"], raw["high"], raw["paired"], tuple(raw.get("rows", ())))
+
     @property
     def measured(self) -> bool:
         """Whether there are values of both sides: not of a metric that the judge does not give."""
@@ -172,6 +177,12 @@ class Gate:
     best: float = 0.0
     share: float = FAR_ENOUGH
     networks: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Gate:
+        """What `raw` was made of; of pages of before, whose gates name no networks, too."""
+        named = ("distances", "untrained", "moved", "best", "share")
+        return cls(**{name: raw[name] for name in named}, networks=raw.get("networks", {}))
 
     @property
     def limit(self) -> float:

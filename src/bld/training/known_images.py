@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from bld.data import ImageSet, ImageSource, name_fractions
 from bld.training.run_folder import RunFolder
@@ -44,25 +45,32 @@ def known_images(run: RunFolder, images: ImageSet) -> KnownImages:
     if not run.has_settings():
         return KnownImages()
     settings, record = run.settings(), DataRecord.read(run)
-    is_whole = len(images) + len(images.skipped) == len(images.source)
     if record is None:  # a run from before there were records, which divided its images by number
         if _inside(settings.data.location, images.location) != "":
             return KnownImages()
-        if not is_whole:
-            return KnownImages(example=images.names[0])
-        train, held_out = split_images(images, settings, by_number=True)
-        return KnownImages(train, held_out, train.names[0])
+        return _divided(images, _is_trained_on_by_number(images, settings))
     names = _names(record, images.source)
     if names is None:
         return KnownImages(example=_example(record, settings, images))
     if record.held_out_below is None:
-        if any(names) or len(images.source) != record.images or not is_whole:
+        if any(names) or len(images.source) != record.images:
             return KnownImages(example=images.names[0])
-        train, held_out = split_images(images, settings, by_number=True)
-        return KnownImages(train, held_out, train.names[0])
+        return _divided(images, _is_trained_on_by_number(images, settings))
     is_its = np.array([name.startswith(names.before) for name in images.names])
     asked = [names.folder + name.removeprefix(names.before) for name in images.names]
-    is_trained_on = is_its & (name_fractions(asked, held_out_seed(settings)) >= record.held_out_below)
+    return _divided(images, is_its & (name_fractions(asked, held_out_seed(settings)) >= record.held_out_below))
+
+
+def _is_trained_on_by_number(images: ImageSet, settings: Settings) -> np.ndarray:
+    """Which of the images, all of the source or some, a run was trained on that divided all by their numbers."""
+    left_out = {name for name, _ in images.skipped}
+    usable = [row for row, name in enumerate(images.source.names) if name not in left_out]
+    everything = ImageSet(images.source, images.preprocessing, torch.tensor(usable), None, images.skipped)
+    train, _ = split_images(everything, settings, by_number=True)
+    return torch.isin(images.rows, train.rows).numpy()
+
+
+def _divided(images: ImageSet, is_trained_on: np.ndarray) -> KnownImages:
     if not is_trained_on.any():
         return KnownImages()
     train, rest = images.subset(np.flatnonzero(is_trained_on)), images.subset(np.flatnonzero(~is_trained_on))

@@ -273,7 +273,7 @@ def test_a_scale_can_guide_every_row_by_its_classes(root, monkeypatch):
 )
 def test_the_gate_asks_what_the_claim_is_about(name: str, networks: set[str]):
     item = next(item for item in ITEMS if item.name == name)
-    rows = item.rows(scales.CIFAR10, 64)
+    rows = item.rows(scales.CIFAR10)
     asked = Asked({row.label: {"fd": [1.0, 2.0]} for row in rows})
     assert item.claims(asked)
     assert {row.prior for row in about(rows, asked)} == networks
@@ -389,7 +389,7 @@ def test_every_table_and_figure_is_there_with_claim_rule_and_rows():
     wanted |= {"training-steps", "guided-steps", "gaussian-steps", "draws", "posterior", "rates"}
     assert set(titles()) == wanted
     for item in ITEMS:
-        rows = item.rows(DIGITS, 16)
+        rows = item.rows(DIGITS)
         assert item.claim and len({row.label for row in rows}) == len(rows) >= 2
         assert all(row.prior in PRIORS or not row.prior for row in rows)
         values = {row.label: {f: [1.0, 1.0] for f in (*item.metrics, "diversity", "recall")} for row in rows}
@@ -404,7 +404,7 @@ def test_every_experiment_draws_its_pictures(item, scale, monkeypatch):
     for module in ("tables", "sweeps"):
         monkeypatch.setattr(f"bld.experiments.{module}.sample_rows", lambda runner, rows: shown.extend(rows) or GREY)
     runner = SimpleNamespace(scale=scale, extractor=SimpleNamespace(distance_name=lambda: "FD"))
-    rows = item.rows(scale, 64)
+    rows = item.rows(scale)
     values = {row.label: {metric: [2.0, 3.0] for metric in ("fd", *item.metrics)} for row in rows}
     pictures = item.pictures(runner, rows, values)
     assert all(name.endswith(f"-{scale.name}.png") and caption and image.width for name, caption, image in pictures)
@@ -420,7 +420,7 @@ def test_at_paper_scale_every_row_can_be_trained_and_sampled(item, preset, tmp_p
     """Each row's settings hold together with the preset of its experiment, and its steps with its diffusion."""
     scale = scales.scale_for("paper", item.name, preset=preset)
     runner = Runner(scale, tmp_path, lambda _: None, data="anywhere")
-    for row in item.rows(scale, 256):
+    for row in item.rows(scale):
         if not row.prior:
             continue
         settings = load_settings(scale.preset, overrides=runner.overrides(runner.tokenizer_of(row.prior), row.prior, 0))
@@ -488,7 +488,7 @@ PRINTED[("table5", "ffhq256")] = PRINTED[("table5", "churches256")]
 def test_rows_at_paper_scale_have_the_papers_steps_and_stand_beside_its_figures(name, preset, tmp_path):
     scale = scales.scale_for("paper", name, preset=preset)
     runner = Runner(scale, tmp_path, lambda _: None, data="anywhere")
-    rows = {row.label: row for item in ITEMS if item.name == name for row in item.rows(scale, 256)}
+    rows = {row.label: row for item in ITEMS if item.name == name for row in item.rows(scale)}
     for label, (sampled, trained, printed) in PRINTED[(name, preset)].items():
         row = rows.pop(label)
         figures = tuple(value for heading, value in row.paper.items() if heading != "steps")
@@ -521,7 +521,7 @@ def test_at_paper_scale_classes_are_judged_by_cas_of_a_resnet_50():
     for name in ("table2", "figureM", "guided-steps"):
         assert metrics[name][-2:] == ("cas_top1", "cas_top5"), name
     item = next(item for item in ITEMS if item.name == "figureM")
-    values = {row.label: {metric: [0.5, 0.5] for metric in metrics["figureM"]} for row in item.rows(scale, 256)}
+    values = {row.label: {metric: [0.5, 0.5] for metric in metrics["figureM"]} for row in item.rows(scale)}
     assert len(item.claims(values)) == 3
 
 
@@ -535,7 +535,7 @@ def test_nothing_is_trained_on_the_images_that_samples_are_held_against(scale, t
 
 
 def test_a_code_length_stands_only_beside_the_sampling_it_is_of():
-    rows = {row.label: row for item in ITEMS if item.name == "table5" for row in item.rows(DIGITS, 16)}
+    rows = {row.label: row for item in ITEMS if item.name == "table5" for row in item.rows(DIGITS)}
     assert [label for label, row in rows.items() if not row.has_bits] == [
         "binary diffusion, 16 steps",
         "absorbing, 16 steps, by confidence",
@@ -652,7 +652,7 @@ def test_as_much_is_trained_as_is_announced(item, scale, tmp_path, image_folder,
     list(_setting(runner, item.name, 2))
     trained = f"{item.name} trains {len(runner.tokenizers)} tokenizers and {len(runner.priors)} priors"
     assert work(runner, item.name, 2) == trained
-    rows = {row.prior for row in item.rows(scale, 16) if row.prior} | ({"bernoulli"} if item.name == "draws" else set())
+    rows = {row.prior for row in item.rows(scale) if row.prior} | ({"bernoulli"} if item.name == "draws" else set())
     assert {prior for prior, _ in runner.priors} == rows
 
 

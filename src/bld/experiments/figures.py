@@ -26,7 +26,7 @@ TIMED, LOOKED_AT = 5, 64
 
 def table6(runner: Runner, seeds: int) -> Findings:
     """Seconds per image, one at a time."""
-    positions = runner.pipeline("bernoulli", 0).prior.code_shape.positions
+    positions = runner.scale.positions
     rows = [
         ("ours, 16 steps", "bernoulli", Sampling(16)),
         ("ours, 64 steps", "bernoulli", Sampling(64)),

@@ -12,7 +12,6 @@ from bld.experiments.prior_rows import UNTRAINED, Asked, Item, about, rows_of
 from bld.experiments.scales import Scale
 from bld.experiments.verdict import Comparison, Gate
 from bld.io.files import read_json
-from bld.training.config import load_settings
 
 MEASURED_ALIKE = 3  # since these rules pages are measured as today's
 
@@ -50,7 +49,7 @@ def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path
     if item is not None:
         asked = Asked({label: values for label, values in raw["values"].items() if label != UNTRAINED})
         comparisons = item.claims(asked)
-        rows = about(rows_of(item, scale, _positions(scale)), asked)
+        rows = about(rows_of(item, scale), asked)
         gate = Gate.read(raw["gate"] | {"networks": {row.label: row.prior for row in rows}})
     if name == "figureN" and gate is not None:
         gate = replace(gate, moved=moved_by_looking(raw["values"]))
@@ -58,8 +57,3 @@ def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path
     gate_rule = GATED if "every network that the claim is about" in own else own  # as rules 3 said what GATED says now
     return write_again(pages, file, Findings("", "", comparisons=comparisons, basis=raw["basis"], gate=gate,
                                              gate_rule=gate_rule))  # fmt: skip
-
-
-def _positions(scale: Scale) -> int:
-    overrides = (*scale.overrides, *scale.tokenizers[scale.base])
-    return load_settings(scale.preset, overrides=overrides).tokenizer.code_shape.positions

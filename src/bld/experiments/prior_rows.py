@@ -91,7 +91,7 @@ class Item:
         name: what `bld reproduce` calls it.
         title: heading of its page.
         claim: the paper's, in a sentence.
-        rows: (scale, number of positions N) → the rows.
+        rows: scale → the rows.
         claims: values → comparisons that the verdict rests on.
         metrics: names of the metrics that are shown.
         pictures: drawn from runner, rows and values.
@@ -101,7 +101,7 @@ class Item:
     name: str
     title: str
     claim: str
-    rows: Callable[[Scale, int], list[Row]]
+    rows: Callable[[Scale], list[Row]]
     claims: Callable[[Values], list[Comparison]]
     metrics: tuple[str, ...] = ("fd", "precision", "recall")
     pictures: Callable[[Runner, list[Row], Values], list[Picture]] = lambda *_: []
@@ -109,7 +109,7 @@ class Item:
 
     def run(self, runner: Runner, seeds: int) -> Findings:
         """Train what is missing, measure every row, and judge."""
-        rows = rows_of(self, runner.scale, positions(runner))
+        rows = rows_of(self, runner.scale)
         refuse_without_classes(runner, [row.sampling for row in rows], self.metrics)
         for seed in range(seeds):  # every row once before any again: what is stopped midway can be looked at
             for prior in dict.fromkeys(row.prior for row in rows if row.prior):
@@ -134,16 +134,11 @@ class Item:
         return findings
 
 
-def positions(runner: Runner) -> int:
-    """N, how many positions the scale's usual code has."""
-    return runner.settings(runner.scale.base, "bernoulli", 0).tokenizer.code_shape.positions
-
-
-def rows_of(item: Item, scale: Scale, positions: int) -> list[Row]:
+def rows_of(item: Item, scale: Scale) -> list[Row]:
     """The rows of a table, at the scale's guidance where they do not choose their own."""
-    rows = item.rows(scale, positions)
     return [
-        row if row.sampling.labelled else replace(row, sampling=row.sampling.guided(scale.guidance)) for row in rows
+        row if row.sampling.labelled else replace(row, sampling=row.sampling.guided(scale.guidance))
+        for row in item.rows(scale)
     ]
 
 

@@ -9,7 +9,7 @@ from bld.data import open_images
 from bld.experiments.figures import FIGURES
 from bld.experiments.judged_again import judge_again
 from bld.experiments.page import write_index, write_page
-from bld.experiments.prior_rows import SAMPLING_SEEDS, Row, positions, rows_of, untrained_kind
+from bld.experiments.prior_rows import SAMPLING_SEEDS, Row, rows_of, untrained_kind
 from bld.experiments.rates import TRIAL_SEED
 from bld.experiments.runner import Runner
 from bld.experiments.scales import Scale
@@ -53,7 +53,7 @@ def _setting(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     yield f"Images: {Path(runner.data).name}; training seed{many}: {', '.join(map(str, trained))}."
     rows: list[Row] = []
     if name in NAMES:
-        rows = NAMES[name].rows(runner.scale, positions(runner))
+        rows = NAMES[name].rows(runner.scale)
     kinds = sorted({row.prior for row in rows if row.prior})
     if name not in ("table4", "rates"):  # the one trains no prior, the other none of the usual length
         prior = runner.settings(runner.scale.base, "bernoulli", 0)
@@ -85,7 +85,7 @@ def work(runner: Runner, name: str, seeds: int) -> str:
         return f"{name} trains {len(runner.scale.formats) * seeds} tokenizers"
     if name not in NAMES:
         return f"{name} trains what it needs"
-    rows = rows_of(NAMES[name], runner.scale, positions(runner))
+    rows = rows_of(NAMES[name], runner.scale)
     priors = {(row.prior, seed) for row in rows if row.prior for seed in range(seeds)}
     priors.add((untrained_kind(rows, runner.scale), 0))
     used = {(runner.tokenizer_of(prior), seed) for prior, seed in priors}
@@ -95,7 +95,7 @@ def work(runner: Runner, name: str, seeds: int) -> str:
 
 def cost(runner: Runner, name: str, seeds: int) -> Iterator[str]:
     """What an experiment would cost at this scale on its data, before anything is trained."""
-    rows = NAMES[name].rows(runner.scale, positions(runner)) if name in NAMES else []
+    rows = NAMES[name].rows(runner.scale) if name in NAMES else []
     priors = [row.prior for row in rows if row.prior]
     prior = priors[0] if priors and "bernoulli" not in priors else "bernoulli"
     settings, source = runner.settings(runner.tokenizer_of(prior), prior, 0), open_images(runner.data)

@@ -96,7 +96,7 @@ class Runner(Trainings):
         """The judge."""
         if self.features or not self.scale.classifier_steps:
             return load_extractor(self.features or "inception")
-        images, flips = self.images, self._settings.data.flip or self.scale.name == "cifar10"
+        images, flips = self.images, self._settings.data.flip or self.scale.judge_flips
         shown = replace(images.preprocessing, flip=flips)
         judged = ImageSet(images.source, shown, images.rows, images.pixels, images.skipped)
         train, rest = split_images(judged, self._settings)

@@ -54,6 +54,9 @@ class Scale:
         trial_steps: of the trainings of `rates`.
         guidance: of every row that does not choose its own, where priors know classes and each image is asked to be
             of one (1 is without guidance); 0: they know none, as in the paper.
+        rows_that_cost: whether rows that would cost several hours more, and that no claim rests on or another table
+            has too, are there.
+        judge_flips: whether the judge is shown mirrored images too, though the networks are not.
     """
 
     name: str
@@ -76,6 +79,14 @@ class Scale:
     rates: dict[str, float] = field(default_factory=dict)
     trial_steps: int = 300
     guidance: float = 0.0
+    rows_that_cost: bool = True
+    judge_flips: bool = False
+
+    @property
+    def positions(self) -> int:
+        """N, how many positions its usual code has."""
+        overrides = (*self.overrides, *self.tokenizers[self.base])
+        return load_settings(self.preset, overrides=overrides).tokenizer.code_shape.positions
 
     @property
     def conditional(self) -> str:
@@ -200,6 +211,8 @@ CIFAR10 = Scale(
     cas=("small", 100),
     enlarged=2,
     one_tokenizer=True,
+    rows_that_cost=False,
+    judge_flips=True,
     rates={"bernoulli": 4e-3, "absorbing": 4e-3, "autoregressive": 4e-3, "gaussian": 4e-3},
 )
 

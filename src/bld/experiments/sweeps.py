@@ -15,7 +15,7 @@ from bld.experiments.verdict import Comparison
 # -- figures ----------------------------------------------------------------------------------------------
 
 
-def _figure4(scale: Scale, positions: int) -> list[Row]:
+def _figure4(scale: Scale) -> list[Row]:
     return [Row(f"τ = {t:g}", "bernoulli", Sampling(16, t)) for t in (0.2, 0.5, 0.7, 0.9, 1.0, 1.2)]
 
 
@@ -27,7 +27,7 @@ _figure4_claims = all_below(
 
 
 def _steps(scale: Scale) -> tuple[int, ...]:
-    return (4, 8, 16, 64) if scale.name == "cifar10" else (1, 2, 4, 8, 16, 32, 64)
+    return (1, 2, 4, 8, 16, 32, 64) if scale.rows_that_cost else (4, 8, 16, 64)
 
 
 OURS, SKIPPED = "trained for so many", "trained for 64, steps skipped"
@@ -35,25 +35,25 @@ ABSORBING, BY_CONFIDENCE, ABSORBING_TWICE = "absorbing", "absorbing by confidenc
 GAUSSIAN_STEPS, ONE_BY_ONE = "Gaussian, trained for 1,000, DDIM", "autoregressive"
 
 
-def _figure7(scale: Scale, positions: int) -> list[Row]:
+def _figure7(scale: Scale) -> list[Row]:
     """All at τ = 1: as trained, so that a number of steps and a temperature are not confused."""
     steps = _steps(scale)
     return [
         *(Row(f"{OURS}, {n}", f"steps-{n}", Sampling(n, 1.0)) for n in (4, 8, 16)),
         *(Row(f"{SKIPPED}, {n}", "bernoulli", Sampling(n, 1.0)) for n in steps),
-        *(Row(f"{ABSORBING}, {n}", "absorbing", Sampling(n, 1.0)) for n in steps if n <= positions),
+        *(Row(f"{ABSORBING}, {n}", "absorbing", Sampling(n, 1.0)) for n in steps if n <= scale.positions),
         *(
             Row(f"{BY_CONFIDENCE}, {n}", "absorbing", Sampling(n, 1.0, reveal="confidence"))
             for n in steps
-            if n <= positions
+            if n <= scale.positions
         ),
         *(
             Row(f"{ABSORBING_TWICE}, {n}", "absorbing", Sampling(n, 1.0).guided(2.0))
             for n in steps
-            if n <= positions and scale.guidance  # as `second_tries`, the steps last in the label
+            if n <= scale.positions and scale.guidance  # as `second_tries`, the steps last in the label
         ),
         *(Row(f"{GAUSSIAN_STEPS}, {n}", "gaussian", Sampling(n, 1.0)) for n in steps if n >= 4),
-        Row(f"{ONE_BY_ONE}, {positions}", "autoregressive", Sampling(None, 1.0)),
+        Row(f"{ONE_BY_ONE}, {scale.positions}", "autoregressive", Sampling(None, 1.0)),
     ]
 
 
@@ -88,7 +88,7 @@ def _figure7_pictures(runner: Runner, rows: list[Row], values: Values) -> list[P
     return [(f"figure7-{runner.scale.label}.png", caption, image)]
 
 
-def _figure_a(scale: Scale, positions: int) -> list[Row]:
+def _figure_a(scale: Scale) -> list[Row]:
     return [
         Row("linear", "bernoulli", Sampling(64)),
         Row("cosine", "schedule-cosine", Sampling(64)),
@@ -101,7 +101,7 @@ _figure_a_claims = all_below(
 )
 
 
-def _figure_m(scale: Scale, positions: int) -> list[Row]:
+def _figure_m(scale: Scale) -> list[Row]:
     return [
         Row(f"ω = {w:g}", scale.conditional, Sampling(guided_steps(scale), guidance_scale=1 + w, labelled=True))
         for w in (0.0, 1.0, 2.0, 4.0)
@@ -118,7 +118,7 @@ def _figure_m_claims(values: Values) -> list[Comparison]:
     ]
 
 
-def _posterior(scale: Scale, positions: int) -> list[Row]:
+def _posterior(scale: Scale) -> list[Row]:
     steps = tuple(n for n in _steps(scale) if n >= 4)
     rows = [Row(f"exact, {n} steps", "bernoulli", Sampling(n, 1.0)) for n in steps]
     return rows + [Row(f"plugin, {n} steps", "bernoulli", Sampling(n, 1.0, posterior="plugin")) for n in steps]
@@ -144,7 +144,7 @@ def _posterior_pictures(runner: Runner, rows: list[Row], values: Values) -> list
 # -- steps that a network is trained for, and those that it takes -----------------------------------------
 
 
-def _training_steps(scale: Scale, positions: int) -> list[Row]:
+def _training_steps(scale: Scale) -> list[Row]:
     rows = [Row(f"trained for {T}, {T} steps", f"steps-{T}", Sampling(T)) for T in (4, 8, 16)]
     return rows + [
         Row(f"trained for 64, {n} steps", "bernoulli", Sampling(n), has_bits=n == 64) for n in (4, 8, 16, 64)
@@ -156,7 +156,7 @@ _training_steps_claims = all_below(
 )
 
 
-def _guided_steps_rows(scale: Scale, positions: int) -> list[Row]:
+def _guided_steps_rows(scale: Scale) -> list[Row]:
     return [
         Row("64 steps, without guidance: 64 passes", scale.conditional, Sampling(64, labelled=True)),
         Row("64 steps, ω = 1: 128 passes", scale.conditional, Sampling(64, guidance_scale=2.0, labelled=True)),
@@ -176,7 +176,7 @@ def _guided_steps_claims(values: Values) -> list[Comparison]:
     ]
 
 
-def _gaussian_steps(scale: Scale, positions: int) -> list[Row]:
+def _gaussian_steps(scale: Scale) -> list[Row]:
     few = Row("Gaussian trained for 16, 16 steps", "gaussian-16", Sampling(16, 1.0))
     return [
         Row("Gaussian trained for 1,000, 100 steps", "gaussian", Sampling(100, 1.0)),
@@ -202,7 +202,7 @@ def _gaussian_steps_claims(values: Values) -> list[Comparison]:
     ]
 
 
-def _draws(scale: Scale, positions: int) -> list[Row]:
+def _draws(scale: Scale) -> list[Row]:
     n = guided_steps(scale)
     return [
         Row("drawn anew at each step", "draws-fresh", Sampling(n)),

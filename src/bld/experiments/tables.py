@@ -70,11 +70,11 @@ PAPER_TABLE_1 = {
 """FID, precision and recall of the four rows; of the smaller scales, LSUN Churches' stand beside."""
 
 
-def _table1(scale: Scale, positions: int) -> list[Row]:
+def _table1(scale: Scale) -> list[Row]:
     at_paper = scale.name == "paper"
     rows = (
         ("LDM (Gaussian)", "gaussian", Sampling(200 if at_paper else 100, 1.0), "1,000 (200 DDIM)"),
-        ("absorbing", "absorbing", Sampling(positions), "256"),
+        ("absorbing", "absorbing", Sampling(scale.positions), "256"),
         ("ours, 16 steps", trained_for(16, scale), Sampling(16), "16"),
         ("ours, 64 steps", "bernoulli", Sampling(64), "64"),
     )
@@ -83,7 +83,7 @@ def _table1(scale: Scale, positions: int) -> list[Row]:
         Row(label, prior, sampling, {"steps": steps, **dict(zip(("FID", "P", "R"), printed.split(), strict=True))})
         for (label, prior, sampling, steps), printed in zip(rows, printed_rows, strict=True)
     ]
-    confident = Row("absorbing, by confidence", "absorbing", Sampling(positions, reveal="confidence"))
+    confident = Row("absorbing, by confidence", "absorbing", Sampling(scale.positions, reveal="confidence"))
     return [*made, confident, *second_tries(scale, *made[:2])]
 
 
@@ -95,7 +95,7 @@ def _table1_claims(values: Values) -> list[Comparison]:
     return [Comparison.at_most(words, 1.25, values["ours, 64 steps"]["fd"], best)]
 
 
-def _table2(scale: Scale, positions: int) -> list[Row]:
+def _table2(scale: Scale) -> list[Row]:
     paper = {"FID": "8.21", "IS": "162.32", "P": "0.72", "R": "0.64", "Top-1": "65.07%", "Top-5": "85.60%"}
     n = guided_steps(scale)
     return [
@@ -113,7 +113,7 @@ _table2_claims = all_below(
 )
 
 
-def _table3(scale: Scale, positions: int) -> list[Row]:
+def _table3(scale: Scale) -> list[Row]:
     if scale.name == "paper":  # ffhq1024 is the small grid itself; the usual one, 64×64, is what nobody can afford
         paper = {64: {"FID FFHQ": "6.75", "FID CelebA-HQ": "6.12"}, 256: {"FID FFHQ": "6.35", "FID CelebA-HQ": "6.03"}}
         priors = {64: trained_for(64, scale), 256: "bernoulli"}
@@ -137,11 +137,11 @@ def _table3_claims(values: Values) -> list[Comparison]:
 # -- Table 5 and 7 ----------------------------------------------------------------------------------------
 
 
-def _table5(scale: Scale, positions: int) -> list[Row]:
+def _table5(scale: Scale) -> list[Row]:
     """At a guided scale the rivals have two tries at guidance, since the scale's was chosen for binary diffusion."""
     ours = {"steps": "64", "FID Churches": "4.36", "FID FFHQ": "5.85"}
-    one_by_one = (f"autoregressive, {positions} steps", "autoregressive", Sampling())
-    absorbing = (f"absorbing, {positions} steps", "absorbing", Sampling(positions))
+    one_by_one = (f"autoregressive, {scale.positions} steps", "autoregressive", Sampling())
+    absorbing = (f"absorbing, {scale.positions} steps", "absorbing", Sampling(scale.positions))
     rivals = [
         Row(*one_by_one, {"steps": "256", "FID Churches": "7.25", "FID FFHQ": "8.23"}),
         Row(*absorbing, {"steps": "256", "FID Churches": "5.44", "FID FFHQ": "7.64"}),
@@ -155,12 +155,12 @@ def _table5(scale: Scale, positions: int) -> list[Row]:
         *rivals,
         *second_tries(scale, *rivals),
         Row("binary diffusion, 64 steps", "bernoulli", Sampling(64), ours),
-        *(others if scale.name != "cifar10" else []),  # that Tables 1 and 7 have, for as many trainings again
+        *(others if scale.rows_that_cost else []),  # Tables 1 and 7 have them, for as many trainings again
         Row("binary diffusion, 16 steps", "bernoulli", Sampling(16), has_bits=False),
         Row(
-            f"absorbing, {positions} steps, by confidence",
+            f"absorbing, {scale.positions} steps, by confidence",
             "absorbing",
-            Sampling(positions, reveal="confidence"),
+            Sampling(scale.positions, reveal="confidence"),
             has_bits=False,
         ),
     ]
@@ -179,8 +179,8 @@ def _table5_claims(values: Values) -> list[Comparison]:
 FLIP, PREVIOUS = "λ = 0.1, target z_t ⊕ z_0", "target z_{t-1}"
 
 
-def _table7(scale: Scale, positions: int) -> list[Row]:
-    s = Sampling(16 if scale.name == "cifar10" else 64)  # the more steps, the longer; Figure 7 says what they are worth
+def _table7(scale: Scale) -> list[Row]:
+    s = Sampling(64 if scale.rows_that_cost else 16)  # the more steps, the longer; Figure 7 says what they are worth
     whole = [Row(f"{FLIP}, 64 steps", "bernoulli", Sampling(64))] if s.steps != 64 else []
     return [
         Row("λ = 0", "lambda-0", s, {"FID / recall": "5.07 / 0.42"}),

@@ -287,6 +287,35 @@ def test_info_of_a_run_keeps_the_sizes_that_the_run_has(tmp_path: Path, monkeypa
         assert ("with prior.dim" in told) == sized and "sizes_by_budget: true" in told
 
 
+def test_info_of_a_run_foretells_the_sizes_that_training_it_would_choose(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
+    out = tmp_path / "a"
+
+    def told(*words: str) -> dict[str, str]:
+        assert main(["info", str(out), *words]) == 0
+        lines = [line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line]
+        return {name: value.strip() for name, value in lines}
+
+    words = ["train-tokenizer", "--data", "digits", "--preset", "cifar10", "--budget", "5m", "--out", str(out)]
+    with recipe_from(build_parser(only="train-tokenizer").parse_args(words)) as recipe:
+        channels = recipe.settings.tokenizer.base_channels
+    (out / "tokenizer").mkdir()
+    capsys.readouterr()
+    foretold = told("--budget", "8h")
+    assert "with tokenizer.base_channels" not in foretold  # which has begun
+    RunFolder(out).record("tokenizer", given="somewhere")  # all of the time is the prior's
+    alone = told("--budget", "1h")
+    minutes = split(3600, ["prior"], 0.4)["prior"] / 60
+    assert "tokenizer training reaches" not in alone and f"in {minutes:,.1f} minutes" in alone
+    with recipe_from(build_parser(only="train-prior").parse_args(
+        ["train-prior", "--out", str(out), "--budget", "1h"]
+    )) as recipe:  # fmt: skip
+        assert alone["with prior.dim"] == str(recipe.settings.prior.dim)
+        assert recipe.settings.tokenizer.base_channels == channels
+    (out / "prior").mkdir()
+    assert not any(name.startswith("with ") for name in told("--budget", "8h"))
+
+
 def test_info_foretells_what_a_budget_buys(monkeypatch, capsys):
     monkeypatch.setattr(budget, "measure", lambda *_: LAPTOP)
     assert main(["info", "cifar10", "--budget", "30m", "prior.dim=384"]) == 0

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from bld.evaluation.load_run import images_without_decoding
     from bld.planning.cost import describe, plan
     from bld.training.code_cache import CodeCache
-    from bld.training.config import load_settings, said_by_files
+    from bld.training.config import load_settings
     from bld.training.run_folder import RunFolder
     from bld.training.settings import settings_tree
     from bld.training.time_budget import STAGES
@@ -82,9 +82,8 @@ def run(args: argparse.Namespace) -> None:
             say(f"{name:<34}{value}".rstrip())
     if args.budget:
         say("")
-        budgeted = replace(settings, sizes_by_budget=settings.sizes_by_budget and not folder.has_settings())
-        said = [*said_by_files(args.what), *(override.partition("=")[0] for override in args.settings)]
-        for name, value in _bought(budgeted, duration(args.budget), said):
+        said = [override.partition("=")[0] for override in args.settings]
+        for name, value in _bought(folder, settings, duration(args.budget), said, stages):
             say(f"{name:<34}{value}")
     if args.show_settings:
         import yaml
@@ -104,12 +103,17 @@ def _done(folder: RunFolder, images: int, overrides: Sequence[str]) -> dict[str,
     return found
 
 
-def _bought(settings: Settings, seconds: float, given: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """(what, how much) of a training in this time on this machine."""
+def _bought(
+    folder: RunFolder, settings: Settings, seconds: float, said: Sequence[str], stages: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """(what, how much) of a training of the stages in this time on this machine, as `bld train` would begin it."""
     from bld.planning.budget import measure, plan, with_sizes
+    from bld.planning.open_sizes import OpenSizes
 
     pace = measure(settings)
-    bought = plan(settings, seconds, pace, given)
+    bought = OpenSizes(folder, settings, said).for_time(seconds, stages, 1, pace)
+    if bought is None:  # the sizes stay as they are
+        bought = plan(replace(settings, sizes_by_budget=False), seconds, pace, said, stages)
     sized = with_sizes(settings, bought.sizes)
     yield "-- this machine --", ""
     for stage, steps in bought.steps.items():

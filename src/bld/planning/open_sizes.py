@@ -12,7 +12,7 @@ from typing import Any
 
 from bld.io.files import read_json
 from bld.planning import budget
-from bld.planning.budget import BATCH, Plan, with_sizes
+from bld.planning.budget import BATCH, Pace, Plan, with_sizes
 from bld.training.config import is_file, said_by_files, values_of
 from bld.training.run_folder import RunFolder
 from bld.training.settings import Settings, leaves, settings_tree
@@ -46,13 +46,14 @@ class OpenSizes:
         }
         self._seconds: dict[str, float] = dict(self._noted.get("seconds", {}))
 
-    def for_time(self, seconds: float, stages: Sequence[str], processes: int) -> Plan | None:
+    def for_time(self, seconds: float, stages: Sequence[str], processes: int, pace: Pace | None = None) -> Plan | None:
         """A plan of this time, on this machine, that chooses the open sizes of the stages that have not begun.
 
         Args:
             seconds: the time.
             stages: those that are trained in it.
             processes: that train together.
+            pace: of this machine, where it has been measured.
 
         Returns:
             The plan; None where the settings leave no sizes to the budget, all stages have begun, or their sizes are
@@ -67,7 +68,8 @@ class OpenSizes:
         usual = self._as_the_preset[BATCH]  # which another budget may have made smaller
         anew = {BATCH: usual} if BATCH in open_now and usual != self.settings.tokenizer_training.batch_size else {}
         settings = with_sizes(self.settings, anew)
-        bought = budget.plan(settings, seconds, budget.measure(settings, processes), fixed, stages, processes)
+        pace = pace or budget.measure(settings, processes)
+        bought = budget.plan(settings, seconds, pace, fixed, stages, processes)
         self._seconds |= {stage: times[stage] for stage in new}
         return bought._replace(sizes={**anew, **bought.sizes})
 

@@ -76,6 +76,57 @@ def test_shards_say_it_in_txt_or_json(tmp_path: Path):
     assert said(tmp_path / "s") == ["a red square", "from json", CAPTIONS["002.png"], "second shard"]
 
 
+def test_what_is_said_of_a_date_is_of_the_image_of_that_date(tmp_path: Path):
+    """All names up to the first dot are the same here, and each image has its own class and caption."""
+    content: dict[str, bytes] = {}
+    for day, what in (("01", "cat"), ("02", "dog"), ("03", "bird")):
+        name = f"2023.01.{day}"
+        content |= {f"{name}.png": png(), f"{name}.cls": what.encode(), f"{name}.txt": f"a {what}".encode()}
+    (tmp_path / "s").mkdir()
+    tar(tmp_path / "s" / "a-000.tar", content)
+    source = open_images(str(tmp_path / "s"))
+    assert [source.classes[label] for label in source.labels] == ["cat", "dog", "bird"]
+    assert said(tmp_path / "s") == ["a cat", "a dog", "a bird"]
+    (tmp_path / "t").mkdir()  # of an image that nothing names, nothing is guessed
+    tar(tmp_path / "t" / "a-000.tar", {**content, "2023.01.04.png": png()})
+    assert said(tmp_path / "t") == ["a cat", "a dog", "a bird", ""]
+
+
+def test_of_several_rows_of_an_image_the_first_caption_is_taken(tmp_path: Path):
+    table = b"image,caption\n000.png,first\n000.png,second\n001.png,only\n"
+    images = {"000.png": png(), "001.png": png()}
+    assert said(folder(tmp_path / "a", {**images, "metadata.csv": table})) == ["first", "only"]
+
+
+def test_a_text_with_the_delimiter_in_it_is_refused_unless_it_stands_in_quotes(tmp_path: Path):
+    images = {"000.png": png(), "001.png": png()}
+    for number, row in enumerate(("000.png,a red bicycle, against a wall,bike", '000.png,"a cat,bike')):
+        table = f"file_name,text,label\n{row}\n001.png,a dog,dog\n".encode()
+        with pytest.raises(DataError, match=r"metadata.csv cannot be read \((line 2 has|after line 1:)"):
+            said(folder(tmp_path / f"bad{number}", {**images, "metadata.csv": table}))
+    table = b'file_name,text,label\n000.png,"a red bicycle, against a wall",bike\n001.png,a "big" dog,dog,,\n'
+    assert said(folder(tmp_path / "good", {**images, "metadata.csv": table})) == [
+        "a red bicycle, against a wall",
+        'a "big" dog',
+    ]
+
+
+def test_nan_is_no_caption(tmp_path: Path):
+    lines = '{"file_name": "000.png", "text": NaN}\n{"file_name": "001.png", "text": "a dog"}\n'
+    images = {"000.png": png(), "001.png": png()}
+    assert said(folder(tmp_path / "a", {**images, "metadata.jsonl": lines.encode()})) == ["", "a dog"]
+
+
+def test_names_of_a_zip_are_read_as_utf_8_though_it_does_not_say_so(tmp_path: Path):
+    """As `zip -r` writes it: the bytes of UTF-8 and no flag; names that are no UTF-8 are read as the standard says."""
+    for name, raw in (("Äpfel", "Äpfel".encode()), ("Çà", "Çà".encode("cp437"))):
+        stand_in = b"x" * len(raw)
+        path = zipped(tmp_path / f"{len(raw)}.zip", {f"{stand_in.decode()}/1.png": png(), "b/2.png": png()})
+        path.write_bytes(path.read_bytes().replace(stand_in, raw))
+        source = open_images(str(path))
+        assert sorted(source.classes) == sorted([name, "b"]) and source.read(0).size
+
+
 @pytest.mark.parametrize("kind", ["table", "shard"])
 def test_a_text_that_was_cut_within_an_emoji_stops_nothing(tmp_path: Path, kind: str):
     line = b'{"file_name": "000.png", "text": "a nice cat \\ud83d", "label": "\\ude00"}'

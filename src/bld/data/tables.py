@@ -57,13 +57,15 @@ class Table:
             what: "labels" or "captions", for the setting that an error names.
 
         Returns:
-            The values by file, as `comparable` makes its name. Of several rows of a file the last counts.
+            The values by file, as `comparable` makes its name. Of several rows of a file the last counts, of several
+            captions the first.
 
         Raises:
             TableError: if the table cannot be read.
         """
         try:
-            return {comparable(file): value for row in self._rows() for file, value in _entry(row, keys)}
+            found = [(comparable(file), value) for row in self._rows() for file, value in _entry(row, keys)]
+            return dict(reversed(found) if what == "captions" else found)
         except (ValueError, AttributeError, TypeError, csv.Error) as error:
             raise TableError(
                 f"The table of {what} {self.name} cannot be read ({error})", f"fix it or set data.{what}."
@@ -71,9 +73,7 @@ class Table:
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         if self.name.endswith((".csv", ".tsv")):
-            head = self.text.split("\n", 1)[0]
-            delimiter = max(DELIMITERS, key=head.count)
-            yield from csv.DictReader(io.StringIO(self.text, newline=""), delimiter=delimiter)
+            yield from _fields(self.text)
         elif self.name.endswith(".jsonl"):
             yield from (json.loads(line) for line in self.text.split("\n") if line.strip())
         elif self.name.endswith(".json"):
@@ -88,13 +88,29 @@ class Table:
         return [values.get(comparable(name), values.get(comparable(name.removeprefix(self.folder)))) for name in names]
 
 
+def _fields(text: str) -> Iterator[dict[str, Any]]:
+    """The rows of a .csv or .tsv, by its first line; ValueError where a row does not fit it."""
+    delimiter = max(DELIMITERS, key=text.split("\n", 1)[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            if any(row.pop(None, ())):  # what is over; empty fields at the end of lines are a spreadsheet's
+                raise ValueError(
+                    f"line {rows.line_num} has more fields than the first: put a text with {delimiter!r} in it in quotes"
+                )
+            yield row
+    except csv.Error as error:
+        raise ValueError(f"after line {rows.line_num}: {error}; is a quote left open?") from error
+
+
 def _entry(row: dict[Any, Any], keys: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The (file, value) of a row that has both."""
     row = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
     file = next((row[key] for key in FILE_KEYS if key in row), None)
     value = next((row[key] for key in keys if key in row), None)
     value = value[0] if isinstance(value, list) and value else value  # of several captions the first
-    if isinstance(file, str) and isinstance(value, str | int | float) and str(value).strip():
+    known = isinstance(value, str | int | float) and value == value  # NaN, which is not, is nothing
+    if isinstance(file, str) and known and str(value).strip():
         yield file, without_halves(str(value).strip())
 
 

@@ -75,7 +75,7 @@ class ZipSource(_Archive):
         as their file positions are one and the same."""
         handle = self._handle
         if handle is None or handle[0] != os.getpid():
-            handle = self._handle = (os.getpid(), zipfile.ZipFile(self._path))
+            handle = self._handle = (os.getpid(), _opened(self._path))
         return handle[1]
 
     def side_file(self, path: str, most: int = FILE_LIMIT_BYTES) -> bytes | None:
@@ -204,6 +204,14 @@ def open_tar(location: str, path: Path) -> ImageSource:
 
 def _is_sheet(path: str, size: int, read: Callable[[], bytes]) -> bool:
     return path.rpartition("/")[2] in SHEET_NAMES and size <= FILE_LIMIT_BYTES and is_sheet(path, read())
+
+
+def _opened(path: Path) -> zipfile.ZipFile:
+    """A .zip whose names are read as UTF-8 where they are that, though many programs do not say so."""
+    try:
+        return zipfile.ZipFile(path, metadata_encoding="utf-8")
+    except UnicodeDecodeError:
+        return zipfile.ZipFile(path)
 
 
 def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:

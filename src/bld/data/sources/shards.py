@@ -3,7 +3,8 @@
 Members that share their path up to the first dot of the file name are one sample: `0001.jpg` is its image, `0001.cls`
 (a number or name) or `0001.json` (`{"label": …}`) its class, `0001.txt` or `0001.json` (`{"caption": …}`) its caption.
 Of several images of a sample, as `0001.jpg` and `0001.seg.png`, the first by name of those without a further dot is
-taken, and the others are noted; where all have one, as in dates (`2023.01.05.png`), each is an image of its own.
+taken, and the others are noted; where all have one, as in dates (`2023.01.05.png`), each is an image of its own, and
+what `2023.01.05.cls` says is of that one alone.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from bld.data.sources.members import (
 from bld.errors import DataError
 
 LABEL_LIMIT_BYTES = 1 << 20
+INDEX_FORM = 2  # since what is said of an image goes by its whole name
 
 
 def shard_paths(location: str) -> list[Path] | None:
@@ -98,7 +100,7 @@ class ShardsSource(ImageSource):
         stats = [path.stat() for path in self._paths]
         records = [(path.name, s.st_size, s.st_mtime_ns) for path, s in zip(self._paths, stats, strict=True)]
         shards = [[str(path), *record[1:]] for path, record in zip(self._paths, records, strict=True)]
-        key = {"shards": shards, "endings": sorted(EXTENSIONS)}
+        key = {"shards": shards, "endings": sorted(EXTENSIONS), "form": INDEX_FORM}
         kept = read_index(index_to)
         if kept is not None and kept[0] == {**key, "notes": kept[0].get("notes")}:
             listing, notes = kept[1], kept[0]["notes"]
@@ -123,17 +125,15 @@ class ShardsSource(ImageSource):
 
     def texts_beside(self) -> list[str] | None:
         """The .txt of each sample, or what its .json gives as caption; the shards are read through for them."""
-        said: dict[str, str] = {}
+        said = _Said()
         for path in self._paths:
             with path.open("rb") as file:
                 for info in plain_members(path):
                     if info.name.endswith((".txt", ".json")) and info.size <= LABEL_LIMIT_BYTES:
                         file.seek(info.offset_data)
                         name = member_path(info.name, str(path))
-                        text, key = _caption(name, file.read(info.size)), f"{path.stem}/{_key(name)}"
-                        if text and (name.endswith(".txt") or key not in said):
-                            said[key] = text
-        found = [said.get(_key(name), "") for name in self.names]
+                        said.add(f"{path.stem}/{name}", _caption(name, file.read(info.size)))
+        found = [said.of(name) for name in self.names]
         return found if any(found) else None
 
     def _read(self, index: int) -> Image.Image:
@@ -141,6 +141,29 @@ class ShardsSource(ImageSource):
         with self._paths[int(self._shard[index])].open("rb") as file:
             file.seek(int(self._offset[index]))
             return decode(file.read(int(self._size[index])), self.max_pixels)
+
+
+class _Said:
+    """What .cls, .txt and .json say of images: of the one that is called so, else of all of the sample."""
+
+    def __init__(self) -> None:
+        self._of_file: dict[str, str] = {}
+        self._of_sample: dict[str, set[str]] = {}
+
+    def add(self, name: str, text: str) -> None:
+        """Take what a file says, which is nothing if it is empty; .cls and .txt go before .json."""
+        stem = name.rpartition(".")[0]
+        if text and (stem not in self._of_file or not name.endswith(".json")):
+            self._of_file[stem] = text
+        if text:
+            self._of_sample.setdefault(_key(name), set()).add(text)
+
+    def of(self, image: str) -> str:
+        """What is said of the image of this name; empty if nothing, or if nobody knows which of several things."""
+        key = _key(image)
+        of_sample = self._of_sample.get(key, set())
+        alone = next(iter(of_sample)) if len(of_sample) == 1 else ""
+        return self._of_file.get(image.rpartition(".")[0]) or self._of_file.get(key) or alone
 
 
 def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
@@ -153,7 +176,7 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
     if len(set(shard_names)) < len(paths):
         raise DataError(f"Two shards of {location} have the same file name; rename one of them.")
     for number, path in enumerate(paths):
-        said: dict[str, str] = {}
+        said = _Said()
         found: list[tuple[str, int, int]] = []
         try:
             with path.open("rb") as file:
@@ -163,9 +186,7 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
                         found.append((name, info.offset_data, info.size))
                     elif name.endswith((".cls", ".json")) and info.size <= LABEL_LIMIT_BYTES:
                         file.seek(info.offset_data)
-                        label = _label(name, file.read(info.size))
-                        if label:
-                            said[_key(name)] = label
+                        said.add(name, _label(name, file.read(info.size)))
         except DataError:
             raise
         except (OSError, tarfile.TarError, ValueError) as error:
@@ -178,7 +199,7 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
                 others.append(f"{shard_names[number]}/{name}")
                 continue
             names.append(f"{shard_names[number]}/{name}")
-            labels.append(said.get(_key(name), ""))
+            labels.append(said.of(name))
             shards.append(number)
             offsets.append(offset)
             sizes.append(size)

@@ -329,3 +329,20 @@ def test_threads_read_at_once(kind, pack, png):
     with ThreadPoolExecutor(4) as pool:
         for found in pool.map(read_all, range(4)):
             np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("typed", ["photos/cats.zip", "photos/cats", "elsewhere/cats.tar.gz"])
+def test_a_mistyped_file_is_no_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=f"nothing at {typed}"):
+        open_images(typed)
+
+
+def test_what_reads_like_a_data_set_of_the_hub_and_is_not_found_may_be_mistyped(monkeypatch: pytest.MonkeyPatch):
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"There is no folder or archive phots/cats, and .* cannot be loaded"):
+        open_images("phots/cats")

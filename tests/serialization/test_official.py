@@ -196,6 +196,13 @@ def test_a_prior_may_lie_in_another_folder_and_have_other_steps_than_its_autoenc
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize("step", [0, 7])
+def test_a_step_that_is_named_for_the_autoencoder_itself_is_never_another(tmp_path, step):
+    write(tmp_path, "binaryae", make_autoencoder(Layout()), 5)
+    with pytest.raises(CheckpointError, match=rf"no binaryae of step {step}, only 5"):
+        convert(tmp_path, tmp_path / "out", OfficialOptions(heads=4, autoencoder_step=step), lambda _: None)
+
+
 def test_the_number_of_steps_comes_from_the_schedule_or_is_64_and_contradictions_are_refused(tmp_path):
     layout = Layout(steps=10)
     autoencoder, prior = written(tmp_path / "log", layout)

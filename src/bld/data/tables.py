@@ -96,7 +96,7 @@ def _fields(text: str) -> Iterator[dict[str, Any]]:
         for row in rows:
             if any(row.pop(None, ())):  # what is over; empty fields at the end of lines are a spreadsheet's
                 raise ValueError(
-                    f"line {rows.line_num} has more fields than the first: put a text with {delimiter!r} in it in quotes"
+                    f"line {rows.line_num} has more fields than the first: put texts with {delimiter!r} in quotes"
                 )
             yield row
     except csv.Error as error:

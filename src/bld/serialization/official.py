@@ -50,7 +50,9 @@ def convert(
     if out.exists() and any(out.iterdir()):
         raise CheckpointError(f"{out} holds something already: choose another --out.")
     prior_file = _find(logdir, PRIOR, options.step)
-    autoencoder_file = _find(autoencoder_logdir or logdir, AUTOENCODER, options.autoencoder_step or options.step)
+    asked = options.autoencoder_step
+    step = options.step if asked is None else asked
+    autoencoder_file = _find(autoencoder_logdir or logdir, AUTOENCODER, step, asked is None and prior_file is not None)
     if autoencoder_file is None:
         if prior_file is not None:
             raise CheckpointError(
@@ -87,8 +89,11 @@ def convert(
             save_index(aside, PipelineIndex(classes=[str(i) for i in range(prior.config.num_classes)]))
 
 
-def _find(logdir: Path, name: str, step: int | None) -> Path | None:
-    """The file of a network; None if there is none at all."""
+def _find(logdir: Path, name: str, step: int | None, or_the_only: bool = False) -> Path | None:
+    """The file of a network; None if there is none at all.
+
+    or_the_only: whether one of another step will do where all files are of a single one.
+    """
     if not logdir.is_dir():
         raise CheckpointError(f"There is no folder {logdir}.")
     folder = logdir / "saved_models" if (logdir / "saved_models").is_dir() else logdir
@@ -111,7 +116,7 @@ def _find(logdir: Path, name: str, step: int | None) -> Path | None:
         if (is_average, step) in found:
             return found[is_average, step]
     steps = sorted({number for _, number in found})
-    if len(steps) == 1 and name == AUTOENCODER:  # a prior's step was named, and of this there is one only
+    if len(steps) == 1 and or_the_only:  # a prior's step was named
         return found[max(found)]
     option = "--step or --autoencoder-step" if name == AUTOENCODER else "--step"
     raise CheckpointError(

@@ -20,7 +20,13 @@ OF_CLASSES = r"u?int\d+|bool|(large_)?string|string_view"  # types of a column t
 
 
 def is_hub_name(location: str) -> bool:
-    """Whether a location that does not exist reads like `owner/name`, `owner/name:split` or `hf:name:split`."""
+    """Whether a location that does not exist reads like `owner/name`, `owner/name:split` or `hf:name:split`.
+
+    An archive's ending, or a folder of the owner's name here, says that a file was meant.
+    """
+    path = Path(location)
+    if path.suffix.lower() in (".zip", ".tar", ".tgz", ".gz") or (len(path.parts) > 1 and path.parent.is_dir()):
+        return False
     return re.fullmatch(r"hf:[\w.-]+(/[\w.-]+)?(:\w+)?|[\w-][\w.-]*/[\w-][\w.-]*(:\w+)?", location) is not None
 
 
@@ -93,7 +99,7 @@ def _load(name: str, split: str, location: str) -> Any:
         import datasets
     except ImportError as error:
         raise MissingPackageError(
-            f"{location} is a data set of the hub's library, which is not installed: "
+            f"{_none_here(name)}data sets of the hub's library, as {location}, need it installed: "
             "pip install 'binary-latent-diffusion[hub]'."
         ) from error
     path = Path(name)
@@ -109,8 +115,14 @@ def _load(name: str, split: str, location: str) -> Any:
     except Exception as error:  # the network, the hub and damaged files can raise anything
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise DataError(
-            f"The data set {location} cannot be loaded ({reason}): check its name, its split and the network."
+            f"{_none_here(name)}the data set {location} cannot be loaded ({reason}): check its name, its split and the "
+            "network."
         ) from error
+
+
+def _none_here(name: str) -> str:
+    """How an error on a data set begins: that there is nothing of the name here, which may be a typing error."""
+    return "" if Path(name).exists() else f"There is no folder or archive {name}, and "
 
 
 def _labels(data: Any) -> tuple[list[str], np.ndarray | None, list[str]]:

@@ -346,3 +346,31 @@ def test_what_reads_like_a_data_set_of_the_hub_and_is_not_found_may_be_mistyped(
     monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", unreachable)
     with pytest.raises(DataError, match=r"There is no folder or archive phots/cats, and .* cannot be loaded"):
         open_images("phots/cats")
+
+
+def test_hard_links_of_a_tar_are_images_as_they_are_in_the_folder(tmp_path: Path, png):
+    photos = tmp_path / "photos"
+    for name in ("cat/0.png", "cat/1.png", "dog/2.png"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(png(0))
+    os.link(photos / "cat" / "0.png", photos / "dog" / "0.png")
+    for shard in ("plain.tar", "shards/a-000.tar"):
+        (tmp_path / shard).parent.mkdir(exist_ok=True)
+        with tarfile.open(tmp_path / shard, "w") as archive:
+            archive.add(photos, ".")
+        source = open_images(str(tmp_path / (shard if shard == "plain.tar" else "shards")))
+        assert len(source) == 4 and sorted(name[-9:] for name in source.names) == [
+            "cat/0.png", "cat/1.png", "dog/0.png", "dog/2.png",
+        ]  # fmt: skip
+        assert all(source.read(row).size for row in range(4)) and not source.notes
+
+
+def test_what_shards_hold_besides_images_and_texts_is_counted(tmp_path: Path, png):
+    (tmp_path / "s").mkdir()
+    with tarfile.open(tmp_path / "s" / "a-000.tar", "w") as archive:
+        for name, data in {"1.png": png(0), "1.cls": b"0", "2.jxl": b"jxl", "2.cls": b"0", "3.jxl": b"jxl"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    (note,) = open_images(str(tmp_path / "s")).notes
+    assert "2 .jxl (the first is a-000/2.jxl)" in note

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import os
 import stat
@@ -215,9 +216,17 @@ def _opened(path: Path) -> zipfile.ZipFile:
 
 
 def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Regular members of an uncompressed tar; raises on damage anywhere among the headers."""
+    """Regular members of an uncompressed tar, hard links to them too; raises on damage anywhere among the headers."""
+    regular: dict[str, tarfile.TarInfo] = {}
     with tarfile.open(path, "r:") as tar:
-        yield from (info for info in tar if info.isreg() and not info.issparse())
+        for info in tar:
+            if info.islnk() and (target := regular.get(info.linkname)) is not None:
+                linked = copy.copy(target)  # the second name of a file, whose content lies by its first
+                linked.name = info.name
+                yield linked
+            elif info.isreg() and not info.issparse():
+                regular[info.name] = info
+                yield info
         end = tar.offset
     with path.open("rb") as file:
         file.seek(end)

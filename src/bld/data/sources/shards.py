@@ -20,13 +20,14 @@ from PIL import Image
 
 from bld.data.decoding import check_file_size, decode
 from bld.data.sources.archives import plain_members
-from bld.data.sources.base import ImageSource, fingerprint_of, opens
+from bld.data.sources.base import ImageSource, fingerprint_of, opens, passed_over_note
 from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
 from bld.data.sources.members import (
     CAPTION_KEYS,
     EXTENSIONS,
     LABEL_KEYS,
     counted_by_ending,
+    is_hidden,
     is_image_path,
     member_path,
     natural_key,
@@ -170,6 +171,7 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
     """One image of each sample of the shards, and notes on the others."""
     names: list[str] = []
     others: list[str] = []
+    passed_over: list[str] = []
     labels: list[str] = []
     shards, offsets, sizes = integers(), integers(), integers()
     shard_names = [path.stem for path in paths]
@@ -187,6 +189,8 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
                     elif name.endswith((".cls", ".json")) and info.size <= LABEL_LIMIT_BYTES:
                         file.seek(info.offset_data)
                         said.add(name, _label(name, file.read(info.size)))
+                    elif not name.endswith((".cls", ".json", ".txt")) and not is_hidden(name):
+                        passed_over.append(f"{shard_names[number]}/{name}")
         except DataError:
             raise
         except (OSError, tarfile.TarError, ValueError) as error:
@@ -205,6 +209,8 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
             sizes.append(size)
     told = counted_by_ending(others)
     notes = [f"Passed over in {location}, as their samples have another image: {told}."] if told else []
+    if left := counted_by_ending(passed_over):
+        notes.append(passed_over_note(location, left))
     return sorted_listing(names, {"shard": shards, "offset": offsets, "size": sizes}, {"label": labels}), notes
 
 

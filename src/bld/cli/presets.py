@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,12 +60,12 @@ def choose_preset(data: str | None, image_size: int | None, settings: Sequence[s
         raise SettingError("No images are named: add --data with a folder, zip, tar, or the word digits.")
     from bld.training.config import load_settings
 
-    looked = None if data == "digits" or image_size is not None else look_at(data)
+    looked = None if data == "digits" or image_size is not None else look_at(data, settings)
     name = "digits" if data == "digits" else _name(looked, image_size)
     begin = f"No preset was named: {name} suits these images"
     if not load_settings(name).data.flip or any(word.startswith("data.flip=") for word in settings):
         return Choice(name, [], f"{begin}; choose another with --preset.")
-    if (looked or look_at(data)).are_grey:
+    if (looked or look_at(data, settings)).are_grey:
         told = "As they are greyscale, like letters, they are not shown mirrored, which data.flip=true would do."
         return Choice(name, ["data.flip=false"], f"{begin}; choose another with --preset. {told}")
     return Choice(
@@ -84,19 +83,27 @@ def _name(looked: Looked | None, image_size: int | None) -> str:
     return "digits" if image_size < 24 else "cifar10" if image_size < 56 else large
 
 
-def look_at(data: str) -> Looked:
-    """What some of the images are; `DataError` where none of them can be read."""
-    from bld.data import open_images
+def look_at(data: str, overrides: Sequence[str] = ()) -> Looked:
+    """What some of the images are; `DataError` where none of them can be read.
 
-    source = open_images(data, labels="none")
-    found = Looked([], [], True)
+    overrides: of them that of the largest image that is read counts here.
+    """
+    from bld.data import open_images
+    from bld.training.config import load_settings
+
+    most = load_settings("digits", overrides=[word for word in overrides if word.startswith("data.max_megapixels=")])
+    source = open_images(data, labels="none", max_pixels=int(most.data.max_megapixels * 1e6))
+    found, why = Looked([], [], True), ""
     for row in sorted({len(source) * i // LOOKED_AT for i in range(LOOKED_AT)}):
-        with contextlib.suppress(DataError):  # a few unreadable images are left out later
+        try:
             image = source.read(row)
-            are_grey = found.are_grey and _is_grey(image)
-            found = Looked([*found.names, source.names[row]], [*found.sides, min(image.size)], are_grey)
+        except DataError as error:  # a few unreadable images are left out later
+            why = why or f"{source.names[row]}: {str(error).rstrip('.')}"
+            continue
+        are_grey = found.are_grey and _is_grey(image)
+        found = Looked([*found.names, source.names[row]], [*found.sides, min(image.size)], are_grey)
     if not found.names:
-        raise DataError(f"None of the images of {data} that were tried can be read: are they images?")
+        raise DataError(f"None of the images of {data} that were tried can be read; of the first, {why}.")
     return found
 
 

@@ -129,5 +129,5 @@ def refuse_too_many(source: ImageSource, skipped: list[tuple[str, str]], limit: 
     where = f"the list is in {folder / REPORT_NAME}; " if folder else ""
     raise DataError(
         f"{bad} of {total} images in {source.location} cannot be read (at most {limit:.0%} may fail), "
-        f"the first is {skipped[0][0]}; {where}fix or remove them."
+        f"the first is {skipped[0][0]} ({skipped[0][1].rstrip('.')}); {where}fix or remove them."
     )

@@ -111,6 +111,36 @@ def test_a_text_with_the_delimiter_in_it_is_refused_unless_it_stands_in_quotes(t
     ]
 
 
+def test_texts_between_tabs_may_hold_quotes_as_they_are(tmp_path: Path):
+    """Few programs quote what stands between tabs; where all quotes are in order, as pandas writes them, they count."""
+    images = {"000.png": png(), "001.png": png()}
+    bare = b'file_name\ttext\n000.png\t"Stop" sign, red\n001.png\t6" pipe\n'
+    assert said(folder(tmp_path / "bare", {**images, "metadata.tsv": bare})) == ['"Stop" sign, red', '6" pipe']
+    opened = b'file_name\ttext\n000.png\t"a cat\n001.png\ta dog\n'
+    assert said(folder(tmp_path / "opened", {**images, "metadata.tsv": opened})) == ['"a cat', "a dog"]
+    quoted = b'file_name\ttext\n000.png\t"a\tcat"\n001.png\t"say ""hi"""\n'
+    assert said(folder(tmp_path / "quoted", {**images, "metadata.tsv": quoted})) == ["a cat", 'say "hi"']
+
+
+def test_a_tab_too_many_is_refused_with_its_line_though_quotes_are_bare(tmp_path: Path):
+    for number, row in enumerate(("000.png\ta\tcat", '000.png\t"Stop" sign\tred')):
+        table = f"file_name\ttext\n{row}\n".encode()
+        with pytest.raises(DataError, match=r"metadata.tsv cannot be read \(line 2 has more fields"):
+            said(folder(tmp_path / f"{number}", {"000.png": png(), "metadata.tsv": table}))
+    head = b'"file_name"\t"text"\n000.png\t"Stop" sign\n'  # whose quotes count, and so do those below
+    with pytest.raises(DataError, match=r"metadata.tsv cannot be read \(after line 1:"):
+        said(folder(tmp_path / "head", {"000.png": png(), "metadata.tsv": head}))
+
+
+def test_a_broken_line_of_json_lines_is_named_by_its_number(tmp_path: Path):
+    good = '{"file_name": "000.png", "text": "a cat"}\n\n'
+    for number, bad in enumerate(('{"file_name": "001.png"', '["001.png", "a dog"]')):
+        table = (good + bad).encode()
+        with pytest.raises(DataError, match=r"metadata.jsonl cannot be read \(line 3\b") as caught:
+            said(folder(tmp_path / f"{number}", {"000.png": png(), "metadata.jsonl": table}))
+        assert "line 1" not in str(caught.value)
+
+
 def test_nan_is_no_caption(tmp_path: Path):
     lines = '{"file_name": "000.png", "text": NaN}\n{"file_name": "001.png", "text": "a dog"}\n'
     images = {"000.png": png(), "001.png": png()}

@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bld.data.sources.base import ImageSource
 from bld.data.sources.members import TABLES, comparable, decoded_text, without_halves, wrapper_of
@@ -75,7 +76,7 @@ class Table:
         if self.name.endswith((".csv", ".tsv")):
             yield from _fields(self.text)
         elif self.name.endswith(".jsonl"):
-            yield from (json.loads(line) for line in self.text.split("\n") if line.strip())
+            yield from _objects(self.text)
         elif self.name.endswith(".json"):
             content = json.loads(self.text)
             pairs = content.get("labels") if isinstance(content.get("labels"), list) else list(content.items())
@@ -89,18 +90,48 @@ class Table:
 
 
 def _fields(text: str) -> Iterator[dict[str, Any]]:
-    """The rows of a .csv or .tsv, by its first line; ValueError where a row does not fit it."""
-    delimiter = max(DELIMITERS, key=text.split("\n", 1)[0].count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    """The rows of a .csv or .tsv, by its first line; ValueError where a row does not fit it.
+
+    Between tabs quotes are mostly part of the text: they count there only where the first line has some, or where all
+    are in order.
+    """
+    head = text.split("\n", 1)[0]
+    delimiter = max(DELIMITERS, key=head.count)
+    quotes_count = True
+    if delimiter == "\t" and '"' in text and '"' not in head:
+        try:
+            deque(_records(text, delimiter, quotes_count), maxlen=0)
+        except ValueError:
+            quotes_count = False
+    yield from _records(text, delimiter, quotes_count)
+
+
+def _records(text: str, delimiter: str, quotes_count: bool) -> Iterator[dict[str, Any]]:
+    """The rows, with quotes that hold a text together or are part of it."""
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes_count else csv.QUOTE_NONE
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     try:
         for row in rows:
             if any(row.pop(None, ())):  # what is over; empty fields at the end of lines are a spreadsheet's
-                raise ValueError(
-                    f"line {rows.line_num} has more fields than the first: put texts with {delimiter!r} in quotes"
-                )
+                cure = f"put texts with {delimiter!r} in quotes" if quotes_count else "take the tabs out of its text"
+                raise ValueError(f"line {rows.line_num} has more fields than the first: {cure}")
             yield row
     except csv.Error as error:
         raise ValueError(f"after line {rows.line_num}: {error}; is a quote left open?") from error
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl; ValueError with the number of a line that is none."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f'line {number} is no object, as {{"file_name": …}} is')
+        yield found
 
 
 def _entry(row: dict[Any, Any], keys: Sequence[str]) -> Iterator[tuple[str, str]]:

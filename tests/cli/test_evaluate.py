@@ -533,7 +533,7 @@ def test_labels_are_wanted_only_where_a_figure_needs_them(run_copy, features, im
     for words, cure in (
         ([*run, "--metrics", "psnr,bits"], "leave out bits"),
         ([*run, "--metrics", "fd"], "--classes"),
-        (["train-features", "--data", str(folder), "--out", str(tmp_path / "f")], "complete it"),
+        (["train-features", "--data", str(folder), "--out", str(tmp_path / "f")], "correct it"),
     ):
         capsys.readouterr()
         assert main(words) == 2

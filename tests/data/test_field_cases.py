@@ -75,6 +75,35 @@ def test_names_composed_differently_on_disk_and_in_the_table_meet(pack, png):
         assert source.classes == ["bread", "cheese"]
 
 
+def test_a_whole_number_written_as_a_float_is_the_same_class_and_nan_is_none(pack, png):
+    """As pandas writes a column of numbers in which some are missing."""
+    rows = '{"file_name": "0.png", "label": 2.0}\n{"file_name": "1.png", "label": 2}\n'
+    table = (rows + '{"file_name": "2.png", "label": 2.5}\n').encode()
+    source = open_images(pack("a", {**three(png), "metadata.jsonl": table}))
+    assert source.classes == ["2", "2.5"] and source.labels is not None and source.labels.tolist() == [0, 0, 1]
+    table = (rows + '{"file_name": "2.png", "label": NaN}\n').encode()
+    with pytest.raises(DataError, match=r"no class for 1 of 3 images, the first is 2\.png"):
+        open_images(pack("b", {**three(png), "metadata.jsonl": table}))
+    pairs = json.dumps({"labels": [["0.png", 1.0], ["1.png", 0], ["2.png", 1]]}).encode()
+    assert open_images(pack("c.zip", {**three(png), "dataset.json": pairs})).classes == ["0", "1"]
+
+
+def test_an_image_of_two_classes_in_a_table_is_refused_by_its_name(pack, png):
+    table = LABELS + b"1.png,bird\n"
+    with pytest.raises(DataError, match=r"metadata\.csv .*1\.png, dog and bird: .*data\.labels"):
+        open_images(pack("a.zip", {**three(png), "metadata.csv": table}))
+    named = pack("tables", {"t.csv": table}) / "t.csv"
+    with pytest.raises(DataError, match=r"t\.csv .*1\.png"):
+        open_images(pack("a", three(png)), labels=str(named))
+    assert open_images(pack("b", {**three(png), "labels.csv": LABELS + b"1.png,dog\n"})).classes == ["cat", "dog"]
+    captioned = b"file_name,text,label\n" + b"".join(
+        b"%d.png,text %d,cat\n" % (i, j) for i in range(3) for j in range(2)
+    )
+    source = open_images(pack("c", {**three(png), "captions.csv": captioned}))
+    assert source.classes == ["cat"] and source.notes == []
+    assert list(read_captions(source, "auto") or []) == ["text 0"] * 3
+
+
 @pytest.mark.parametrize("archive", ARCHIVES)
 def test_a_table_that_says_nothing_known_is_named(archive, pack, png):
     source = open_images(pack(archive, {**three(png), "metadata.csv": b"id,colour\n0.png,red\n"}))

@@ -231,7 +231,7 @@ def _images(
             images = ImageSet.open(args.data, prep)
         except TableError as error:
             if without_labels:
-                raise SettingError(f"{error.found}: complete it, or {without_labels}.") from error
+                raise SettingError(f"{error.found}: correct it, or {without_labels}.") from error
             tell(f"{error.found}: its classes are not used.")
             images = ImageSet.open(args.data, prep, labels="none")
         tell_left_out(images, tell)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         everything = ImageSet.open(args.data, Preprocessing(size, flip=args.flip), progress=True)
     except TableError as error:
-        raise DataError(f"{error.found}: complete it, or take it away where folders are the classes.") from error
+        raise DataError(f"{error.found}: correct it, or take it away where folders are the classes.") from error
     tell_left_out(everything)
     train, held_out = everything.split(0.1, args.seed)
     made = train_classifier(

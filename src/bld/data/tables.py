@@ -50,27 +50,29 @@ class Table:
     text: str
     folder: str = ""
 
-    def column(self, keys: Sequence[str], what: str) -> dict[str, str]:
-        """What the table says of each file.
+    def said(self, keys: Sequence[str], what: str) -> list[tuple[str, str]]:
+        """What the table says of each file, row by row.
 
         Args:
             keys: names of the column; the first that a row has counts.
             what: "labels" or "captions", for the setting that an error names.
 
         Returns:
-            The values by file, as `comparable` makes its name. Of several rows of a file the last counts, of several
-            captions the first.
+            The (file, value) of each row that has both; files as `comparable` makes their names.
 
         Raises:
             TableError: if the table cannot be read.
         """
         try:
-            found = [(comparable(file), value) for row in self._rows() for file, value in _entry(row, keys)]
-            return dict(reversed(found) if what == "captions" else found)
+            return [(comparable(file), value) for row in self._rows() for file, value in _entry(row, keys)]
         except (ValueError, AttributeError, TypeError, csv.Error) as error:
             raise TableError(
                 f"The table of {what} {self.name} cannot be read ({error})", f"fix it or set data.{what}."
             ) from error
+
+    def column(self, keys: Sequence[str], what: str) -> dict[str, str]:
+        """As `said`, by file; of several rows of a file the first counts."""
+        return dict(reversed(self.said(keys, what)))
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         if self.name.endswith((".csv", ".tsv")):
@@ -141,6 +143,7 @@ def _entry(row: dict[Any, Any], keys: Sequence[str]) -> Iterator[tuple[str, str]
     value = next((row[key] for key in keys if key in row), None)
     value = value[0] if isinstance(value, list) and value else value  # of several captions the first
     known = isinstance(value, str | int | float) and value == value  # NaN, which is not, is nothing
+    value = int(value) if isinstance(value, float) and value.is_integer() else value  # pandas writes 2 as 2.0
     if isinstance(file, str) and known and str(value).strip():
         yield file, without_halves(str(value).strip())
 

@@ -204,7 +204,7 @@ def _meet(run: RunFolder, known: list[str], source: ImageSource) -> None:
     if unknown:
         raise DataError(
             f"The prior of {run.path} knows the classes {_listed(known)}, and {source.location} has "
-            f"{_listed(unknown)}: give the folder its old name, or begin another run with --init-from {run.path}: "
+            f"{_listed(unknown)}: name them as before, or begin another run with --init-from {run.path}: "
             "classes of the same name keep what is known of them."
         )
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from bld.cli import main
+from bld.data import ImageSet, open_images
 from bld.errors import SettingError, UserError
 from bld.evaluation.features import ClassifierFeatures, FeatureExtractor, Features
 from bld.pipeline import BinaryLatentDiffusionPipeline
@@ -539,6 +540,26 @@ def test_labels_are_wanted_only_where_a_figure_needs_them(run_copy, features, im
         assert main(words) == 2
         error = capsys.readouterr().err
         assert "metadata.csv" in error and cure in error and "data.labels" not in error and error.count("\n") == 1
+
+
+def test_images_may_be_as_large_as_the_run_reads_them(run_copy, image_folder, tmp_path, monkeypatch, capsys):
+    """The usual limit is made as small as these images here; the run's own is what it was trained with."""
+    for opens in (open_images, ImageSet.open.__func__):
+        monkeypatch.setitem(opens.__kwdefaults__, "max_pixels", 100)
+    folder, out = str(image_folder(8, size=16, classes=2)), ["--out", str(tmp_path / "e.json")]
+    reconstruct = ["reconstruct", str(run_copy), "--data", folder]
+    psnr = ["evaluate", str(run_copy), "--data", folder, "--metrics", "psnr", *out]
+    given = ["evaluate", str(run_copy), "--samples", folder, "--data", folder, "--metrics", "fd", "--resize", *out]
+    monkeypatch.setattr("bld.evaluation.features.load_extractor", lambda *_: Bright())
+    for words in (reconstruct, psnr, given):
+        assert main(words) == 0
+    config = run_copy / "config.yaml"
+    config.write_text(config.read_text().replace("max_megapixels: 300.0", "max_megapixels: 0.0002"))
+    for words in (reconstruct, psnr, given):
+        capsys.readouterr()
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert "16×16" in error and "data.max_megapixels" in error and error.count("class0/000.png") == 1
 
 
 def test_images_of_several_sizes_are_taken_at_the_smallest_and_that_is_said(image_folder, tmp_path, capsys):

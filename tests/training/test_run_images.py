@@ -242,6 +242,15 @@ def test_a_few_changed_images_are_remarked_on(begun, tmp_path):
     assert images_of_run(run, run.settings(), everything)[2][0].startswith("3 of 16 ")
 
 
+def test_images_as_large_as_the_run_may_read_are_known_again(begun, tmp_path, monkeypatch, capsys):
+    """The usual limit is made smaller than these images here; the run's own is what it was trained with."""
+    run = begun()
+    coloured(tmp_path / "data", ["apple"], each=1, first=15, seed=1)  # so that contents are compared
+    monkeypatch.setitem(open_images.__kwdefaults__, "max_pixels", 50)
+    assert main(["train", "--out", str(run.path), "--data", str(tmp_path / "data"), "prior_training.steps=7"]) == 0
+    assert "cannot be read" not in capsys.readouterr().out
+
+
 def test_the_folder_of_the_run_must_not_lie_among_the_images(tmp_path, capsys):
     data = coloured(tmp_path / "data", ["apple", "bread"])
     for out in (data, data / "run", data / "apple" / "run"):

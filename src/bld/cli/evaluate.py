@@ -174,7 +174,8 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path)
         raise SettingError("Samples are judged against real images: name them with --data.")
     reference = _images(args, Path(args.run_folder) if args.run_folder else None, say)[0]
     size = reference.preprocessing.image_size
-    given = ImageSet.open(args.samples, reference.preprocessing.of_centres(), labels="none")
+    prep, most = reference.preprocessing.of_centres(), reference.source.max_pixels
+    given = ImageSet.open(args.samples, prep, labels="none", max_pixels=most)
     tell_left_out(given)
     if not args.resize:
         evaluate.refuse_other_size(given, size)
@@ -215,6 +216,7 @@ def _images(
 ) -> tuple[ImageSet, ImageSet, OpenedRun | None]:
     """(reference, unseen, the run): of --data all for both; of a run's own images its training and held-out part."""
     from bld.data import ImageSet, Preprocessing
+    from bld.data.decoding import MAX_PIXELS
     from bld.data.tables import TableError
     from bld.evaluation.load_run import open_run
     from bld.training.init_from import Origin
@@ -222,18 +224,20 @@ def _images(
 
     is_run = folder is not None and (folder / "config.yaml").is_file()
     if args.data:
+        most = MAX_PIXELS
         if args.run_folder:
-            prep = Origin.find(args.run_folder).preprocessing()
+            origin = Origin.find(args.run_folder)
+            prep, most = origin.preprocessing(), origin.max_pixels()
             prep = replace(prep.of_centres(), image_size=args.image_size or prep.image_size)
         else:
             prep = Preprocessing(args.image_size or size_of_images(args.data))
         try:
-            images = ImageSet.open(args.data, prep)
+            images = ImageSet.open(args.data, prep, max_pixels=most)
         except TableError as error:
             if without_labels:
                 raise SettingError(f"{error.found}: correct it, or {without_labels}.") from error
             tell(f"{error.found}: its classes are not used.")
-            images = ImageSet.open(args.data, prep, labels="none")
+            images = ImageSet.open(args.data, prep, labels="none", max_pixels=most)
         tell_left_out(images, tell)
         return images, images, None
     if not is_run or folder is None:

@@ -89,16 +89,17 @@ def look_at(data: str, overrides: Sequence[str] = ()) -> Looked:
     overrides: of them that of the largest image that is read counts here.
     """
     from bld.data import open_images
+    from bld.data.verifying import bare_reason
     from bld.training.config import load_settings
 
     most = load_settings("digits", overrides=[word for word in overrides if word.startswith("data.max_megapixels=")])
-    source = open_images(data, labels="none", max_pixels=int(most.data.max_megapixels * 1e6))
+    source = open_images(data, labels="none", max_pixels=most.data.max_pixels)
     found, why = Looked([], [], True), ""
     for row in sorted({len(source) * i // LOOKED_AT for i in range(LOOKED_AT)}):
         try:
             image = source.read(row)
         except DataError as error:  # a few unreadable images are left out later
-            why = why or f"{source.names[row]}: {str(error).rstrip('.')}"
+            why = why or f"{source.names[row]}: {bare_reason(source, source.names[row], str(error))}"
             continue
         are_grey = found.are_grey and _is_grey(image)
         found = Looked([*found.names, source.names[row]], [*found.sides, min(image.size)], are_grey)

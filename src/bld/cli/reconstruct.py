@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> None:
     tokenizer.to(device_from(args))
     if args.compile:
         tokenizer.compile(dynamic=False)
-    images = ImageSet.open(args.data, origin.preprocessing().of_centres(), progress=True, labels="none")
+    images = ImageSet.open(
+        args.data, origin.preprocessing().of_centres(), progress=True, labels="none", max_pixels=origin.max_pixels()
+    )
     tell_left_out(images)
     with precision(args, tokenizer.device), torch.no_grad():
         score = score_reconstructions(tokenizer, images, limit=args.num)

@@ -111,6 +111,11 @@ def report_skipped(skipped: list[tuple[str, str]], folder: Path) -> None:
     write_whole(path, lines.encode(errors="backslashreplace"))
 
 
+def bare_reason(source: ImageSource, name: str, reason: str) -> str:
+    """Why an image cannot be used, without its name and place, for sentences that have named both."""
+    return reason.removeprefix(f"Cannot read {name} in {source.location}: ").rstrip(".")
+
+
 def refuse_too_many(source: ImageSource, skipped: list[tuple[str, str]], limit: float, folder: Path | None) -> None:
     """Refuse a source of which too many images are unusable.
 
@@ -126,8 +131,9 @@ def refuse_too_many(source: ImageSource, skipped: list[tuple[str, str]], limit: 
     bad, total = len(skipped), len(source)
     if bad <= limit * total and bad < total:
         return
+    name, why = skipped[0]
     where = f"the list is in {folder / REPORT_NAME}; " if folder else ""
     raise DataError(
         f"{bad} of {total} images in {source.location} cannot be read (at most {limit:.0%} may fail), "
-        f"the first is {skipped[0][0]} ({skipped[0][1].rstrip('.')}); {where}fix or remove them."
+        f"the first is {name} ({bare_reason(source, name, why)}); {where}fix or remove them."
     )

@@ -125,7 +125,7 @@ def images_without_decoding(settings: Settings, run: RunFolder) -> tuple[ImageSe
 def _open_unverified(settings: Settings, folder: Path) -> ImageSet:
     """The image set of the training without decoding it whole: it left a list of what could not be read."""
     data = settings.data
-    source = open_images(data.location, labels=data.labels, index_to=folder, max_pixels=int(data.max_megapixels * 1e6))
+    source = open_images(data.location, labels=data.labels, index_to=folder, max_pixels=data.max_pixels)
     listed = folder / "skipped_images.txt"
     skipped: set[str] = set()
     if listed.is_file():

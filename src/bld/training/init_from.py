@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bld.data import Preprocessing
+from bld.data.decoding import MAX_PIXELS
 from bld.diffusion import BernoulliDiffusion
 from bld.diffusion.process import Process
 from bld.errors import CheckpointError, SettingError
@@ -90,17 +91,25 @@ class Origin:
 
     def preprocessing(self) -> Preprocessing:
         """How its images became squares: as its run or its pipeline says, else only the size is known."""
-        for folder in (self.folder, self.folder.parent):
-            run = RunFolder(folder)
-            if folder != self.folder and not (folder / self.folder.name / CONFIG).is_file():
-                break
-            if run.has_settings():
-                return run.settings().preprocessing()
-            if run.index.is_file():
-                index = load_index(folder)
-                size = self.tokenizer().config.image_size
-                return Preprocessing(size, resample=index.resample, background=index.background)
-        return Preprocessing(self.tokenizer().config.image_size)
+        whole = self._that_tells()
+        if whole is not None and whole.has_settings():
+            return whole.settings().preprocessing()
+        size = self.tokenizer().config.image_size
+        if whole is None:
+            return Preprocessing(size)
+        index = load_index(whole.path)
+        return Preprocessing(size, resample=index.resample, background=index.background)
+
+    def max_pixels(self) -> int:
+        """Of the largest image that is read: as its run says, else the usual limit."""
+        whole = self._that_tells()
+        return whole.settings().data.max_pixels if whole is not None and whole.has_settings() else MAX_PIXELS
+
+    def _that_tells(self) -> RunFolder | None:
+        """The run or pipeline that tells of its images: the folder itself, or the one that it is a part of."""
+        is_part = (self.folder.parent / self.folder.name / CONFIG).is_file()
+        folders = [self.folder, *([self.folder.parent] if is_part else [])]
+        return next((run for run in map(RunFolder, folders) if run.has_settings() or run.index.is_file()), None)
 
     def classes(self, count: int) -> list[str]:
         """The names of the prior's classes, numbers where they are not told."""

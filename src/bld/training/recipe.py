@@ -98,7 +98,7 @@ class Recipe:
                     labels=data.labels,
                     verify=data.verify,
                     index_to=self.run.path,
-                    max_pixels=int(data.max_megapixels * 1e6),
+                    max_pixels=data.max_pixels,
                 )
                 refuse_guidance(self.settings, everything.classes, self.say)
                 notes = everything.source.notes

@@ -118,7 +118,8 @@ def refuse_other_data(run: RunFolder, settings: Settings) -> None:
             )
         return
     try:
-        source = open_images(settings.data.location, labels=settings.data.labels, index_to=run.path)
+        data = settings.data
+        source = open_images(data.location, labels=data.labels, index_to=run.path, max_pixels=data.max_pixels)
     except DataError:
         if settings.data.location != record.location:
             raise

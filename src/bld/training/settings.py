@@ -69,6 +69,11 @@ class DataSettings:
         if not self.held_out > 0:
             raise SettingError(f"data.held_out is a part below 1 or a number of images, above 0, not {self.held_out}.")
 
+    @property
+    def max_pixels(self) -> int:
+        """`max_megapixels` in pixels."""
+        return int(self.max_megapixels * 1e6)
+
     def held_out_of(self, images: int) -> float | int:
         """What `ImageSet.split` is to hold out of so many images: a fraction, or a number that is at most a fifth.
 

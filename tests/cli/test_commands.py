@@ -368,6 +368,19 @@ def test_info_works_for_presets_and_runs_with_settings_anywhere(trained_run, cap
     assert "4×4×32" in capsys.readouterr().out
 
 
+def test_info_says_of_a_folder_without_settings_what_it_is_and_names_a_cure(run_copy, tmp_path, fails, monkeypatch):
+    (run_copy / "config.yaml").unlink()
+    for folder, config in ((run_copy, run_copy / "tokenizer"), (run_copy / "prior", run_copy / "prior")):
+        sentence = fails("info", folder)
+        assert_names(sentence, f"{folder} is a model without settings", config / "config.json", "its run", "preset")
+    (tmp_path / "empty").mkdir()
+    assert_names(fails("info", tmp_path / "empty"), "holds no run", "preset")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert main(["info", "digits"]) == 0  # a preset's name is the preset's
+    assert_names(fails("info", "digit"), "Unknown preset", "digits")
+
+
 def test_info_counts_the_runs_images_before_they_are_encoded_too(run_copy, capsys):
     def told() -> str:
         assert main(["info", str(run_copy)]) == 0

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
                 images = len(train) if args.images is None else images
                 classes = len(train.classes) if args.classes is None else classes
     else:
+        _refuse_without_settings(args.what)
         settings = load_settings(preset=args.what, overrides=args.settings)
     done = _done(folder, images, args.settings)
     given = folder.progress().get("tokenizer", {}).get("given")
@@ -89,6 +90,24 @@ def run(args: argparse.Namespace) -> None:
         import yaml
 
         say("\n" + yaml.safe_dump(settings_tree(settings), sort_keys=False))
+
+
+def _refuse_without_settings(what: str) -> None:
+    """`SettingError` for a folder that is no run, unless it has a preset's name, which is then meant."""
+    from bld.serialization.models import CONFIG
+    from bld.training.config import preset_names
+
+    folder = Path(what)
+    if not folder.is_dir() or what in preset_names():
+        return
+    parts = [folder / part / CONFIG for part in ("", "tokenizer", "prior")]
+    described = next((path for path in parts if path.is_file()), None)
+    if described is None:
+        raise SettingError(f"{folder} holds no run: name a run, a preset or a YAML file of settings.")
+    raise SettingError(
+        f"{folder} is a model without settings, which this command reckons with: name its run or a preset; its "
+        f"networks are described in {described}."
+    )
 
 
 def _done(folder: RunFolder, images: int, overrides: Sequence[str]) -> dict[str, str]:

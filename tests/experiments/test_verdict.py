@@ -206,6 +206,20 @@ def test_so_many_seeds_show_that_something_varies_and_one_less_does_not():
     assert Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3)] * 3}).seeds_to_move is None
 
 
+@pytest.mark.parametrize("differences", [(0.3, -0.8), (-0.3, -0.8), (0.8, 0.5), (0.0, -0.6), (-0.7, 3.0)])
+def test_a_claim_is_decided_by_so_many_seeds_and_not_by_one_less(differences: tuple[float, ...]):
+    """One comparison that fails decides it, while all must hold."""
+
+    def with_seeds(count: int) -> list[Comparison]:
+        return [Comparison(f"{d} below", [0.0] * count, of(d, 1, count), paired=True) for d in differences]
+
+    told = to_decide(with_seeds(3))
+    wanted = int(told.split()[1])
+    assert told.startswith("About ") and ("which would fail" in told) is (min(differences) < 0)
+    assert judge(with_seeds(wanted - 1)) == "undecided at this scale"
+    assert judge(with_seeds(wanted)) == ("not reproduced" if min(differences) < 0 else "reproduced")
+
+
 @pytest.mark.parametrize(
     ("comparisons", "gate", "words"),
     [
@@ -218,6 +232,7 @@ def test_so_many_seeds_show_that_something_varies_and_one_less_does_not():
         ([HOLDS], Gate({"a": [1.0], "b": [7.5]}, [9.0], {}), ["more training", "b (7.5)", "than 3."]),
         ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [[1.0], [2.0]]}), ["three trainings"]),
         ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}), ["About 9 ", "anything varies"]),
+        ([FAILS, NEAR], Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}), ["About 9 ", "anything varies"]),
     ],
 )
 def test_what_is_not_decided_says_what_that_would_take(comparisons, gate, words):

@@ -138,7 +138,7 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
 
 def _entry(row: dict[Any, Any], keys: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The (file, value) of a row that has both."""
-    row = {str(key).strip().lower(): value for key, value in row.items() if key is not None}
+    row = {str(key).strip().lower(): value for key, value in row.items()}
     file = next((row[key] for key in FILE_KEYS if key in row), None)
     value = next((row[key] for key in keys if key in row), None)
     value = value[0] if isinstance(value, list) and value else value  # of several captions the first

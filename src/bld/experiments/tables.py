@@ -155,7 +155,7 @@ def _table5(scale: Scale) -> list[Row]:
         *rivals,
         *second_tries(scale, *rivals),
         Row("binary diffusion, 64 steps", "bernoulli", Sampling(64), ours),
-        *(others if scale.rows_that_cost else []),  # Tables 1 and 7 have them, for as many trainings again
+        *([] if scale.brief else others),  # Tables 1 and 7 have them, for as many trainings again
         Row("binary diffusion, 16 steps", "bernoulli", Sampling(16), has_bits=False),
         Row(
             f"absorbing, {scale.positions} steps, by confidence",
@@ -180,7 +180,7 @@ FLIP, PREVIOUS = "λ = 0.1, target z_t ⊕ z_0", "target z_{t-1}"
 
 
 def _table7(scale: Scale) -> list[Row]:
-    s = Sampling(64 if scale.rows_that_cost else 16)  # the more steps, the longer; Figure 7 says what they are worth
+    s = Sampling(16 if scale.brief else 64)  # the more steps, the longer; Figure 7 says what they are worth
     whole = [Row(f"{FLIP}, 64 steps", "bernoulli", Sampling(64))] if s.steps != 64 else []
     return [
         Row("λ = 0", "lambda-0", s, {"FID / recall": "5.07 / 0.42"}),

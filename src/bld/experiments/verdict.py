@@ -307,7 +307,7 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
     untold = gate is not None and all(anova_p(groups) is None for groups in gate.moved.values())
     if not comparisons or untold or any(comparison.p is None for comparison in pending):
         return "It takes three trainings of each row at least: here there is no spread to judge by."
-    wanted = {f"for “{comparison.words}”": comparison.seeds_to_decide for comparison in pending}
+    wanted = {} if any(comparison.holds is False for comparison in comparisons) else _seeds_of_claim(pending)
     if gate is not None and not gate.moves:
         wanted["to see that anything varies"] = gate.seeds_to_move
     most = max(wanted, key=lambda words: wanted[words] or math.inf)
@@ -317,6 +317,15 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
             "nothing is seen."
         )
     return f"About {wanted[most]} training seeds would decide it, if they differ as these do; most are needed {most}."
+
+
+def _seeds_of_claim(pending: Sequence[Comparison]) -> dict[str, int | None]:
+    """With how many seeds a claim is decided, and for what: one comparison that fails decides, else all must hold."""
+    failing = [comparison for comparison in pending if comparison.difference < 0]
+    decisive = min if failing else max
+    one = decisive(failing or pending, key=lambda comparison: comparison.seeds_to_decide or math.inf, default=None)
+    words = "" if one is None else f"for “{one.words}”" + (", which would fail" if failing else "")
+    return {} if one is None else {words: one.seeds_to_decide}
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:

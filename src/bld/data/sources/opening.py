@@ -53,7 +53,8 @@ def _open(text: str, index_to: Path | None) -> ImageSource:
                 return source
         if not path.exists():
             raise DataError(
-                f"There is nothing at {text}: give a folder, a .zip or .tar archive, a hub data set, or 'digits'."
+                f"There is nothing at {text}: give a folder, a .zip or .tar archive, a data set of the hub "
+                "(hf:OWNER/NAME), or 'digits'."
             )
     except OSError as error:
         raise DataError(f"Cannot read {text}: {error.strerror}.") from error

@@ -145,7 +145,7 @@ class ShardsSource(ImageSource):
 
 
 class _Said:
-    """What .cls, .txt and .json say of images: of the one that is called so, else of all of the sample."""
+    """What .cls, .txt and .json say of images: of the one that is called so, else of the sample."""
 
     def __init__(self) -> None:
         self._of_file: dict[str, str] = {}
@@ -153,11 +153,11 @@ class _Said:
 
     def add(self, name: str, text: str) -> None:
         """Take what a file says, which is nothing if it is empty; .cls and .txt go before .json."""
-        stem = name.rpartition(".")[0]
+        stem, key = name.rpartition(".")[0], _key(name)
         if text and (stem not in self._of_file or not name.endswith(".json")):
             self._of_file[stem] = text
-        if text:
-            self._of_sample.setdefault(_key(name), set()).add(text)
+        if text and stem != key:
+            self._of_sample.setdefault(key, set()).add(text)
 
     def of(self, image: str) -> str:
         """What is said of the image of this name; empty if nothing, or if nobody knows which of several things."""

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bld.experiments.comparison import Comparison
 from bld.experiments.page import RULES, rules_of
 from bld.experiments.reproduce import titles
-from bld.experiments.verdict import Comparison, Gate, judge, to_decide
+from bld.experiments.verdict import Gate, judge, to_decide
 
 DOCS = Path(__file__).parents[2] / "docs"
 ROW = re.compile(r"^\| (.+?) \| (.+?) \| \[(.+?)\]\((results/.+?)\.md\) \|$", re.MULTILINE)

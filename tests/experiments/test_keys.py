@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ import torch
 from bld.errors import SettingError
 from bld.experiments import formats, given_images, runner, trainings
 from bld.experiments.keys import what_counts
-from bld.experiments.novelty import novelty
+from bld.experiments.novelty import novelty, unseen_nearness
 from bld.experiments.prior_rows import Row, measure
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
@@ -76,7 +77,7 @@ def test_each_training_fills_holes_with_draws_of_its_own():
 def keys_of(made: Runner, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """The keys of everything that a runner keeps."""
     found: dict[str, dict[str, Any]] = {}
-    zeros = {"fd": 0.0, "novelty": 0.0, "squared_error": 0.0, "seconds": []}
+    zeros = {"fd": 0.0, "novelty": 0.0, "copies": 0.0, "squared_error": 0.0, "seconds": []}
     monkeypatch.setattr(Runner, "extractor", SimpleNamespace(sha256="judge"))
     monkeypatch.setattr(Runner, "kept", lambda self, name, key, compute: found.update({name: key}) or zeros)
     monkeypatch.setattr(formats, "kept_picture", lambda folder, name, key, draw: found.update({name: key}))
@@ -89,6 +90,8 @@ def keys_of(made: Runner, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str
     made.lesson("bernoulli", 0, Sampling(4))
     made.likelihood("bernoulli", 0)
     novelty(made, "bernoulli", 0, Sampling(4))
+    with suppress(TypeError):  # zeros are no distances
+        unseen_nearness(made, "bernoulli", 0)
     given = given_images.Given(torch.zeros(1, 3, 8, 8), torch.zeros(1, 4, 3, 8, 8), torch.zeros(3, 8, 8))
     given_images._filled(made, 0, given, {})
     formats._reconstruction(made, "binary", 0)
@@ -104,13 +107,13 @@ def with_leaf(monkeypatch: pytest.MonkeyPatch, word: str) -> None:
     )
 
 
-OF_TOKENIZERS = {"reconstruction", "untrained-tokenizer", "reconstructions", "rebuilt"}
+OF_TOKENIZERS = {"reconstruction", "untrained-tokenizer", "reconstructions", "rebuilt", "unseen"}
 
 
 def test_what_other_images_trained_is_measured_anew_on_the_same_test_images(tmp_path, image_folder, monkeypatch):
     data, other, test = (str(image_folder(n, size=8, classes=2, name=f"of{n}")) for n in (20, 22, 10))
     before, now = (keys_of(Runner(TINY, tmp_path, QUIET, where, test), monkeypatch) for where in (data, other))
-    assert len(before) == 12
+    assert len(before) == 13
     for name in before:
         assert before[name] != now[name], name
 

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from bld.experiments import formats, given_images, scales
+from bld.experiments.comparison import Comparison
 from bld.experiments.figures import table4
 from bld.experiments.page import RULES, Findings, rules_of, write_index, write_page
 from bld.experiments.reproduce import _setting
 from bld.experiments.runner import Runner
-from bld.experiments.verdict import Comparison, Gate, judge
+from bld.experiments.verdict import Gate, judge
 
 from .tiny import TINY
 

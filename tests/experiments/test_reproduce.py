@@ -15,9 +15,12 @@ from PIL import Image
 from bld.cli import main
 from bld.data import to_uint8
 from bld.errors import SettingError
+from bld.evaluation.metrics.base import FeatureTable
+from bld.evaluation.metrics.distances import frechet_distance
 from bld.experiments import given_images, novelty, scales
+from bld.experiments.comparison import Comparison, Share
 from bld.experiments.figures import figure5
-from bld.experiments.given_images import METRICS, figure_n, figure_o, seam
+from bld.experiments.given_images import figure_n, figure_o, seam
 from bld.experiments.page import machine
 from bld.experiments.prior_rows import Asked, _what_differs, about, metrics_of
 from bld.experiments.rates import _held_out
@@ -26,7 +29,6 @@ from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import DIGITS
 from bld.experiments.variants import PRIORS
-from bld.experiments.verdict import Comparison
 from bld.io.files import read_json, write_json
 from bld.training.config import FAITHFUL, load_settings
 from bld.training.run_folder import RunFolder
@@ -46,6 +48,7 @@ def look_at_few(monkeypatch) -> None:
     for most, enough in {
         "runner.LIKELIHOOD_CODES": 16,
         "novelty.COUNT": 24,
+        "novelty.UNSEEN": 400,
         "given_images.GIVEN": 6,
         "prior_rows.TIMED_SAMPLES": 8,
     }.items():
@@ -101,16 +104,78 @@ def test_a_table_of_priors_is_trained_measured_judged_and_written(root, capsys):
     assert "table5-tiny" in (root / "pages" / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_prior_that_repeats_its_training_images_is_not_new(root, monkeypatch):
-    runner = Runner(TINY, root, lambda _: None)
-    pipeline, (train, _), unseen = runner.pipeline("bernoulli", 0), runner.split(0), runner.unseen(0)
-    others = unseen.centre(torch.linspace(0, len(unseen) - 1, novelty.COUNT).long())
-    drawn = {1: train.centre(torch.arange(novelty.COUNT)), 2: pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1}
+def without_loss(monkeypatch) -> None:
+    """A tokenizer that rebuilds all images as they are."""
+    as_it_is = SimpleNamespace(reconstruct=lambda images, _: images)
+    monkeypatch.setattr(Runner, "pipeline", lambda self, prior, seed: as_it_is)
+
+
+def test_a_prior_that_repeats_its_training_images_is_not_new(tmp_path, monkeypatch):
+    """Pale images, half way to the mean, are as near to many, and copies to one."""
+    runner = Runner(TINY, tmp_path, lambda _: None)
+    train, unseen = runner.split(0)[0], runner.unseen(0)
+    new = unseen.centre(torch.arange(len(unseen) - novelty.COUNT, len(unseen)))
+    old = train.centre(torch.arange(len(train)))
+    drawn = {1: old[: novelty.COUNT], 2: new, 3: (new + old.mean(0)) / 2}
+    without_loss(monkeypatch)
     monkeypatch.setattr(
         Runner, "batches", lambda self, pipeline, sampling, n: [(to_uint8(drawn[sampling.steps]), None)]
     )
-    copies, new = (novelty.novelty(runner, "bernoulli", 0, Sampling(steps)) for steps in (1, 2))
-    assert copies < 0.02 and new == pytest.approx(1.0, abs=0.02)  # 8-bit rounding
+    copies, others, pale = (novelty.novelty(runner, "bernoulli", 0, Sampling(steps)) for steps in drawn)
+    assert copies["novelty"] < 0.02 and copies["copies"] == 1.0  # 8-bit rounding
+    assert others["novelty"] == pytest.approx(1.0, abs=0.3)
+    assert max(others["copies"], pale["copies"]) <= 1 / novelty.COUNT
+
+
+def test_figure_o_sees_three_copies_in_ten(tmp_path, monkeypatch):
+    """Which the median, of before, could not."""
+    runner, count = Runner(replace(TINY, samples=200), tmp_path, lambda _: None), 200
+    train, unseen = runner.split(0)[0], runner.unseen(0)
+    new, old = unseen.centre(torch.arange(count)), train.centre(torch.arange(count))
+    without_loss(monkeypatch)
+    monkeypatch.setattr(Runner, "quality", lambda *_: {"fd": 1.0})
+    monkeypatch.setattr(Runner, "untrained", lambda *_: {"fd": 9.0})
+    monkeypatch.setattr(Runner, "best", lambda _: 0.5)
+    for copies, holds in ((0, True), (60, False)):
+        images = torch.cat([old[:copies], new[copies:]])
+        monkeypatch.setattr(given_images, "samples_of", lambda *_, images=images: images)
+        found = figure_o(runner, 1)
+        few, _ = found.comparisons
+        assert few.holds is holds and isinstance(few, Share) and few.count >= copies
+        assert found.values["samples"]["alone"] and few.raw()["of"] == count
+
+
+def test_the_best_is_of_as_many_images_as_a_row_has_and_none_of_the_reference(tmp_path, monkeypatch):
+    """A Fréchet distance of fewer images is larger: a limit of another number is no limit."""
+    seen = []
+
+    def as_they_are(self, images):
+        seen.append(images)
+        yield from (images.uint8_centre(part) for part in torch.arange(len(images)).split(100))
+
+    monkeypatch.setattr(Runner, "_rebuilt", as_they_are)
+    monkeypatch.setattr(Runner, "extractor", SimpleNamespace(sha256="pixels"))
+    monkeypatch.setattr(Runner, "_reference_features", lambda self: pixels([self.reference.uint8_centre(range(n))]))
+    monkeypatch.setattr("bld.experiments.runner.extract", lambda batches, _: pixels(batches))
+
+    def pixels(batches):
+        return FeatureTable(torch.cat([batch.flatten(1).float()[:, :64] / 255 for batch in batches]))
+
+    n = 200
+    apart = Runner(replace(TINY, samples=60, reference=n), tmp_path / "apart", lambda _: None)
+    best, whole = apart.best(), apart.unseen(0)
+    rows = [set(images.rows.tolist()) for images in seen]
+    assert [len(each) for each in rows] == [60] * ((len(whole) - n) // 60) and len(set.union(*rows)) == 60 * len(rows)
+    assert not set.union(*rows) & set(apart.reference.rows.tolist())
+    real = apart._reference_features().features
+    draws = [frechet_distance(pixels([images.uint8_centre(range(60))]).features, real) for images in seen]
+    assert best == pytest.approx(sum(draws) / len(draws))
+    seen.clear()
+    n = len(whole)
+    halves = Runner(replace(TINY, samples=60, reference=5000), tmp_path / "halves", lambda _: None)
+    assert halves.best() > 0 and [len(images) for images in seen] == [n]
+    (kept,) = (tmp_path / "halves" / "tiny" / "results").glob("rebuilt-*.json")
+    assert len(read_json(kept)["figures"]["draws"]) == 10 and min(read_json(kept)["figures"]["draws"]) > 0
 
 
 def test_a_prior_that_repeats_mirrored_training_images_is_not_new_where_it_was_shown_them(root, tmp_path, monkeypatch):
@@ -122,7 +187,9 @@ def test_a_prior_that_repeats_mirrored_training_images_is_not_new_where_it_was_s
     monkeypatch.setattr(Runner, "pipeline", lambda self, prior, seed: pipeline)
     monkeypatch.setattr(Runner, "batches", lambda self, pipeline, sampling, n: [(copies, None)])
     assert (
-        novelty.novelty(shown, "bernoulli", 0, Sampling(1)) < 0.02 < novelty.novelty(plain, "bernoulli", 0, Sampling(1))
+        novelty.novelty(shown, "bernoulli", 0, Sampling(1))["novelty"]
+        < 0.02
+        < novelty.novelty(plain, "bernoulli", 0, Sampling(1))["novelty"]
     )
 
 
@@ -644,7 +711,7 @@ class Counting(Runner):
 @pytest.mark.parametrize("scale", [scales.DIGITS, scales.CIFAR10], ids=lambda scale: scale.name)
 @pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
 def test_as_much_is_trained_as_is_announced(item, scale, tmp_path, image_folder, monkeypatch):
-    monkeypatch.setattr("bld.experiments.prior_rows.novelty", lambda *_: 1.0)
+    monkeypatch.setattr("bld.experiments.prior_rows.novelty", lambda *_: {"novelty": 1.0, "copies": 0.0})
     for module in ("tables", "sweeps"):
         monkeypatch.setattr(f"bld.experiments.{module}.sample_rows", lambda *_: GREY)
     runner = Counting(scale, tmp_path, lambda _: None, str(image_folder(40, classes=2)))
@@ -656,22 +723,41 @@ def test_as_much_is_trained_as_is_announced(item, scale, tmp_path, image_folder,
     assert {prior for prior, _ in runner.priors} == rows
 
 
-def test_figure_n_has_a_gate_that_can_fail(tmp_path, monkeypatch):
-    """Fillings that are as far from the truth as other images' content: the truth's own row differs from both."""
-    blind = {"the truth": 0.0, "other images' content": 1.0, "the mean image": 0.5}
-    monkeypatch.setattr(given_images, "_given", lambda _: SimpleNamespace(originals=torch.zeros(2, 3, 8, 8)))
-    monkeypatch.setattr(given_images, "_blind", lambda *_: {row: dict.fromkeys(METRICS, x) for row, x in blind.items()})
+def hedging(given, image, hole, draws):
+    """Fillings near the mean image, that look at nothing."""
+    others = given.others.flatten(0, 1)
+    chosen = others[torch.randint(len(others), (given_images.FILLINGS,), generator=draws)]
+    return given.mean + 0.4 * (chosen - given.mean)
+
+
+def looking(given, image, hole, draws):
+    """Fillings between the truth and unrelated images."""
+    return 0.5 * (image - given.mean) + hedging(given, image, hole, draws)
+
+
+@pytest.mark.parametrize(("filler", "looks"), [(hedging, False), (looking, True)])
+def test_figure_n_asks_whether_fillings_look_at_what_is_given(filler, looks, tmp_path, monkeypatch):
+    """Beside unrelated images a filling near the mean is nearer to any truth; beside itself elsewhere it is not."""
+    monkeypatch.setattr(given_images, "GIVEN", 32)
+    given, fillings = [], torch.Generator().manual_seed(5)
+    make = given_images._given
+    monkeypatch.setattr(given_images, "_given", lambda runner: given.append(make(runner)) or given[-1])
     monkeypatch.setattr(given_images, "_figure_n_picture", lambda *_: GREY)
-    for error, moves in ((1.0, False), (0.6, True)):
-        monkeypatch.setattr(
-            given_images,
-            "_filled",
-            lambda runner, seed, given, masks, error=error: {
-                name: dict.fromkeys(METRICS, error + 0.01 * (seed - 1)) for name in masks
-            },
-        )
-        found = figure_n(Counting(TINY, tmp_path, lambda _: None), 3)
-        assert found.gate is not None and found.gate.moves is moves
+    monkeypatch.setattr(
+        given_images, "_fillings",
+        lambda pipeline, image, hole, seed: torch.where(hole, filler(given[-1], image, hole, fillings), image),
+    )  # fmt: skip
+    runner = Counting(TINY, tmp_path, lambda _: None)
+    monkeypatch.setattr(Counting, "kept", lambda self, name, key, compute: compute())
+    found = figure_n(runner, 3)
+    kinds = {"error": "nearer to the truth than", "seam": "the step across", "diversity": "fillings differ"}
+    held = {
+        kind: [one.holds for one in found.comparisons if words in one.words] for kind, words in kinds.items()
+    }  # the false alarms of eight tests at p < 0.05 are of this seed
+    assert all(len(of) == 4 for of in held.values()) and all(held["diversity"])
+    assert (held["error"] == [True] * 4) is looks and (True in held["error"]) is looks
+    assert held["seam"] == ([True] * 4 if looks else [None] * 4)
+    assert found.gate is not None and found.gate.moves is looks
 
 
 def test_a_page_names_the_judge_that_judged():
@@ -682,9 +768,11 @@ def test_a_page_names_the_judge_that_judged():
 
 
 def test_the_nearest_images_are_measured_on_the_machine_that_makes_the_page(tmp_path, monkeypatch):
-    found = SimpleNamespace(images=torch.zeros(6, 3, 8, 8), samples=[0.2, 0.3], unseen=[0.2, 0.3], rebuilt=[0.2, 0.3])
-    found.neighbours = SimpleNamespace(images=lambda train, sample: torch.zeros(10, 3, 8, 8))
-    monkeypatch.setattr("bld.experiments.given_images.nearness", lambda *_, **__: found)
+    near = novelty.Nearness([0.2, 0.3], [0.9, 0.8])
+    found = SimpleNamespace(images=lambda train, sample: torch.zeros(10, 3, 8, 8), distances=torch.ones(6, 10))
+    monkeypatch.setattr(given_images, "samples_of", lambda *_: torch.zeros(6, 3, 8, 8))
+    monkeypatch.setattr(given_images, "neighbours_of", lambda *_: found)
+    monkeypatch.setattr(given_images, "unseen_nearness", lambda *_: novelty.Unseen(near, near))
     runner = Counting(TINY, tmp_path, lambda _: None)
     figure_o(runner, 1)
     assert runner.machines == {machine()}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bld.experiments import scales
+from bld.experiments.comparison import Comparison
 from bld.experiments.prior_rows import Row
 from bld.experiments.reproduce import NAMES
-from bld.experiments.verdict import Comparison
 
 
 def claimed(name: str, scale: scales.Scale) -> list[tuple[Comparison, Row, Row]]:

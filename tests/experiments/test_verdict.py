@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bld.experiments.verdict import MOST_SEEDS, Comparison, Gate, anova_p, judge, mean_and_spread, to_decide
+from bld.experiments.comparison import MOST_SEEDS, Comparison, Share
+from bld.experiments.verdict import Gate, anova_p, judge, mean_and_spread, to_decide
 
 HOLDS = Comparison("a below b", [1.0, 1.1], [2.0, 2.1])
 FAILS = Comparison("a below b", [2.0, 2.1], [1.0, 1.1])
@@ -41,6 +42,67 @@ def test_the_tests_are_those_of_scipy(seed):
     assert Comparison("", low, high[:3], paired=True).p == pytest.approx(stats.ttest_rel(low, high[:3]).pvalue)
     groups = [low, high, rng.normal(0, 1, 4).tolist()]
     assert anova_p(groups) == pytest.approx(stats.f_oneway(*groups).pvalue)
+    assert anova_p([low, high[:3]], blocks=True) == pytest.approx(stats.ttest_rel(low, high[:3]).pvalue)
+    count, limit = int(rng.integers(0, 60)), 0.05
+    interval = stats.binomtest(count, 500).proportion_ci(0.95, "exact")
+    assert Share.below("", count, 500, limit).holds is (
+        True if interval.high < limit else False if interval.low > limit else None
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_of_seeds_are_what_least_squares_make_of_them(seed):
+    """F of the rows in a linear model of rows and seeds, against one of seeds alone."""
+    values = np.random.default_rng(seed).normal(size=(4, 3)) + np.array([0, 5, -2])
+    row, block = (np.arange(count) for count in values.shape)
+    seeds = (np.repeat(block[None], 4, 0).ravel()[:, None] == block).astype(float)
+    rows = (np.repeat(row[:, None], 3, 1).ravel()[:, None] == row[1:]).astype(float)
+
+    def left(model: np.ndarray) -> float:
+        return float(np.linalg.lstsq(model, values.ravel(), rcond=None)[1].sum())
+
+    whole = left(np.hstack([seeds, rows]))
+    F = (left(seeds) - whole) / 3 / (whole / 6)
+    assert anova_p(values.tolist(), blocks=True) == pytest.approx(stats.f.sf(F, 3, 6))
+    assert anova_p(values.tolist(), blocks=True) < anova_p(values.tolist())  # seeds differ by more than rows do
+
+
+def test_blocks_of_unequal_size_are_none():
+    groups = [[1.0, 2.0, 3.0], [2.0, 4.0]]
+    assert anova_p(groups, blocks=True) == anova_p(groups)
+
+
+def test_a_gate_finds_nothing_as_often_as_it_says_where_nothing_varies():
+    """Of 2,000 gates of three metrics without differences at most 5% are moved, five standard deviations allowed."""
+    rng = np.random.default_rng(11)
+    moved = 0
+    for _ in range(2000):
+        seeds = 10 * rng.normal(size=3)
+        metrics = {name: (rng.normal(size=(4, 3)) + seeds).tolist() for name in ("fd", "precision", "recall")}
+        moved += Gate({"a": [1.0]}, [9.0], metrics).moves
+    assert 2000 * 0.05 * 0.5 < moved < 2000 * 0.05 + 5 * math.sqrt(2000 * 0.05 * 0.95)
+
+
+def test_a_gate_says_what_moved_and_at_which_level():
+    groups = [[1.0, 5.0, 9.0], [1.5, 5.6, 9.4]]  # seeds differ by more than rows do
+    gate = Gate({"a": [1.0]}, [9.0], {"fd": groups, "recall": [[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]})
+    assert gate.moves and gate.level == 0.025 and gate.raw()["moved_p"] == gate.moved_p
+    assert "fd, p = 0.013, level 0.025, shared by 2 metrics" in str(gate)
+    assert not replace(gate, paired=False).moves
+
+
+@pytest.mark.parametrize(("count", "of", "holds"), [(5, 500, True), (16, 500, None), (60, 500, False), (0, 20, None)])
+def test_a_share_holds_where_it_is_surely_below_its_limit(count, of, holds):
+    share = Share.below("few are copies", count, of, 0.05)
+    assert share.holds is holds and f"{count} of {of}" in str(share)
+    assert Comparison.read(share.raw()) == share and Comparison.read(share.raw()).raw() == share.raw()
+    told = to_decide([share])
+    assert bool(told) is (holds is None)
+    if holds is None:
+        many = share.samples_to_decide
+        assert f"About {many:,} samples" in told
+        assert Share.below("", count * many // of, many, 0.05).holds is not None
+        assert Share.below("", count * (many - of) // of, many - of, 0.05).holds is None
 
 
 def test_pairs_find_what_seeds_have_in_common_and_welch_does_not():
@@ -105,7 +167,7 @@ def test_a_claim_stands_when_all_of_it_does_and_falls_with_any(comparisons, outc
     assert judge(comparisons) == outcome
 
 
-NEAR_DATA = {"a": [1.0, 1.1], "b": [2.0, 2.1]}
+NEAR_DATA = {"a": [1.0, 1.1, 1.0], "b": [2.0, 2.1, 2.1]}
 
 
 @pytest.mark.parametrize(
@@ -125,7 +187,7 @@ def test_nothing_is_judged_before_the_gate_is_passed(gate, outcome):
 
 
 PARTLY = Gate(
-    {"near": [1.0], "far": [7.5]}, [9.0], {"fd": [[1.0, 1.1], [7.0, 7.1]]}, networks={"a": "near", "b": "far"}
+    {"near": [1.0], "far": [7.5]}, [9.0], {"fd": [[1.0, 1.1, 1.0], [7.0, 7.1, 7.1]]}, networks={"a": "near", "b": "far"}
 )
 
 
@@ -199,11 +261,22 @@ def test_so_many_seeds_decide_and_one_less_does_not(difference: float, spreads: 
 def test_so_many_seeds_show_that_something_varies_and_one_less_does_not():
     def gate(count: int) -> Gate:
         groups = [of(mean, spread, count) for mean, spread in ((0, 1), (0.5, 1.2), (1.1, 0.8))]
-        return Gate({"a": [1.0]}, [9.0], {"fd": groups, "precision": [of(0, 1, count)] * 3})
+        return Gate({"a": [1.0]}, [9.0], {"fd": groups, "precision": [of(0, 1, count)] * 3}, paired=False)
 
     wanted = gate(3).seeds_to_move
     assert wanted is not None and gate(wanted).moves and not gate(wanted - 1).moves
-    assert Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3)] * 3}).seeds_to_move is None
+    assert Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3)] * 3}, paired=False).seeds_to_move is None
+
+
+def test_so_many_blocks_show_that_something_varies_and_one_less_does_not():
+    def gate(count: int) -> Gate:
+        seeds = of(0, 5, count)
+        groups = [[mean + block + sign * x for block, x in zip(seeds, of(0, 1, count), strict=True)]
+                  for mean, sign in ((0, 1), (0.8, -1))]  # fmt: skip
+        return Gate({"a": [1.0]}, [9.0], {"fd": groups})
+
+    wanted = gate(3).seeds_to_move
+    assert wanted is not None and wanted > 3 and gate(wanted).moves and not gate(wanted - 1).moves
 
 
 @pytest.mark.parametrize("differences", [(0.3, -0.8), (-0.3, -0.8), (0.8, 0.5), (0.0, -0.6), (-0.7, 3.0)])
@@ -231,8 +304,16 @@ def test_a_claim_is_decided_by_so_many_seeds_and_not_by_one_less(differences: tu
         ([Comparison("equals", [1.0, 2.0, 3.0], [2.0, 1.0, 3.0])], None, [f"More than {MOST_SEEDS} ", "“equals”"]),
         ([HOLDS], Gate({"a": [1.0], "b": [7.5]}, [9.0], {}), ["more training", "b (7.5)", "than 3."]),
         ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [[1.0], [2.0]]}), ["three trainings"]),
-        ([HOLDS], Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}), ["About 9 ", "anything varies"]),
-        ([FAILS, NEAR], Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}), ["About 9 ", "anything varies"]),
+        (
+            [HOLDS],
+            Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}, paired=False),
+            ["About 9 ", "anything varies"],
+        ),
+        (
+            [FAILS, NEAR],
+            Gate({"a": [1.0]}, [9.0], {"fd": [of(0, 1, 3), of(1, 1, 3)]}, paired=False),
+            ["About 9 ", "anything varies"],
+        ),
     ],
 )
 def test_what_is_not_decided_says_what_that_would_take(comparisons, gate, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from bld.cli.common import say
@@ -57,10 +58,11 @@ def run(args: argparse.Namespace) -> None:
         raise SettingError(f"--seeds is at least 1, not {args.seeds}.")
     scale = scale_for(args.scale, args.name, args.faithful, args.preset)
     pages = args.pages or args.out / "pages"
+    make_runner = partial(Runner, scale, args.out, say, args.data, args.test_data, args.features)
     if args.judge_again:
-        say(f"Judged again: {reproduce.again(args.name, scale, pages)}")
+        say(f"Judged again: {reproduce.again(args.name, scale, pages, make_runner)}")
         return
-    runner = Runner(scale, args.out, say, args.data, args.test_data, args.features)
+    runner = make_runner()
     if scale.name != "paper":
         say(f"{reproduce.work(runner, args.name, args.seeds)}; what is there already is taken.")
     else:

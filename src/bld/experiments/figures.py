@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from bld.data import make_grid
+from bld.experiments.comparison import Comparison
 from bld.experiments.formats import table4
 from bld.experiments.given_images import figure_n, figure_o
 from bld.experiments.page import Findings, Table
 from bld.experiments.rates import rates
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
-from bld.experiments.verdict import Comparison
 from bld.training.order import evenly
 
 TIMED, LOOKED_AT = 5, 64

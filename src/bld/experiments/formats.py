@@ -10,12 +10,13 @@ from PIL import Image
 
 from bld.data import make_grid, psnr
 from bld.evaluation.metrics.reconstruction import structural_similarity
+from bld.experiments.comparison import Comparison
 from bld.experiments.kept import kept_picture
 from bld.experiments.page import Findings, Table
 from bld.experiments.plots import chart
 from bld.experiments.prior_rows import Picture
 from bld.experiments.runner import Runner
-from bld.experiments.verdict import Comparison, Gate, mean_and_spread
+from bld.experiments.verdict import Gate, mean_and_spread
 from bld.seeding import derive_seed, keyed_draws
 from bld.serialization.models import load_tokenizer
 from bld.tokenizer import BinaryAutoencoder
@@ -25,8 +26,8 @@ NEAR_REAL_DB = 0.5
 GATE_SHARE = 0.5  # of an untrained tokenizer's squared error: few bits leave much of it, however long they are trained
 GATE_RULE = (
     "Before any of that, the tokenizer of each of the paper's formats must have halved an untrained one's squared "
-    "error, and the format must change a metric (analysis of variance, p < 0.05); else there is *too little training "
-    "to say*, or nothing to decide."
+    "error, and the format must change a metric (analysis of variance in blocks of a seed, p < 0.05 shared by the "
+    "metrics); else there is *too little training to say*, or nothing to decide."
 )
 METRICS = ("psnr", "ssim", "psnr_likely", "squared_error")
 

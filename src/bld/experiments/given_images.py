@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 
 from bld.data import make_grid
-from bld.experiments.novelty import nearness
+from bld.experiments.comparison import Comparison, Share
+from bld.experiments.novelty import UNSEEN_COPIES, Nearness, neighbours_of, samples_of, unseen_nearness
 from bld.experiments.page import Findings, Table, machine
 from bld.experiments.prior_rows import SAMPLING_SEEDS, Values, over, refuse_without_classes
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
-from bld.experiments.verdict import Comparison, Gate, mean_and_spread
+from bld.experiments.verdict import Gate, mean_and_spread
 from bld.seeding import keyed_permutation
 
 GIVEN, FILLINGS, USUAL = 64, 4, Sampling(16)
@@ -51,14 +52,17 @@ class Given:
 
 
 def figure_n(runner: Runner, seeds: int) -> Findings:
-    """Inpainting: what is made inside a mask, against the truth, against fillings that ignore the image."""
+    """Inpainting: what is made inside a mask, against the truth, against the same fillings put into other images."""
     usual = USUAL.guided(runner.scale.guidance)
     refuse_without_classes(runner, [usual])
     given, masks = _given(runner), _masks(runner.images.preprocessing.image_size)
     found = [_filled(runner, seed, given, masks) for seed in range(seeds)]
     values: Values = {}
     for name, hole in masks.items():
-        values[f"{name}: ours"] = {metric: [one[name][metric] for one in found] for metric in METRICS}
+        for place, metrics_there in ((OURS, METRICS), (ELSEWHERE, METRICS[:2])):
+            values[f"{name}: {place}"] = {
+                metric: [one[name][place][metric] for one in found] for metric in metrics_there
+            }
         for row, metrics in _blind(given, hole).items():
             values[f"{name}: {row}"] = {metric: [value] * seeds for metric, value in metrics.items()}
     comparisons = [comparison for name in masks for comparison in _figure_n_claims(values, name)]
@@ -92,36 +96,40 @@ def figure_n(runner: Runner, seeds: int) -> Findings:
         gate=Gate({"bernoulli": distances}, untrained, moved_by_looking(values), runner.best()),
         values=values,
         notes=[
-            "The paper shows pictures alone; what is compared is ours. Other images' content is what a sampler that "
-            "ignored the given part would draw at best; the mean image has the least error of all that ignore it, and "
-            "no sampler is asked to beat it, as a sample is no mean.",
+            "The paper shows pictures alone; what is compared is ours. A sampler that did not look at the given part "
+            "would fill any hole as it fills this one: so its fillings are compared with themselves, put into the "
+            "holes of the other images. What unrelated images and the mean training image would make stands beside; "
+            "the mean has the least error of all that does not look, and no sampler is asked to beat it.",
         ],
     )
 
 
-def moved_by_looking(values: Values) -> dict[str, list[list[float]]]:
-    """Errors of fillings and of what does not look, by mask; other rows, as the truth, differ from both in any case."""
-    masks = [label.removesuffix(": ours") for label in values if label.endswith(": ours")]
-    return {
-        f"error, {name}": [values[f"{name}: {row}"]["error"] for row in ("ours", "other images' content")]
-        for name in masks
-    }
-
-
+OURS, ELSEWHERE, OTHERS, TRUTH = "ours", "ours, put into other images", "other images' content", "the truth"
 METRICS = ("error", "seam", "diversity")
 DIVERSE = 0.25  # of the difference between unrelated images, at least
 
 
+def moved_by_looking(values: Values) -> dict[str, list[list[float]]]:
+    """Errors of fillings in the image that they were made for and in others, by mask: alike if nothing looks."""
+    masks = [label.removesuffix(f": {OURS}") for label in values if label.endswith(f": {OURS}")]
+    return {f"error, {name}": [values[f"{name}: {row}"]["error"] for row in (OURS, ELSEWHERE)] for name in masks}
+
+
 def _figure_n_claims(values: Values, mask: str) -> list[Comparison]:
-    ours, others = values[f"{mask}: ours"], values[f"{mask}: other images' content"]
+    ours, elsewhere, others, truth = (values[f"{mask}: {row}"] for row in (OURS, ELSEWHERE, OTHERS, TRUTH))
+    here, there = ([abs(a - b) for a, b in zip(of["seam"], truth["seam"], strict=True)] for of in (ours, elsewhere))
     least = [DIVERSE * x for x in others["diversity"]]
     return [
-        Comparison(f"{mask}: nearer to the truth than other images' content", ours["error"], others["error"], True),
         Comparison(
-            f"{mask}: joins the given part better than other images' content", ours["seam"], others["seam"], True
+            f"{mask}: nearer to the truth than the same fillings in other images",
+            ours["error"], elsewhere["error"], True,
+        ),
+        Comparison(
+            f"{mask}: the step across the edge nearer to the truth's than that of the same fillings in other images",
+            here, there, True,
         ),
         Comparison(f"{mask}: fillings differ by a quarter of what images do, or more", least, ours["diversity"], True),
-    ]
+    ]  # fmt: skip
 
 
 def _given(runner: Runner) -> Given:
@@ -134,27 +142,45 @@ def _given(runner: Runner) -> Given:
     return Given(originals, others[chosen].unflatten(0, (count, FILLINGS)), others.mean(0))
 
 
-def _filled(runner: Runner, seed: int, given: Given, masks: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Metrics of a training's fillings, by mask."""
+def _filled(
+    runner: Runner, seed: int, given: Given, masks: dict[str, Tensor]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Metrics of a training's fillings, where they belong and put into other images, by mask."""
     drawn = {
         "originals": len(given.originals),
         "fillings": FILLINGS,
         "sampling": asdict(USUAL),
         "drawn_from": seed * GIVEN,
+        "against": ELSEWHERE,
     }
     key = runner.key("bernoulli", seed, **drawn)
 
-    def compute() -> dict[str, dict[str, float]]:
+    def compute() -> dict[str, dict[str, dict[str, float]]]:
         runner.say(f"Filling holes with bernoulli, seed {seed}.")
         pipeline, found = runner.pipeline("bernoulli", seed), {}
         for name, hole in masks.items():
             filled = torch.stack(
                 [_fillings(pipeline, image, hole, seed * GIVEN + i) for i, image in enumerate(given.originals)]
             )
-            found[name] = _metrics(filled, given.originals, hole)
+            found[name] = {
+                OURS: _metrics(filled, given.originals, hole),
+                ELSEWHERE: elsewhere(filled, given.originals, hole),
+            }
         return found
 
     return runner.kept("fillings", key, compute)
+
+
+def elsewhere(filled: Tensor, originals: Tensor, hole: Tensor) -> dict[str, float]:
+    """Error and seam of fillings (n, k, 3, S, S) that are put into each of the other originals in turn.
+
+    Both are what they are where the fillings belong if these do not depend on the given part, but for chance.
+    """
+    found = []
+    for shift in range(1, len(originals)):
+        pasted = torch.where(hole, filled.roll(shift, 0), originals[:, None])
+        found.append(_metrics(pasted, originals, hole, alone=True))
+    return {metric: fmean(one[metric] for one in found) for metric in METRICS[:2]}
 
 
 def _fillings(pipeline: Any, image: Tensor, hole: Tensor, seed: int) -> Tensor:
@@ -169,9 +195,9 @@ def _blind(given: Given, hole: Tensor) -> dict[str, dict[str, float]]:
     pasted = torch.where(hole, given.others, truth)
     mean = torch.where(hole, given.mean, truth)
     return {
-        "other images' content": _metrics(pasted, given.originals, hole),
+        OTHERS: _metrics(pasted, given.originals, hole),
         "the mean image": _metrics(mean, given.originals, hole, alone=True),
-        "the truth": _metrics(truth, given.originals, hole, alone=True),
+        TRUTH: _metrics(truth, given.originals, hole, alone=True),
     }
 
 
@@ -202,11 +228,13 @@ def _figure_n_picture(runner: Runner, given: Given, masks: dict[str, Tensor]) ->
 # -- Figure O ---------------------------------------------------------------------------------------------
 
 
+SAMPLES_O, COPIES = 500, 0.05  # samples that are looked at; of which fewer may be copies
 FIGURE_O_GATE = (
-    "Before any of that, noise being far from every image, the prior's samples, drawn with "
-    f"{SAMPLING_SEEDS} seeds, must have come two thirds of the way from an untrained network's distance to that of "
-    "real images rebuilt from their codes, and differ from the untrained one's (analysis of variance, p < 0.05); else "
-    "there is *too little training to say*, or nothing to decide."
+    "Of copies an exact binomial test asks whether they are fewer than 5%. Before any of that, noise being far from "
+    f"every image, the prior's samples, drawn with {SAMPLING_SEEDS} seeds, must have come two thirds of the way from "
+    "an untrained network's distance to that of as many real images rebuilt from their codes, and differ from the "
+    "untrained one's (analysis of variance, p < 0.05); else there is *too little training to say*, or nothing "
+    "to decide."
 )
 
 
@@ -217,29 +245,35 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
     """
     train, usual = runner.split(0)[0], Sampling(64).guided(runner.scale.guidance)
     refuse_without_classes(runner, [usual])
-    near = nearness(runner, "bernoulli", 0, usual, neighbours=10)
+    images = samples_of(runner, "bernoulli", 0, usual, min(SAMPLES_O, runner.scale.samples))
+    neighbours, unseen = neighbours_of(images, train), unseen_nearness(runner, "bernoulli", 0)
     runner.machines.add(machine())  # as nothing of it is kept
     drawn = [replace(usual, seed=seed) for seed in range(SAMPLING_SEEDS)]
     distances = [runner.quality("bernoulli", 0, sampling)["fd"] for sampling in drawn]
     untrained = [runner.untrained("bernoulli", sampling)["fd"] for sampling in drawn]
-    ours, own, rebuilt = near.samples, near.unseen, near.rebuilt
-    shown = [part for i in range(6) for part in (near.images[i : i + 1], near.neighbours.images(train, i))]
+    shown = [part for i in range(6) for part in (images[i : i + 1], neighbours.images(train, i))]
     grid = make_grid(torch.cat(shown), columns=11, scale=runner.scale.enlarged)
+    ours = Nearness.of(neighbours)
+    near = {"samples": ours, "unseen images": unseen.plain, "unseen images, rebuilt from their codes": unseen.rebuilt}
+    copies = {label: unseen.copies(one) for label, one in near.items()}
     table = Table(
-        ["", "median distance to the nearest training image", "lowest"],
+        ["", "median distance to the nearest training image", "lowest", "over that to the tenth nearest", "copies"],
         [
-            ["samples", f"{median(ours):.4f}", f"{min(ours):.4f}"],
-            ["unseen images", f"{median(own):.4f}", f"{min(own):.4f}"],
-            ["unseen images, rebuilt from their codes", f"{median(rebuilt):.4f}", f"{min(rebuilt):.4f}"],
+            [
+                label, f"{median(one.distances):.4f}", f"{min(one.distances):.4f}", f"{median(one.alone):.3f}",
+                f"{copies[label]:,} of {len(one.alone):,}",
+            ]
+            for label, one in near.items()
         ],
-    )
+    )  # fmt: skip
     return Findings(
         "Figure O: nearest training images",
         "samples are new: the model does not repeat its training images.",
         [
             (
-                f"Root mean squared difference of pixels in [0, 1]; {len(ours)} samples, "
-                f"{len(train):,} training images.",
+                f"Root mean squared difference of pixels in [0, 1]; {len(images)} samples, {len(train):,} training "
+                "images. Copies lie nearer to one training image, for their distance to the tenth nearest, than all "
+                f"but {100 * UNSEEN_COPIES:.0f}% of unseen images rebuilt from their codes.",
                 table,
             )
         ],
@@ -250,19 +284,23 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
                 grid,
             )
         ],
-        basis=f"over {len(ours)} samples of one training",
-        gate=Gate({"bernoulli": distances}, untrained, {"fd": [distances, untrained]}, runner.best()),
+        basis=f"over {len(images)} samples of one training",
+        gate=Gate({"bernoulli": distances}, untrained, {"fd": [distances, untrained]}, runner.best(), paired=False),
         gate_rule=FIGURE_O_GATE,
         comparisons=[
-            Comparison(f"samples are no nearer to training images than 0.8 times what {what} are", low, ours)
-            for what, low in (
-                ("unseen images", [0.8 * x for x in own]),
-                ("unseen images rebuilt from their codes", [0.8 * x for x in rebuilt]),
-            )
+            Share.below(
+                f"fewer than {100 * COPIES:.0f}% of samples are copies", copies["samples"], len(images), COPIES
+            ),
+            Comparison(
+                "samples are no nearer to training images than 0.8 times what unseen images, rebuilt, are",
+                [0.8 * x for x in unseen.rebuilt.distances],
+                ours.distances,
+            ),
         ],
+        values={label: asdict(one) for label, one in near.items()},
         notes=[
-            "The paper compares by LPIPS, this page by pixels, where a blurred sample is near to nothing in particular:"
-            " so unseen images are compared as they are, and rebuilt, which carries the tokenizer's loss. The "
-            "comparison is over images, not seeds."
+            "The paper compares by LPIPS, this page by pixels. A blurred or pale sample is near to many images and a "
+            "copy to one: so what counts as a copy is near to one beside its ten nearest. Unseen images are compared "
+            "as they are, and rebuilt, which carries the tokenizer's loss. The comparison is over images, not seeds.",
         ],
     )

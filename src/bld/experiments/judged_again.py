@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from bld.errors import SettingError
-from bld.experiments.given_images import moved_by_looking
-from bld.experiments.page import GATED, RULE, Findings, rules_of, write_again
+from bld.experiments.comparison import Comparison
+from bld.experiments.formats import GATE_RULE
+from bld.experiments.given_images import FIGURE_O_GATE
+from bld.experiments.page import GATED, Findings, rules_of, write_again
 from bld.experiments.prior_rows import UNTRAINED, Asked, Item, about, rows_of
+from bld.experiments.runner import Runner
 from bld.experiments.scales import Scale
-from bld.experiments.verdict import Comparison, Gate
+from bld.experiments.verdict import Gate
 from bld.io.files import read_json
 
-MEASURED_ALIKE = 3  # since these rules pages are measured as today's
+MEASURED_ALIKE = {"figureN": 5, "figureO": 5}  # since these rules a page is measured as today's; the others:
+SINCE = 3
+BEST_ALIKE = 5  # since these rules the best that the codes allow is measured as today
+GATE_RULES = {"table4": GATE_RULE, "figureO": FIGURE_O_GATE}
 
 
-def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path:
-    """Judge the numbers beside a page anew and write its verdict; nothing is trained, sampled or measured.
+def judge_again(pages: Path, item: Item | None, name: str, scale: Scale, runner: Callable[[], Runner]) -> Path:
+    """Judge the numbers beside a page anew and write its verdict; what it shows is not measured again.
 
     Args:
         pages: the folder of the page.
@@ -25,12 +32,14 @@ def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path
             judged as they stand.
         name: of the experiment.
         scale: of the page.
+        runner: what measures, of a page of rules before 5, the best that the codes allow.
 
     Returns:
         The page's path.
 
     Raises:
-        SettingError: if there is no such page, if it compares nothing, or if it was measured otherwise than today's.
+        SettingError: if there is no such page, if it compares nothing, if it was measured otherwise than today's, or
+            if its gate needs another judge than the runner's.
     """
     file = f"{name}-{scale.label}"
     page = pages / f"{file}.md"
@@ -39,7 +48,7 @@ def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path
     rules = rules_of(page)
     if rules is None:
         raise SettingError(f"{page} compares nothing, so that there is nothing to judge.")
-    if rules < MEASURED_ALIKE:
+    if rules < MEASURED_ALIKE.get(name, SINCE):
         raise SettingError(
             f"{page} was measured under rules {rules}, otherwise than today: make it anew, without --judge-again."
         )
@@ -51,9 +60,17 @@ def judge_again(pages: Path, item: Item | None, name: str, scale: Scale) -> Path
         comparisons = item.claims(asked)
         rows = about(rows_of(item, scale), asked)
         gate = Gate.read(raw["gate"] | {"networks": {row.label: row.prior for row in rows}})
-    if name == "figureN" and gate is not None:
-        gate = replace(gate, moved=moved_by_looking(raw["values"]))
-    own = raw["rule"].removeprefix(RULE).strip()
-    gate_rule = GATED if "every network that the claim is about" in own else own  # as rules 3 said what GATED says now
+    if gate is not None and gate.best and rules < BEST_ALIKE:
+        gate = replace(gate, best=_best(page, runner()))
     return write_again(pages, file, Findings("", "", comparisons=comparisons, basis=raw["basis"], gate=gate,
-                                             gate_rule=gate_rule))  # fmt: skip
+                                             gate_rule=GATE_RULES.get(name, GATED)))  # fmt: skip
+
+
+def _best(page: Path, runner: Runner) -> float:
+    """The best that the codes allow, measured by the judge that measured the page."""
+    if f"({runner.extractor.sha256})" not in page.read_text(encoding="utf-8"):
+        raise SettingError(
+            f"{page} is of another judge than {runner.root / 'classifier'} ({runner.extractor.sha256}): name its "
+            "folder with --out, or make the page anew, without --judge-again."
+        )
+    return runner.best()

@@ -1,4 +1,9 @@
-"""How near samples lie to training images, beside images that nobody was trained on."""
+"""How near samples lie to training images, beside images that nobody was trained on.
+
+A copy is near to one training image and as far from the others as they are from each other.  An image that is blurred
+or pale is near to many: its distance to the nearest says nothing of copying, but that over its distance to the tenth
+nearest does.
+"""
 
 from __future__ import annotations
 
@@ -8,57 +13,97 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from bld.data import to_unit
+from bld.data import ImageSet, to_unit
 from bld.evaluation.neighbours import Neighbours, nearest
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 
-COUNT = 128
+COUNT, UNSEEN, CROWD = 128, 2000, 10
+UNSEEN_COPIES = 0.01  # of unseen images, how many lie as near to one training image as what counts as a copy
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """Root mean squared differences of pixels in [0, 1] to the nearest training image, image by image.
+    """How near images lie to training images, image by image.
 
     Where the training shows images mirrored too, the nearer of an image and its mirror counts.
 
     Attributes:
-        samples: of samples.
-        unseen: of unseen images, as they are.
-        rebuilt: of the same, rebuilt from their codes, which carries the tokenizer's loss as samples do.
-        images: the samples (n, 3, S, S).
-        neighbours: their nearest training images.
+        distances: to the nearest: root mean squared differences of pixels in [0, 1].
+        alone: the same over the distance to the tenth nearest: near 0 for a copy, near 1 for an image that is as far
+            from many, whether it is new, blurred or pale.
     """
 
-    samples: list[float]
-    unseen: list[float]
-    rebuilt: list[float]
-    images: Tensor
-    neighbours: Neighbours
+    distances: list[float]
+    alone: list[float]
+
+    @classmethod
+    def of(cls, found: Neighbours) -> Nearness:
+        """Of what was found, of whose columns the last is the crowd."""
+        nearest, crowd = found.distances[:, 0], found.distances[:, -1]
+        return cls(nearest.tolist(), (nearest / crowd.clamp(min=1e-12)).tolist())
 
 
-def nearness(runner: Runner, prior: str, seed: int, sampling: Sampling, neighbours: int = 1) -> Nearness:
-    """Of a prior's first samples and as many unseen images."""
-    pipeline, (train, _) = runner.pipeline(prior, seed), runner.split(seed)
-    images = to_unit(torch.cat([batch for batch, _ in runner.batches(pipeline, sampling, COUNT)]))
-    unseen = runner.unseen(seed)
-    others = unseen.centre(torch.linspace(0, len(unseen) - 1, min(COUNT, len(unseen))).long())
-    rebuilt = pipeline.reconstruct((others + 1) / 2, "pt") * 2 - 1
-    found = nearest(images, train, neighbours)
-    own, usual = (nearest(x, train, 1).distances[:, 0].tolist() for x in (others, rebuilt))
-    return Nearness(found.distances[:, 0].tolist(), own, usual, images, found)
+@dataclass(frozen=True)
+class Unseen:
+    """Images that nobody was trained on.
 
-
-def novelty(runner: Runner, prior: str, seed: int, sampling: Sampling) -> float:
-    """Median distance of samples to the nearest training image, over that of unseen images rebuilt from their codes.
-
-    About 1 for new images; well below it for a prior that repeats what it was trained on, which a Fréchet distance
-    rewards: training images are as near to unseen ones as any others.
+    Attributes:
+        plain: as they are.
+        rebuilt: from their codes, which carries the tokenizer's loss as samples do.
     """
-    drawn = {"samples": COUNT, "sampling": asdict(sampling)}
+
+    plain: Nearness
+    rebuilt: Nearness
+
+    def copies(self, samples: Nearness) -> int:
+        """How many samples lie nearer to one training image than all but 1% of these, rebuilt."""
+        line = sorted(self.rebuilt.alone)[int(UNSEEN_COPIES * len(self.rebuilt.alone))]
+        return sum(alone < line for alone in samples.alone)
+
+
+def neighbours_of(images: Tensor, train: ImageSet) -> Neighbours:
+    """The ten nearest training images of each of (n, 3, S, S)."""
+    return nearest(images, train, min(CROWD, len(train)))
+
+
+def samples_of(runner: Runner, prior: str, seed: int, sampling: Sampling, count: int) -> Tensor:
+    """A prior's first samples (count, 3, S, S) in [-1, 1]."""
+    batches = runner.batches(runner.pipeline(prior, seed), sampling, count)
+    return to_unit(torch.cat([batch for batch, _ in batches]))
+
+
+def unseen_nearness(runner: Runner, prior: str, seed: int) -> Unseen:
+    """Of unseen images, beside what was trained with this seed; rebuilt by this prior's tokenizer."""
+    key = runner.tokenizer_key(runner.tokenizer_of(prior), seed, unseen_images=UNSEEN, crowd=CROWD)
+
+    def compute() -> dict[str, dict[str, list[float]]]:
+        train, unseen = runner.split(seed)[0], runner.unseen(seed)
+        images = unseen.centre(torch.linspace(0, len(unseen) - 1, min(UNSEEN, len(unseen))).long())
+        rebuilt = [runner.pipeline(prior, seed).reconstruct((x + 1) / 2, "pt") * 2 - 1 for x in images.split(COUNT)]
+        sides = {"plain": images, "rebuilt": torch.cat(rebuilt)}
+        return {side: asdict(Nearness.of(neighbours_of(x, train))) for side, x in sides.items()}
+
+    return Unseen(**{side: Nearness(**found) for side, found in runner.kept("unseen", key, compute).items()})
+
+
+def novelty(runner: Runner, prior: str, seed: int, sampling: Sampling) -> dict[str, float]:
+    """Whether samples are new, which a Fréchet distance does not tell: training images are as near to unseen ones.
+
+    Returns:
+        "novelty": median distance of samples to the nearest training image, over that of unseen images rebuilt from
+        their codes: about 1 for new images, less for copies, and for samples that are blurred or pale.
+        "copies": the share of samples that lie nearer to one training image, for their distance to the tenth nearest,
+        than all but 1% of unseen images rebuilt: 0.01 for new images, 1 for copies.
+    """
+    key = runner.key(prior, seed, samples=COUNT, sampling=asdict(sampling), unseen_images=UNSEEN, crowd=CROWD)
 
     def compute() -> dict[str, float]:
-        found = nearness(runner, prior, seed, sampling)
-        return {"novelty": median(found.samples) / median(found.rebuilt)}
+        samples, unseen = samples_of(runner, prior, seed, sampling, COUNT), unseen_nearness(runner, prior, seed)
+        found = Nearness.of(neighbours_of(samples, runner.split(seed)[0]))
+        return {
+            "novelty": median(found.distances) / median(unseen.rebuilt.distances),
+            "copies": unseen.copies(found) / len(samples),
+        }
 
-    return float(runner.kept("novelty", runner.key(prior, seed, **drawn), compute)["novelty"])
+    return runner.kept("novelty", key, compute)

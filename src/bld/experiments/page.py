@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from bld._version import __version__
-from bld.experiments.verdict import Comparison, Gate, judge, to_decide
+from bld.experiments.comparison import Comparison
+from bld.experiments.verdict import Gate, judge, to_decide
 from bld.io.files import as_utf8, read_json, write_whole, written_aside
 from bld.runtime.processor import device_name
 
@@ -62,7 +63,7 @@ class Findings:
     looked_at: str = ""
 
 
-RULES = 4
+RULES = 5
 """The edition of all rules by which verdicts are reached (docs/reproduce.md lists them): one more where any changes."""
 
 RULE = (
@@ -72,9 +73,9 @@ RULE = (
 )
 GATED = (
     "A comparison is judged only of networks that, each at its best sampling, have come two thirds of the way from an "
-    "untrained one's distance to that of real images rebuilt from their codes: where others remain, a claim may still "
-    "fail, and there is else *too little training to say*. And what is varied must change a metric (analysis of "
-    "variance, p < 0.05), or there is nothing to decide."
+    "untrained one's distance to that of as many real images rebuilt from their codes: where others remain, a claim "
+    "may still fail, and there is else *too little training to say*. And what is varied must change a metric (analysis "
+    "of variance in blocks of a seed, p < 0.05 shared by the metrics), or there is nothing to decide."
 )
 
 
@@ -126,10 +127,9 @@ def write_page(
     ] + [""]
     for caption, table in findings.tables:
         lines += [caption, "", str(table), ""]
-    far_off = [] if findings.gate is None else findings.gate.far_off
     for file, caption, image in findings.pictures:
         save_small(image, folder / file)
-        said = f"{caption}; too little trained to be judged: {', '.join(far_off)}" if far_off else caption
+        said = caption + _far_off(findings)
         lines += [f"![{said}]({file})", "", f"*{said}*", ""]
     lines += _how_judged(findings, name)
     if findings.notes:
@@ -141,6 +141,15 @@ def write_page(
     with written_aside(path) as aside:
         aside.write_bytes(as_utf8("\n".join(lines).rstrip() + "\n"))
     return path
+
+
+TOO_LITTLE = "; too little trained to be judged: "
+
+
+def _far_off(findings: Findings) -> str:
+    """What a caption says of networks that are too far off to be judged, if there are any."""
+    far_off = [] if findings.gate is None else findings.gate.far_off
+    return f"{TOO_LITTLE}{', '.join(far_off)}" if far_off else ""
 
 
 def _how_judged(findings: Findings, name: str) -> list[str]:
@@ -171,6 +180,11 @@ def write_again(folder: Path, name: str, findings: Findings) -> Path:
     lines[judged] = (
         f"- Judged again on {_today()} by rules {RULES}, of what was measured by {measured} under rules {older}."
     )
+    for number, line in enumerate(lines):
+        if line.startswith("!["):
+            said, file = line.removeprefix("![").rsplit("](", 1)
+            said = said.split(TOO_LITTLE)[0] + _far_off(findings)
+            lines[number], lines[number + 2] = f"![{said}]({file}", f"*{said}*"
     first = lines.index("## How it was judged")
     last = next(number for number, line in enumerate(lines) if line.startswith("Every number of every seed"))
     lines[first : last + 2] = _how_judged(findings, name)

@@ -10,12 +10,13 @@ from statistics import fmean
 from PIL import Image
 
 from bld.errors import SettingError
+from bld.experiments.comparison import Comparison
 from bld.experiments.novelty import novelty
 from bld.experiments.page import Findings, Table
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
-from bld.experiments.verdict import Comparison, Gate, mean_and_spread
+from bld.experiments.verdict import Gate, mean_and_spread
 
 TIMED, TIMED_SAMPLES = 3, 100
 SAMPLING_SEEDS = 3  # with one training seed the spread is over these
@@ -34,11 +35,13 @@ HEADINGS = {
     "bits_to_learn": "bits without the coin flips ↓",
     "seconds_per_sample": "seconds per sample ↓",
     "novelty": "distance to training images (unseen images: 1)",
+    "copies": "share of copies (unseen images: 0.01)",
     "cas_top1": "CAS top-1 ↑",
     "cas_top5": "CAS top-5 ↑",
 }
 BITS = ("bits_per_code", "bits_to_learn")
-NOT_JUDGED = ("seconds_per_sample", "novelty")  # of the gate no part: whether rows differ is asked of the others
+NOVELTY = ("novelty", "copies")
+NOT_JUDGED = ("seconds_per_sample", *NOVELTY)  # of the gate no part: whether rows differ is asked of the others
 EVIDENCE = (
     "Rows of binary diffusion add what a noised bit says about itself to the logits (`prior.evidence`), which is ours "
     "and not the paper's, unless a row says otherwise."
@@ -188,7 +191,9 @@ def measure(runner: Runner, row: Row, seeds: int, metrics: Sequence[str]) -> dic
             if name in quality:
                 found[name].append(quality[name])
         if "novelty" in metrics and row.prior:
-            found["novelty"].append(novelty(runner, row.prior, seed, sampling))
+            new = novelty(runner, row.prior, seed, sampling)
+            for name in set(NOVELTY) & set(metrics):
+                found[name].append(new[name])
     if set(LESSON) & set(metrics):
         for seed, sampling in runs:
             lesson = runner.lesson(row.prior or None, seed, sampling)

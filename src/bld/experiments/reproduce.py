@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bld.data import open_images
@@ -39,9 +39,9 @@ def reproduce(runner: Runner, name: str, seeds: int, pages: Path, command: str) 
     return path
 
 
-def again(name: str, scale: Scale, pages: Path) -> Path:
-    """Judge the numbers of a page that is there by today's rules; returns its path."""
-    path = judge_again(pages, NAMES.get(name), name, scale)
+def again(name: str, scale: Scale, pages: Path, runner: Callable[[], Runner]) -> Path:
+    """Judge the numbers of a page that is there by today's rules (`judge_again`); returns its path."""
+    path = judge_again(pages, NAMES.get(name), name, scale, runner)
     write_index(pages)
     return path
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from bld.experiments.comparison import Comparison
 from bld.experiments.plots import chart, sample_rows, schedule_curves
 from bld.experiments.prior_rows import Item, Picture, Row, Values, all_below, below
 from bld.experiments.runner import Runner
 from bld.experiments.sampled import Sampling
 from bld.experiments.scales import Scale
 from bld.experiments.tables import CONFIDENT, EQUAL, GUIDED_TWICE, TWICE, grids, guided_steps, second_tries
-from bld.experiments.verdict import Comparison
 
 # -- figures ----------------------------------------------------------------------------------------------
 

@@ -1,9 +1,10 @@
 """Rules fixed beforehand that turn measured numbers into one sentence: reproduced, not reproduced, or undecided.
 
 A claim is a list of comparisons, "a below b".  Each is Student's t-test of the difference of the means, two-sided:
-paired by seed where both sides of a pair share a tokenizer, data or a network, else Welch's.  It holds where the
-difference has the claimed sign and p < 0.05, fails where it has the other sign and p < 0.05, and is undecided between.
-With fewer than two values on either side nothing is decided.  What is not decided says what that would take.
+paired by seed where both sides of a pair share a tokenizer, data or a network, else Welch's; or, where things are
+counted, the exact binomial test of their share.  It holds where the difference has the claimed sign and p < 0.05, fails
+where it has the other sign and p < 0.05, and is undecided between.  With fewer than two values on either side nothing
+is decided.  What is not decided says what that would take.
 
 Before that stands a gate: a comparison is judged only of networks that have come most of the way from an untrained one
 to the best that their codes allow, and where what was varied changes some metric.
@@ -17,144 +18,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev, variance
 from typing import Any, Literal
 
-from scipy.special import fdtrc, stdtr
+from scipy.special import fdtrc
+
+from bld.experiments.comparison import LEVEL, MOST_SEEDS, Comparison, Share
 
 Outcome = Literal["reproduced", "not reproduced", "undecided at this scale", "too little training to say"]
-LEVEL = 0.05
-MOST_SEEDS = 100  # that anyone would train for a difference
 FAR_ENOUGH = 1 / 3  # of the way from the best possible to an untrained network, at most, in every row that is judged
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The claim that low is below high.
-
-    Attributes:
-        words: the claim, as pages state it.
-        low: values over seeds, of what is claimed to be lower.
-        high: values over seeds, of the other.
-        paired: whether value i of either side belongs to the same seed.
-        rows: labels of the rows that are compared; none where that is not said, which may then be any.
-
-    Raises:
-        ValueError: for pairs of sides with different numbers of values.
-    """
-
-    words: str
-    low: Sequence[float]
-    high: Sequence[float]
-    paired: bool = False
-    rows: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.paired and len(self.low) != len(self.high):
-            raise ValueError(f"{self.words}: {len(self.low)} and {len(self.high)} values cannot be paired")
-
-    @classmethod
-    def at_most(cls, words: str, factor: float, numerator: Sequence[float], denominator: Sequence[float]) -> Comparison:
-        """The claim that numerator is below factor times denominator: on a ratio, with the errors of both (Fieller)."""
-        return cls(words, list(numerator), [factor * x for x in denominator], paired=True)
-
-    @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Comparison:
-        """What `raw` was made of; of pages of before, whose comparisons name no rows, too."""
-        return cls(raw["words"], raw["low"], raw["high"], raw["paired"], tuple(raw.get("rows", ())))
-
-    @property
-    def measured(self) -> bool:
-        """Whether there are values of both sides: not of a metric that the judge does not give."""
-        return bool(self.low and self.high)
-
-    @property
-    def difference(self) -> float:
-        """Mean of high minus mean of low: above 0 where the claim holds; not a number where a side was not measured."""
-        if not self.measured:
-            return math.nan
-        return fmean(self.high) - fmean(self.low)
-
-    @property
-    def standard_error(self) -> float:
-        """Of the difference; infinite with fewer than two values on either side."""
-        if min(len(self.low), len(self.high)) < 2:
-            return math.inf
-        if self.paired:
-            differences = [high - low for low, high in zip(self.low, self.high, strict=True)]
-            return math.sqrt(variance(differences) / len(differences))
-        return math.sqrt(sum(self._errors))
-
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom: pairs less one, or Welch and Satterthwaite's."""
-        if self.paired:
-            return len(self.low) - 1.0
-        low, high = self._errors
-        if low + high == 0:
-            return len(self.low) + len(self.high) - 2.0
-        return (low + high) ** 2 / (low**2 / (len(self.low) - 1) + high**2 / (len(self.high) - 1))
-
-    @property
-    def _errors(self) -> tuple[float, float]:
-        """The squared standard error of either mean."""
-        low, high = (variance(side) / len(side) for side in (self.low, self.high))
-        return low, high
-
-    @property
-    def p(self) -> float | None:
-        """Probability of a difference as large if there were none; None where it cannot be told."""
-        error = self.standard_error
-        if math.isinf(error) or math.isnan(self.difference):
-            return None
-        if error == 0:  # values that differ by nothing at all are copies of one measurement, not several
-            return 1.0 if self.difference == 0 else None
-        return float(2 * stdtr(self.freedom, -abs(self.difference / error)))  # both tails of Student's t
-
-    @property
-    def holds(self) -> bool | None:
-        """True, False, or None where p is 0.05 or more, or unknown."""
-        p = self.p
-        return None if p is None or p >= LEVEL else self.difference > 0
-
-    @property
-    def seeds_to_decide(self) -> int | None:
-        """Values of either side that would decide it, difference and spreads as they are; None: over MOST_SEEDS."""
-        if self.p is None:
-            return None
-        sides = [[a - b for a, b in zip(self.low, self.high, strict=True)]] if self.paired else [self.low, self.high]
-        spreads = [variance(side) for side in sides]
-        # Degrees of freedom that a seed adds: 1 by pairs, else 1 to 2.
-        each = sum(spreads) ** 2 / sum(spread**2 for spread in spreads) if any(spreads) else 1.0
-
-        def p(seeds: int) -> float:
-            error = math.sqrt(sum(spreads) / seeds)
-            return float(2 * stdtr(each * (seeds - 1), -abs(self.difference) / error)) if error else 1.0
-
-        return next((seeds for seeds in range(2, MOST_SEEDS + 1) if p(seeds) < LEVEL), None)
-
-    def __str__(self) -> str:
-        state = {True: "holds", False: "fails", None: "undecided"}[self.holds]
-        if not self.measured:
-            return f"{self.words}: not measured by this judge: {state}"
-        if self.p is None:
-            return f"{self.words}: difference {self.difference:.3g} (no spread): {state}"
-        how = "paired" if self.paired else "Welch"
-        said = f"SE {self.standard_error:.3g}, {how} t with {self.freedom:.3g} degrees of freedom, p = {self.p:.2g}"
-        return f"{self.words}: difference {self.difference:.3g} ({said}): {state}"
-
-    def raw(self) -> dict[str, Any]:
-        """All that was compared, and what came of it."""
-        finite = math.isfinite(self.standard_error)
-        return {
-            "words": self.words,
-            "low": list(self.low),
-            "high": list(self.high),
-            "paired": self.paired,
-            "rows": list(self.rows),
-            "difference": None if math.isnan(self.difference) else self.difference,
-            "standard_error": self.standard_error if finite else None,
-            "degrees_of_freedom": self.freedom if finite else None,
-            "p": self.p,
-            "holds": self.holds,
-        }
 
 
 @dataclass(frozen=True)
@@ -165,10 +34,11 @@ class Gate:
         distances: of each row that is judged, its distance over seeds.
         untrained: the same of untrained networks.
         moved: by metric, the values of each row over seeds; one of the metrics has to differ between rows.
-        best: the distance below which no row can come, whatever it learns: that of real images rebuilt from their
-            codes.
+        best: the distance below which no row can come, whatever it learns: that of as many real images as a row has
+            samples, rebuilt from their codes.
         share: of the way from `best` to the untrained networks, the farthest that a row may lie.
         networks: of which of `distances` each row's samples are, by the row's label.
+        paired: whether value i of every group of `moved` belongs to the same seed, which then is a block.
     """
 
     distances: Mapping[str, Sequence[float]]
@@ -177,12 +47,14 @@ class Gate:
     best: float = 0.0
     share: float = FAR_ENOUGH
     networks: Mapping[str, str] = field(default_factory=dict)
+    paired: bool = True
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Gate:
-        """What `raw` was made of; of pages of before, whose gates name no networks, too."""
+        """What `raw` was made of; of pages of before, whose gates name no networks and no blocks, too."""
         named = ("distances", "untrained", "moved", "best", "share")
-        return cls(**{name: raw[name] for name in named}, networks=raw.get("networks", {}))
+        networks, paired = raw.get("networks", {}), raw.get("paired", True)
+        return cls(**{name: raw[name] for name in named}, networks=networks, paired=paired)
 
     @property
     def limit(self) -> float:
@@ -195,21 +67,33 @@ class Gate:
         return [label for label, values in self.distances.items() if values and fmean(values) > self.limit]
 
     @property
+    def moved_p(self) -> dict[str, float]:
+        """By metric, the probability of rows as different if all were alike; not of one that has no spread."""
+        tests = {name: self._anova(groups) for name, groups in self.moved.items()}
+        return {name: p for name, p in tests.items() if p is not None}
+
+    @property
+    def level(self) -> float:
+        """What the smallest of them has to be below: 0.05, shared by the metrics (Bonferroni)."""
+        return LEVEL / max(1, len(self.moved_p))
+
+    @property
     def moves(self) -> bool:
-        """Whether the rows differ in some metric (analysis of variance, the level shared by the metrics)."""
-        tests = [anova_p(groups) for groups in self.moved.values()]
-        known = [p for p in tests if p is not None]
-        return any(p < LEVEL / len(known) for p in known)
+        """Whether the rows differ in some metric."""
+        return min(self.moved_p.values(), default=1.0) < self.level
 
     @property
     def seeds_to_move(self) -> int | None:
         """Values of each row with which a metric would differ, means and spreads as they are; None: over MOST_SEEDS."""
-        known = [groups for groups in self.moved.values() if anova_p(groups) is not None]
+        known = [self.moved[name] for name in self.moved_p]
 
         def moves(seeds: int) -> bool:
-            return any((anova_p(groups, seeds) or 0.0) < LEVEL / len(known) for groups in known)
+            return any((self._anova(groups, seeds) or 0.0) < self.level for groups in known)
 
         return next((seeds for seeds in range(2, MOST_SEEDS + 1) if moves(seeds)), None)
+
+    def _anova(self, groups: Sequence[Sequence[float]], size: int | None = None) -> float | None:
+        return anova_p(groups, size, blocks=self.paired)
 
     @property
     def passed(self) -> bool:
@@ -232,6 +116,9 @@ class Gate:
             "networks": dict(self.networks),
             "limit": self.limit,
             "moved": {name: [list(values) for values in groups] for name, groups in self.moved.items()},
+            "moved_p": self.moved_p,
+            "level": self.level,
+            "paired": self.paired,
             "passed": self.passed,
             "why": str(self),
         }
@@ -248,17 +135,22 @@ class Gate:
                 f"{limit} (the farthest is {worst}, {fmean(self.distances[worst]):.3g}); no comparison of "
                 f"{'it' if len(self.far_off) == 1 else 'them'} is judged."
             )
+        metric = min(self.moved_p, key=self.moved_p.__getitem__, default="")
+        shared = f", shared by {len(self.moved_p)} metrics" if len(self.moved_p) > 1 else ""
+        tested = f"{metric}, p = {self.moved_p[metric]:.2g}, level {self.level:.2g}{shared}" if metric else "no spread"
         if not self.moves:
-            return "Not passed: what was varied changes none of the metrics beyond their spread."
-        return f"Passed: no network lies farther from the data than {limit}, and what was varied changes the metrics."
+            return f"Not passed: what was varied changes none of the metrics beyond their spread ({tested})."
+        return f"Passed: no network lies farther from the data than {limit}, and what was varied changes {tested}."
 
 
-def anova_p(groups: Sequence[Sequence[float]], size: int | None = None) -> float | None:
-    """P of group means as different if all groups were alike (one-way analysis of variance); None if untold.
+def anova_p(groups: Sequence[Sequence[float]], size: int | None = None, blocks: bool = False) -> float | None:
+    """P of group means as different if all groups were alike (analysis of variance); None if untold.
 
     Args:
         groups: of values.
         size: as if each group had so many values, of its mean and spread.
+        blocks: whether value i of every group is of block i (a seed), whose own mean is taken out first; where groups
+            differ in size they are none.
     """
     groups = [group for group in groups if len(group) > 1]
     if len(groups) < 2:
@@ -267,10 +159,17 @@ def anova_p(groups: Sequence[Sequence[float]], size: int | None = None) -> float
     count, means = sum(sizes), [fmean(group) for group in groups]
     mean = sum(n * m for n, m in zip(sizes, means, strict=True)) / count
     between = sum(n * (m - mean) ** 2 for n, m in zip(sizes, means, strict=True)) / (len(groups) - 1)
-    within = sum(variance(g) * (n - 1) for n, g in zip(sizes, groups, strict=True)) / (count - len(groups))
-    if within == 0:
-        return 1.0 if between == 0 else None  # copies of one measurement have no spread to compare with
-    return float(fdtrc(len(groups) - 1, count - len(groups), between / within))  # the upper tail of Fisher's F
+    freedom = count - len(groups)
+    if blocks and len({len(group) for group in groups}) == 1:
+        freedom = (len(groups) - 1) * (sizes[0] - 1)
+        of_block = [fmean(values) - mean for values in zip(*groups, strict=True)]
+        rest = [x - m - b for g, m in zip(groups, means, strict=True) for x, b in zip(g, of_block, strict=True)]
+        within = sum(x * x for x in rest) / ((len(groups) - 1) * (len(groups[0]) - 1))
+    else:
+        within = sum(variance(g) * (n - 1) for n, g in zip(sizes, groups, strict=True)) / freedom
+    if within <= 1e-24 * mean**2:  # but for rounding
+        return 1.0 if between <= 1e-24 * mean**2 else None  # copies of one measurement have no spread to compare with
+    return float(fdtrc(len(groups) - 1, freedom, between / within))  # the upper tail of Fisher's F
 
 
 def judge(comparisons: Sequence[Comparison], gate: Gate | None = None) -> Outcome:
@@ -304,7 +203,12 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
     unmeasured = next((comparison for comparison in pending if not comparison.measured), None)
     if unmeasured is not None:
         return f"It takes another judge: this one gives no metric for “{unmeasured.words}”."
-    untold = gate is not None and all(anova_p(groups) is None for groups in gate.moved.values())
+    counted = next((comparison for comparison in pending if isinstance(comparison, Share)), None)
+    if counted is not None:
+        much = counted.samples_to_decide
+        samples = "More than 100 times as many" if much is None else f"About {much:,}"
+        return f"{samples} samples would decide “{counted.words}”, if as large a share of them were so."
+    untold = gate is not None and not gate.moved_p
     if not comparisons or untold or any(comparison.p is None for comparison in pending):
         return "It takes three trainings of each row at least: here there is no spread to judge by."
     wanted = {} if any(comparison.holds is False for comparison in comparisons) else _seeds_of_claim(pending)

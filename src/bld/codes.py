@@ -199,14 +199,15 @@ class CodeEntropy(NamedTuple):
         images: how many.
         bits: stored per image, N·c.
         noise_bits: H(z|x) per image: the encoder's coin flips, which no prior can predict.
-        independent_bits: per image, what a prior needs that knows each bit's frequency and nothing of the others.
+        independent_bits: per image, what a prior needs that knows each bit's frequency and nothing of the others; None
+            of a single image, where there are no others to know it from.
         noise_of_bits: float64 (c,), H(z|x) of each of a position's bits, 0 … 1, averaged over images and positions.
     """
 
     images: int
     bits: int
     noise_bits: float
-    independent_bits: float
+    independent_bits: float | None
     noise_of_bits: np.ndarray
 
 
@@ -225,8 +226,8 @@ def code_entropy(probabilities: Tensor) -> CodeEntropy:
     others = (p.sum(0) - p + 0.5) / n  # n - 1 images and one half on either side
     independent = -(torch.xlogy(p, others) + torch.xlogy(1 - p, 1 - others)) / math.log(2)
     return CodeEntropy(
-        n, positions * c, float(noise.sum((1, 2)).mean()), float(independent.sum((1, 2)).mean()),
-        noise.mean((0, 1)).numpy(),
+        n, positions * c, float(noise.sum((1, 2)).mean()),
+        float(independent.sum((1, 2)).mean()) if n > 1 else None, noise.mean((0, 1)).numpy(),
     )  # fmt: skip
 
 

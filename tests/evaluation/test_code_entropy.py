@@ -14,7 +14,9 @@ from bld import BinaryLatentDiffusionPipeline
 from bld.cli import main
 from bld.codes import bit_entropy, code_entropy, learned_sentence
 from bld.data import ImageSet, Preprocessing
+from bld.evaluation.evaluate import likelihood_metrics
 from bld.evaluation.load_run import open_run
+from bld.evaluation.record import lines
 from bld.report.page import learned_of
 from bld.training.held_out_codes import held_out_entropy
 from bld.training.run_folder import RunFolder
@@ -93,6 +95,17 @@ def test_evaluate_tells_the_floor_beside_the_prior_and_both_psnrs(run_copy: Path
     assert metrics["drawn_psnr"] < metrics["psnr"]
     said = capsys.readouterr().out
     assert learned_sentence(512, metrics["bits_per_code"], metrics["noise_bits"], metrics["independent_bits"]) in said
+
+
+def test_of_a_single_image_there_is_no_error_and_nothing_that_could_be_learned(run_copy: Path):
+    pipeline = BinaryLatentDiffusionPipeline.from_pretrained(run_copy)
+    opened = open_run(RunFolder(run_copy), torch.device("cpu"))
+    assert opened.held_out is not None
+    one, two = (likelihood_metrics(pipeline, opened.held_out, count, 0, 10, draws=1) for count in (1, 2))
+    assert two.keys() - one.keys() == {"bits_per_code_standard_error", "independent_bits"}
+    assert two["bits_per_code_standard_error"] > 0
+    assert not any("could be learned" in line for line in lines(one, None))
+    assert any("could be learned" in line for line in lines(two, None))
 
 
 def test_reconstruct_tells_both_psnrs(trained_run: Path, tmp_path: Path, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from bld.evaluation.metrics.distances import (
     precision_recall,
     read_table,
     score,
+    too_few_to_say,
     write_table,
 )
 
@@ -77,7 +79,7 @@ def test_metrics_are_those_of_torch_fidelity_itself():
     fid = metric_fid.fid_statistics_to_metric(
         metric_fid.fid_features_to_statistics(x.double()), metric_fid.fid_features_to_statistics(y.double()), False
     )
-    kid = metric_kid.kid_features_to_metric(x, y, rng_seed=0, verbose=False)
+    kid = metric_kid.kid_features_to_metric(x, y, kid_subset_size=600, rng_seed=0, verbose=False)
     prc = metric_prc.prc_features_to_metric(x, y, verbose=False, save_cpu_ram=False)
     isc = metric_isc.isc_features_to_metric(logits, 10, True, 0)
     found = score(FeatureTable(x, logits), FeatureTable(y))
@@ -179,3 +181,35 @@ def test_without_the_library_the_extra_is_named(metric, monkeypatch):
     table = FeatureTable(normal(50, 2, 0), normal(50, 3, 0))
     with pytest.raises(MissingPackageError, match=r"binary-latent-diffusion\[metrics\]"):
         score(table, table, [metric])
+
+
+@pytest.mark.parametrize(
+    ("metrics", "reference", "num", "rebuilt", "told"),
+    [
+        (["fd", "is", "rfd"], 5000, 5000, 100, []),
+        (["fd", "precision"], 64, 5000, 0, ["fd: only 64 images for 64 features"]),
+        (["rfd"], 5000, 5000, 64, ["rfd: only 64 images for 64 features"]),
+        (["is"], 5000, 99, 0, ["is: each of the 10 splits has 9 images for 10 classes"]),
+        (["precision"], 4, 4, 4, []),
+    ],
+)
+def test_metrics_of_too_few_images_say_so(metrics, reference, num, rebuilt, told):
+    judge = SimpleNamespace(dim=64, classes=[str(i) for i in range(10)])
+    found = too_few_to_say(reference, metrics, judge, num, rebuilt)
+    assert len(found) == len(told) and all(line.startswith(words) for line, words in zip(found, told, strict=True))
+    assert too_few_to_say(reference, metrics, None, num, rebuilt) == []
+    unnamed = SimpleNamespace(dim=64, classes=())
+    assert bool(too_few_to_say(5000, ["is"], unnamed, 9999)) and not too_few_to_say(5000, ["is"], unnamed, 10000)
+
+
+def test_an_inception_score_is_at_most_the_images_of_a_split():
+    sure = 50 * torch.nn.functional.one_hot(torch.arange(100) % 10, 10).float()
+    assert inception_score(sure[:10])[0] == pytest.approx(1.0) and inception_score(sure[:30])[0] <= 3.0001
+
+
+def test_the_spread_of_the_kernel_distance_does_not_vanish_with_few_images():
+    """Subsets of as many images as there are would all be the same."""
+    x, y = normal(300, 8, 0), normal(300, 8, 1)
+    mean, std = kernel_distance(x, y)
+    halves = [kernel_distance(x[part], y[part])[0] for part in (slice(0, 150), slice(150, None))]
+    assert std > 0.1 * abs(halves[0] - halves[1]) and abs(mean - sum(halves) / 2) < 5 * std

@@ -133,6 +133,7 @@ def _folder(run: str | None) -> Path:
 def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Processes) -> dict[str, Any]:
     from bld.evaluation import evaluate
     from bld.evaluation import record as recording
+    from bld.evaluation.metrics.distances import too_few_to_say
     from bld.evaluation.sample_conditions import asked_for
     from bld.pipeline import class_names
     from bld.training.origins import seen_before
@@ -153,9 +154,9 @@ def _run(args: argparse.Namespace, request: Any, extractor: Any, processes: Proc
     for images in (reference, unseen):
         _meet(images, pipeline.classes, needed=", ".join(sorted(labelled)))
     asked = asked_for(pipeline, class_names(args.classes, pipeline.classes), reference, opened)
-    warning = evaluate.need_enough(reference, request.metrics, extractor, request.num)
-    if warning and processes.is_main:
-        say(warning)
+    rebuilt = min(request.reconstructed, len(unseen))
+    for warning in too_few_to_say(len(reference), request.metrics, extractor, request.num, rebuilt):
+        quiet(warning)
     where = folder / "evaluation" if folder.is_dir() else _folder(args.run_folder)
     counts: dict[str, dict[str, int]] = {}
     metrics = evaluate.evaluate_run(
@@ -169,6 +170,7 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path)
     from bld.data import ImageSet
     from bld.evaluation import evaluate
     from bld.evaluation import record as recording
+    from bld.evaluation.metrics.distances import too_few_to_say
 
     if not args.data and not args.run_folder:
         raise SettingError("Samples are judged against real images: name them with --data.")
@@ -179,8 +181,7 @@ def _given(args: argparse.Namespace, request: Any, extractor: Any, folder: Path)
     tell_left_out(given)
     if not args.resize:
         evaluate.refuse_other_size(given, size)
-    warning = evaluate.need_enough(reference, request.metrics, extractor, len(given))
-    if warning:
+    for warning in too_few_to_say(len(reference), request.metrics, extractor, len(given)):
         say(warning)
     metrics = evaluate.evaluate_samples(given, reference, request, extractor, folder / "evaluation")
     counts = {name: {"samples": len(given)} for name in metrics}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -281,14 +281,14 @@ def likelihood_metrics(
 
     Returns:
         bits_per_code: the mean over images.
-        bits_per_code_standard_error: over images.
+        bits_per_code_standard_error: over images; not of one.
         bits_per_bit: of the code.
         bits_per_dimension: over the image's subpixels; it counts the code alone.
         code_draws: the draws of each image that were taken.
         bits_given: what the codes were counted under: class, caption, vector or nothing.
         noise_bits: the encoder's coin flips, below which no prior comes.
         noise_of_bits: which bits carry them.
-        independent_bits: what the bits need one by one.
+        independent_bits: what the bits need one by one; not of one image.
     """
     rows, labels, vectors = _given_to_codes(pipeline, images, codes, asked)
     told = "class" if labels is not None else "caption" if pipeline.index.text_encoder else "vector"
@@ -310,10 +310,10 @@ def likelihood_metrics(
         "independent_bits": entropy.independent_bits,
         "noise_of_bits": entropy.noise_of_bits.tolist(),
     }  # fmt: skip
+    error = float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else None
+    spread = {"bits_per_code": float(bits.mean()), "bits_per_code_standard_error": error}
     return {
-        **floor,
-        "bits_per_code": float(bits.mean()),
-        "bits_per_code_standard_error": float(bits.std() / len(bits) ** 0.5) if len(bits) > 1 else 0.0,
+        **{name: value for name, value in (floor | spread).items() if value is not None},
         "bits_per_bit": float(bits.mean()) / shape.bits,
         "bits_per_dimension": float(bits.mean()) / (3 * pipeline.image_size**2),
         "code_draws": draws,
@@ -359,19 +359,6 @@ def refuse_impossible(
     for name in RECONSTRUCTION_METRICS:
         if name in request.metrics:
             RECONSTRUCTION_METRICS[name](pipeline.device)  # whose weights may not be at hand
-
-
-def need_enough(reference: ImageSet, metrics: Sequence[str], extractor: FeatureExtractor | None, num: int) -> str:
-    """A warning where the Fréchet distance has no more images than features; empty otherwise."""
-    if extractor is None or "fd" not in metrics:
-        return ""
-    fewest = min(len(reference), num)
-    if fewest > extractor.dim:
-        return ""
-    return (
-        f"Only {fewest:,} images for {extractor.dim:,} features: the covariance is singular and the distance biased "
-        f"upwards; take more than {extractor.dim:,}."
-    )
 
 
 def refuse_other_size(given: ImageSet, size: int) -> None:

@@ -191,7 +191,7 @@ def lines(metrics: dict[str, Any], extractor: FeatureExtractor | None) -> Iterat
     """The metrics, a line each, for the terminal; a distance is never named without its extractor."""
     distance = "" if extractor is None else extractor.distance_name()
     by = "" if extractor is None else f" [{extractor.name}]"
-    if "noise_bits" in metrics:
+    if "independent_bits" in metrics:
         bits = round(metrics["bits_per_code"] / metrics["bits_per_bit"])
         yield learned_sentence(bits, metrics["bits_per_code"], metrics["noise_bits"], metrics["independent_bits"])
     named = {"fd": distance, "rfd": f"reconstruction {distance}", "kid_mean": f"KID{by}", "kid_std": f"KID spread{by}"}

@@ -126,6 +126,7 @@ def metrics(run: Path | None, sampler: Mapping[str, str]) -> Iterator[tuple[str,
         how = f"of {code.get('images')} {images}"
         flips = f"{code['noise_bits']:.1f} bits an image"
         yield "coin flips of the encoder", flips, f"H(z|x) {how}; no prior needs less"
+    if "independent_bits" in code:
         yield "independent bits", f"{code['independent_bits']:.1f} bits an image", how
     found, step = held_out_figures("prior", progress, lines)
     for name, codes in BOUNDS.items():

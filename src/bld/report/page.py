@@ -165,7 +165,7 @@ def _key_figures(opened: OpenedRun) -> list[tuple[str, str, str]]:
 def learned_of(opened: OpenedRun, prior_bits: float) -> tuple[float, float, float] | None:
     """(coin flips, bits that could be learned, bits that the prior has learned) per image; None if not measured."""
     code = opened.progress("code")
-    if "noise_bits" not in code:
+    if "independent_bits" not in code:  # which a single image has not
         return None
     noise, independent = code["noise_bits"], code["independent_bits"]
     return noise, independent - noise, independent - prior_bits

@@ -346,12 +346,13 @@ class Recipe:
             entropy = held_out_entropy(tokenizer, held_out, chosen)
         tokens = tokens.flatten(0, 1)
         if entropy is not None and draws and self.processes.is_main:
+            independent = entropy.independent_bits
             self.run.record(
                 "code",
                 tokenizer=tokenizer_hash(tokenizer),
                 images=entropy.images,
                 noise_bits=round(entropy.noise_bits, 3),
-                independent_bits=round(entropy.independent_bits, 3),
+                **({} if independent is None else {"independent_bits": round(independent, 3)}),
                 noise_of_bits=[round(bit, 4) for bit in entropy.noise_of_bits.tolist()],
             )
         if vectors is None:

@@ -1,8 +1,8 @@
 """Sets of images compared by their features; the arithmetic is torch-fidelity's own, on features we hold.
 
 fd                     Fréchet distance between Gaussians of the same mean and covariance (FID's arithmetic)
-kid_mean, kid_std      kernel distance, polynomial of degree 3, over random subsets
-is_mean, is_std        inception score: needs an extractor with class logits
+kid_mean, kid_std      kernel distance, polynomial of degree 3, over random subsets of at most half of either side
+is_mean, is_std        inception score over ten splits: needs an extractor with class logits
 precision, recall      Kynkäänniemi et al. 2019, k = 3: share of samples within the reference's manifold, and back
 diversity              mean distance between two samples over that between two reference images: 1 is as diverse
 """
@@ -28,6 +28,7 @@ from bld.seeding import keyed_permutation
 
 NEIGHBOURHOOD = 3
 INCEPTION_SPLITS = 10
+IMAGENET_CLASSES = 1000  # of a judge that knows classes and does not name them, such as Inception
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 PAIRS = 20_000
 IMAGES_AT_A_TIME = 256
@@ -131,6 +132,36 @@ def refuse_too_few(metrics: Sequence[str], samples: int, reference: int) -> None
             )
 
 
+def too_few_to_say(
+    reference: int, metrics: Sequence[str], extractor: FeatureExtractor | None, num: int, rebuilt: int = 0
+) -> list[str]:
+    """Warnings, a sentence each, of metrics that say more of the number of images than of what they show.
+
+    Args:
+        reference: how many images samples are held against.
+        metrics: what is asked for.
+        extractor: the judge; None where nothing needs one.
+        num: of samples.
+        rebuilt: of reconstructions.
+    """
+    if extractor is None:
+        return []
+    found = []
+    for metric, fewest in (("fd", min(reference, num)), ("rfd", rebuilt)):
+        if metric in metrics and fewest <= extractor.dim:
+            found.append(
+                f"{metric}: only {fewest:,} images for {extractor.dim:,} features: the covariance is singular and the "
+                f"distance biased upwards; take more than {extractor.dim:,}."
+            )
+    each, classes = num // INCEPTION_SPLITS, len(extractor.classes) or IMAGENET_CLASSES
+    if "is" in metrics and each < classes:
+        found.append(
+            f"is: each of the {INCEPTION_SPLITS} splits has {each:,} images for {classes:,} classes, and no split "
+            f"scores more than it has images; take {INCEPTION_SPLITS * classes:,} or more."
+        )
+    return found
+
+
 def refuse_without_logits(metrics: Sequence[str], extractor: FeatureExtractor, images: ImageSet) -> None:
     """`SettingError` where a metric needs class logits and the extractor gives none of the first of these images."""
     needing = [name for name in metrics if SAMPLE_METRICS[name].needs_logits]
@@ -201,9 +232,13 @@ def moments(features: Tensor) -> dict[str, np.ndarray]:
 
 
 def kernel_distance(samples: Tensor, reference: Tensor) -> tuple[float, float]:
-    """(mean, standard deviation) of the unbiased squared MMD over 100 subsets of at most 1,000; kernel (x·y/D + 1)³."""
+    """(mean, standard deviation) of the unbiased squared MMD over 100 random subsets; kernel (x·y/D + 1)³.
+
+    Of at most 1,000, and of at most half of either side: subsets of nearly all are nearly the same, and would have no
+    spread.
+    """
     kid = _library("metric_kid")
-    size = min(KID_SUBSET_SIZE, len(samples), len(reference))
+    size = min(KID_SUBSET_SIZE, len(samples) // 2, len(reference) // 2)
     found = kid.kid_features_to_metric(
         samples, reference, kid_subsets=KID_SUBSETS, kid_subset_size=size, kid_kernel="poly", kid_kernel_poly_degree=3,
         kid_kernel_poly_gamma=None, kid_kernel_poly_coef0=1, rng_seed=0, verbose=False,

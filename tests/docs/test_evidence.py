@@ -58,3 +58,27 @@ def test_every_number_stands_on_the_page(row: tuple[str, str, str, str]):
         value = float(number) / ON_PERCENT if percent else float(number)
         allowed = 0.5 * 10**-decimals / (ON_PERCENT if percent else 1) + 1e-9
         assert any(abs(value - other) <= allowed for other in there), number
+
+
+SPREAD = re.compile(r"(\d+(?:\.\d+)?) ± (\d+(?:\.\d+)?)")
+QUOTED = [
+    (path.name, linked.group(1), mean, spread)
+    for path in sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md"])
+    for paragraph in path.read_text(encoding="utf-8").split("\n\n")
+    if (linked := re.search(r"\((?:docs/)?results/([\w-]+)\.md\)", paragraph)) and not paragraph.startswith("|")
+    for mean, spread in SPREAD.findall(paragraph)
+]
+
+
+@pytest.mark.parametrize(("page", "linked", "mean", "spread"), QUOTED)
+def test_a_mean_that_is_quoted_beside_a_page_stands_on_it(page: str, linked: str, mean: str, spread: str):
+    text = (DOCS / "results" / f"{linked}.md").read_text(encoding="utf-8")
+
+    def rounds(number: str, quoted: str) -> bool:
+        return abs(float(number) - float(quoted)) <= 0.5 * 10 ** -len(quoted.partition(".")[2]) + 1e-9
+
+    assert any(rounds(m, mean) and rounds(s, spread) for m, s in SPREAD.findall(text)), f"{mean} ± {spread} of {linked}"
+
+
+def test_there_are_quotations_to_hold():
+    assert {("results.md", "table7-digits", "137", "1"), ("results.md", "table7-digits", "148", "2")} <= set(QUOTED)

@@ -750,7 +750,7 @@ def test_figure_n_asks_whether_fillings_look_at_what_is_given(filler, looks, tmp
     runner = Counting(TINY, tmp_path, lambda _: None)
     monkeypatch.setattr(Counting, "kept", lambda self, name, key, compute: compute())
     found = figure_n(runner, 3)
-    kinds = {"error": "nearer to the truth than", "seam": "the step across", "diversity": "fillings differ"}
+    kinds = {"error": "nearer to the truth than", "seam": "joins the given part", "diversity": "fillings differ"}
     held = {
         kind: [one.holds for one in found.comparisons if words in one.words] for kind, words in kinds.items()
     }  # the false alarms of eight tests at p < 0.05 are of this seed

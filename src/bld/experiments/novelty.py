@@ -40,8 +40,8 @@ class Nearness:
     @classmethod
     def of(cls, found: Neighbours) -> Nearness:
         """Of what was found, of whose columns the last is the crowd."""
-        nearest, crowd = found.distances[:, 0], found.distances[:, -1]
-        return cls(nearest.tolist(), (nearest / crowd.clamp(min=1e-12)).tolist())
+        nearest, crowd = found.distances[:, 0].double(), found.distances[:, -1].double()
+        return cls(*(values.round(decimals=5).tolist() for values in (nearest, nearest / crowd.clamp(min=1e-12))))
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def test_members_outside_the_archive_are_refused(name, kind, pack, png):
         open_images(pack(kind, {name: png(0), "b.png": png(1)}))
 
 
-def test_links_in_archives_are_ignored(tmp_path, png):
+def test_links_in_archives_are_noted_and_not_followed(tmp_path, png):
     link = tarfile.TarInfo("secret.png")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     file = tarfile.TarInfo("./a.png")
@@ -214,14 +214,31 @@ def test_links_in_archives_are_ignored(tmp_path, png):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.addfile(link)
         archive.addfile(file, io.BytesIO(png(0)))
-    assert open_images(tmp_path / "a.tar").names == ["a.png"]
+    hard = tarfile.TarInfo("again.png")
+    hard.type, hard.linkname = tarfile.LNKTYPE, "./a.png"
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:  # which is read once, from its beginning
+        archive.addfile(file, io.BytesIO(png(0)))
+        archive.addfile(hard)
+        archive.addfile(link)
 
     info = zipfile.ZipInfo("secret.png")
     info.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(info, "/etc/passwd")
         archive.writestr("a.png", png(0))
-    assert open_images(tmp_path / "a.zip").names == ["a.png"]
+    for name, count in (("a.tar", 1), ("a.tgz", 2), ("a.zip", 1)):
+        source = open_images(tmp_path / name)
+        first = "again.png" if count == 2 else "secret.png"
+        assert source.names == ["a.png"]
+        (note,) = source.notes
+        assert f"as links: {count} images (the first is {first})" in note and "dereference" in note
+
+
+def test_a_folder_of_packed_images_says_what_to_name(pack, png, tmp_path):
+    for name in ("a.zip", "b.tar.gz"):
+        pack(name, {"1.png": png(0)})
+    with pytest.raises(DataError, match=r"No image lies open in .*packed.* a\.zip, b\.tar\.gz: name one"):
+        open_images(tmp_path)
 
 
 def test_large_compressed_tars_ask_to_be_unpacked(pack, png, monkeypatch):

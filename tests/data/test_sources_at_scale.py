@@ -485,3 +485,40 @@ def test_names_of_the_hub_go_to_its_library_with_their_split(png, monkeypatch):
     for name in ("owner/name", "owner/name:test", "hf:mnist", "hf:mnist:validation"):
         assert len(open_images(name)) == 4
     assert asked == [("owner/name", "train"), ("owner/name", "test"), ("mnist", "train"), ("mnist", "validation")]
+
+
+def test_other_splits_beside_that_of_train_are_left_aside_and_noted(png, tmp_path: Path):
+    data = _dataset(png)
+    for name, rows in (("train-00000-of-00002", [0, 1]), ("train-00001-of-00002", [2]), ("test-00000-of-00001", [3])):
+        (tmp_path / "all").mkdir(exist_ok=True)
+        data.select(rows).to_parquet(tmp_path / "all" / f"{name}.parquet")
+    source = open_images(tmp_path / "all")
+    assert len(source) == 3 and pixels(source, 2) == _decoded(png(2))
+    (note,) = source.notes
+    assert "1 files" in note and "test-00000-of-00001.parquet" in note and "folder of their own" in note
+    (tmp_path / "test").mkdir()
+    (tmp_path / "all" / "test-00000-of-00001.parquet").rename(tmp_path / "test" / "test-00000-of-00001.parquet")
+    assert len(open_images(tmp_path / "all")) == 3 and open_images(tmp_path / "all").notes == []
+    assert len(open_images(tmp_path / "test")) == 1 and open_images(tmp_path / "test").notes == []
+
+
+def test_of_two_columns_of_images_the_one_that_is_taken_is_told(png, tmp_path: Path):
+    images = [{"bytes": png(i), "path": None} for i in range(4)]
+    features = datasets.Features({"photo": datasets.Image(), "mask": datasets.Image()})
+    datasets.Dataset.from_dict({"photo": images, "mask": images[::-1]}, features).save_to_disk(tmp_path / "data")
+    source = open_images(tmp_path / "data")
+    assert pixels(source, 0) == _decoded(png(0))
+    assert "column photo; left aside: mask" in source.notes[0]
+
+
+def test_a_table_of_encoded_images_that_another_program_wrote_opens(png, tmp_path: Path):
+    """Without the library's own description of its columns."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    rows = [{"bytes": png(i), "path": f"{i}.png"} for i in range(4)]
+    (tmp_path / "data").mkdir()
+    table = pa.table({"image": rows, "label": ["dog", "cat", "dog", "dog"]})
+    pa.parquet.write_table(table, tmp_path / "data" / "0.parquet")
+    source = open_images(tmp_path / "data")
+    assert len(source) == 4 and pixels(source, 3) == _decoded(png(3)) and source.classes == ["cat", "dog"]

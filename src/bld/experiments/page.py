@@ -255,7 +255,7 @@ def write_index(folder: Path) -> None:
         "done and judged: "
         "[../reproduce.md](../reproduce.md).\n\n"
         f"Today's rules are {RULES} ([what changed](../reproduce.md#how-a-verdict-is-reached)): a page of older ones "
-        "waits to be made again. Those of rules 1 are of smaller networks than today's too.\n\n"
+        "waits to be made again.\n\n"
     )
     with written_aside(folder / "README.md") as aside:
         aside.write_text(head + str(table) + "\n", encoding="utf-8")

@@ -33,6 +33,14 @@ KEPT_BESIDE_BYTES = 1 << 26  # of one other file in it, such as a table
 class _Archive(ImageSource):
     """What all archives do with the members they have found."""
 
+    def _note_links(self, links: Iterable[str]) -> None:
+        """Note images that are links to others, or to what is not in the archive, and are not used."""
+        if images := [name for name in links if is_image_path(name)]:
+            self.notes.append(
+                f"Passed over in {self.location}, as links: {len(images):,} images (the first is {images[0]}); pack "
+                "the files themselves (tar --dereference --hard-dereference, zip without --symlinks)."
+            )
+
     def _settle(self, location: str, members: Iterable[str], repeated: int, others: Iterable[str]) -> list[str]:
         """The names in order, now those of the source, which notes what is not used."""
         names = sorted(members)
@@ -57,9 +65,12 @@ class ZipSource(_Archive):
             raise _broken(location, "zip", error) from error
         members: dict[str, zipfile.ZipInfo] = {}
         self._others: dict[str, str] = {}  # path → member, of what is no image
-        repeated = 0
+        repeated, links = 0, []
         for info in infos:
-            if info.is_dir() or stat.S_ISLNK(info.external_attr >> 16):
+            if info.is_dir():
+                continue
+            if stat.S_ISLNK(info.external_attr >> 16):
+                links.append(info.filename)
                 continue
             name = member_path(info.filename, location)
             if not is_image_path(name) or _is_sheet(name, info.file_size, partial(self._content, info, location)):
@@ -68,6 +79,7 @@ class ZipSource(_Archive):
             repeated += name in members
             members[name] = info
         names = self._settle(location, members, repeated, self._others)
+        self._note_links(links)
         self._members = [members[name].filename for name in names]
         self.fingerprint = fingerprint_of((name, members[name].file_size, members[name].CRC) for name in names)
 
@@ -106,14 +118,15 @@ class ZipSource(_Archive):
 class TarSource(_Archive):
     """An uncompressed .tar archive, read at the offsets its headers gave.
 
-    Links and sparse files are ignored; of members with one name the last counts, as in tar itself. The
+    Links are noted, sparse files ignored; of members with one name the last counts, as in tar itself. The
     fingerprint covers the name, size and modification time of each image and the size of the archive.
     """
 
     def __init__(self, location: str, path: Path) -> None:
         self._path = path.absolute()
+        links: list[str] = []
         try:
-            infos = list(plain_members(self._path))
+            infos = list(plain_members(self._path, links))
         except Exception as error:  # a damaged header can raise anything
             raise _broken(location, "tar", error) from error
         members: dict[str, tarfile.TarInfo] = {}
@@ -128,6 +141,7 @@ class TarSource(_Archive):
             repeated += name in members
             members[name] = info
         names = self._settle(location, members, repeated, self._others)
+        self._note_links(links)
         self._spans = [(members[name].offset_data, members[name].size) for name in names]
         self.fingerprint = _tar_fingerprint(self._path, members)
 
@@ -162,9 +176,10 @@ class CompressedTarSource(_Archive):
         members: dict[str, tarfile.TarInfo] = {}
         files: dict[str, bytes] = {}
         self._others: dict[str, bytes | None] = {}  # what is no image; None for what is too large to be kept
+        links: list[str] = []
         total_bytes = repeated = 0
         try:
-            for info, tar in _compressed_members(path):
+            for info, tar in _compressed_members(path, links):
                 name = member_path(info.name, location)
                 is_image = is_image_path(name)
                 total_bytes += info.size if is_image or info.size <= KEPT_BESIDE_BYTES else 0
@@ -185,6 +200,7 @@ class CompressedTarSource(_Archive):
         except Exception as error:  # damaged gzip or tar data can raise anything
             raise _broken(location, "tar", error) from error
         names = self._settle(location, members, repeated, self._others)
+        self._note_links(links)
         self._files = [files[name] for name in names]
         self.fingerprint = _tar_fingerprint(path, members)
 
@@ -215,8 +231,11 @@ def _opened(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
 
 
-def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Regular members of an uncompressed tar, hard links to them too; raises on damage anywhere among the headers."""
+def plain_members(path: Path, links: list[str] | None = None) -> Iterator[tarfile.TarInfo]:
+    """Regular members of an uncompressed tar, hard links to them too; raises on damage anywhere among the headers.
+
+    The names of other links are added to `links`.
+    """
     regular: dict[str, tarfile.TarInfo] = {}
     with tarfile.open(path, "r:") as tar:
         for info in tar:
@@ -227,6 +246,8 @@ def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:
             elif info.isreg() and not info.issparse():
                 regular[info.name] = info
                 yield info
+            elif links is not None and (info.issym() or info.islnk()):
+                links.append(info.name)
         end = tar.offset
     with path.open("rb") as file:
         file.seek(end)
@@ -235,11 +256,18 @@ def plain_members(path: Path) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError(f"neither a header nor the end at byte {end}")
 
 
-def _compressed_members(path: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    """Regular members of a gzipped tar in a single pass; raises on damage, to the checksum at the end."""
+def _compressed_members(path: Path, links: list[str]) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    """Regular members of a gzipped tar in a single pass; raises on damage, to the checksum at the end.
+
+    The names of links are added to `links`.
+    """
     with gzip.open(path) as stream:
         with tarfile.open(fileobj=stream, mode="r|") as tar:
-            yield from ((info, tar) for info in tar if info.isreg() and not info.issparse())
+            for info in tar:
+                if info.isreg() and not info.issparse():
+                    yield info, tar
+                elif info.issym() or info.islnk():
+                    links.append(info.name)
         while stream.read(1 << 20):
             pass
 

@@ -50,6 +50,12 @@ class FolderSource(ImageSource):
         kept = _kept(self._root, index_to)
         if kept is None:
             found = _search(self._root, location)
+            if not found.listing.names and (packed := sorted(filter(is_packed, found.others))):
+                raise DataError(
+                    f"No image lies open in {location}, but packed ones may, in {', '.join(packed[:3])}"
+                    f"{' …' if len(packed) > 3 else ''}: name one of these files, or a folder of nothing but .tar "
+                    "shards or of nothing but .parquet files."
+                )
             listing, notes = found.listing, found.notes(location)
             if len(listing.names) >= INDEX_FROM:
                 key = {"folder": str(self._root), "endings": sorted(EXTENSIONS), "folders": found.folders}
@@ -68,6 +74,11 @@ class FolderSource(ImageSource):
         path = self._root / self.names[index]
         check_file_size(path.stat().st_size)
         return decode(path.read_bytes(), self.max_pixels)
+
+
+def is_packed(name: str) -> bool:
+    """Whether a file is named as an archive or a table of images is."""
+    return name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".parquet"))
 
 
 def _content(path: str, most: int) -> bytes:

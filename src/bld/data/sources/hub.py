@@ -16,6 +16,8 @@ from bld.data.sources.members import CAPTION_KEYS, numbered
 from bld.errors import DataError, MissingPackageError
 
 LABEL_COLUMNS = ("label", "class", "fine_label", "labels")
+SPLITS = {"test", "validation", "valid", "val", "dev", "eval"}  # words in the names of files, besides train
+BYTES = ("binary", "large_binary")
 OF_CLASSES = r"u?int\d+|bool|(large_)?string|string_view"  # types of a column that may hold them
 
 
@@ -43,16 +45,19 @@ def is_saved_dataset(path: Path) -> bool:
 class HubSource(ImageSource):
     """The rows of a data set's split: its first image column, its class column.
 
-    The split is train, unless the name of a data set of the hub ends with another. The fingerprint covers the split,
-    its length, and the data set's own fingerprint; for a folder, in place of the last, the name, size and modification
-    time of each data file.
+    Without a column of the library's image type, one of encoded images counts as such: structs of bytes and path, as
+    other programs write them. The split is train, unless the name of a data set of the hub ends with another; of a
+    folder of .parquet files that are named after splits those of train are taken. The fingerprint covers the split, its
+    length, and the data set's own fingerprint; for a folder, in place of the last, the name, size and modification time
+    of each data file.
     """
 
     def __init__(self, location: str) -> None:
         name, split = _name_and_split(location)
-        data = _load(name, split, location)
+        data, notes = _load(name, split, location)
         features = data.features
         columns = [key for key, feature in features.items() if type(feature).__name__ == "Image"]
+        columns = columns or [key for key, feature in features.items() if _is_encoded(feature)]
         if not columns:
             raise DataError(f"{location} has no column of images, only {', '.join(features)}.")
         from datasets import Image as ImageFeature
@@ -66,6 +71,9 @@ class HubSource(ImageSource):
             raise DataError(f"There is no image in {location}.")
         self.names = Names(f"{split}-{i:08d}" for i in range(len(data)))
         self.classes, self.labels, self.notes = _labels(data)
+        self.notes += notes
+        if others := ", ".join(columns[1:]):
+            self.notes.append(f"The images of {location} are those of its column {columns[0]}; left aside: {others}.")
         self.fingerprint = fingerprint_of([(_own_fingerprint(data, name), split, len(data))])
 
     def texts_beside(self) -> list[str] | None:
@@ -94,7 +102,8 @@ def _name_and_split(location: str) -> tuple[str, str]:
     return name, split or "train"
 
 
-def _load(name: str, split: str, location: str) -> Any:
+def _load(name: str, split: str, location: str) -> tuple[Any, list[str]]:
+    """The rows, and notes on files of the folder that are left aside."""
     try:
         import datasets
     except ImportError as error:
@@ -106,18 +115,40 @@ def _load(name: str, split: str, location: str) -> Any:
     try:
         with contextlib.redirect_stdout(None):
             if not path.is_dir():
-                return datasets.load_dataset(name, split=split)
+                return datasets.load_dataset(name, split=split), []
             if any((path / file).is_file() for file in ("dataset_info.json", "dataset_dict.json")):
                 data = datasets.load_from_disk(name)
-                return data[split] if isinstance(data, datasets.DatasetDict) else data
-            files = sorted(str(file) for file in path.glob("*.parquet"))
-            return datasets.load_dataset("parquet", data_files=files, split="train")
+                return data[split] if isinstance(data, datasets.DatasetDict) else data, []
+            files, notes = _files_of_train(sorted(path.glob("*.parquet")), location)
+            return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train"), notes
     except Exception as error:  # the network, the hub and damaged files can raise anything
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise DataError(
             f"{_none_here(name)}the data set {location} cannot be loaded ({reason}): check its name, its split and the "
             "network."
         ) from error
+
+
+def _files_of_train(files: list[Path], location: str) -> tuple[list[Path], list[str]]:
+    """Of files that are named after splits, as the hub names them, those of train; and a note on the others."""
+    train = [file for file in files if "train" in _words(file)]
+    others = [file for file in files if file not in train and SPLITS & _words(file)]
+    if not (train and others):
+        return files, []
+    note = (
+        f"Left aside in {location}, as not of the split train: {len(others):,} files (the first is {others[0].name}); "
+        "move them into a folder of their own to use them."
+    )
+    return [file for file in files if file not in others], [note]
+
+
+def _words(file: Path) -> set[str]:
+    return set(re.split(r"[-_.]", file.stem.lower()))
+
+
+def _is_encoded(feature: Any) -> bool:
+    """Whether a column is of structs with the bytes of files in them."""
+    return isinstance(feature, dict) and feature.keys() == {"bytes", "path"} and feature["bytes"].dtype in BYTES
 
 
 def _none_here(name: str) -> str:

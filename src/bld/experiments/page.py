@@ -67,9 +67,10 @@ RULES = 5
 """The edition of all rules by which verdicts are reached (docs/reproduce.md lists them): one more where any changes."""
 
 RULE = (
-    "Fixed beforehand: each comparison is a two-sided t-test of the difference of the means, paired by seed where both "
-    "sides share a tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided "
-    "otherwise. The claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*."
+    "By the rules of the edition named above ([which stood before the run](../reproduce.md#how-a-verdict-is-reached)): "
+    "each comparison is a two-sided t-test of the difference of the means, paired by seed where both sides share a "
+    "tokenizer, data or a network, else Welch's. It holds, or fails, where p < 0.05, and is undecided otherwise. The "
+    "claim is *reproduced* if all hold, *not reproduced* if any fails, else *undecided at this scale*."
 )
 GATED = (
     "A comparison is judged only of networks that, each at its best sampling, have come two thirds of the way from an "

@@ -63,7 +63,8 @@ def test_formats_that_are_not_the_papers_are_no_part_of_its_gate(monkeypatch):
     errors = dict(zip(formats.PAPER_TABLE_4, (0.1, 0.2, 0.15, 0.12, 0.22, 0.17), strict=True)) | {"binary-8": 99.0}
 
     def measured(runner, name: str, seed: int) -> dict[str, float]:
-        return {"squared_error": errors[name] + 0.001 * seed, **dict.fromkeys(formats.METRICS[:3], 9 - errors[name])}
+        error = errors[name] + 0.001 * seed * len(name)
+        return {"squared_error": error, **dict.fromkeys(formats.METRICS[:3], 9 - error)}
 
     monkeypatch.setattr(formats, "_reconstruction", measured)
     monkeypatch.setattr(formats, "_untrained", lambda runner, seed: 1.0 + 0.001 * seed)

@@ -215,6 +215,15 @@ def test_the_way_to_the_data_ends_where_the_codes_allow_no_more():
     assert again.raw() == gate.raw() and gate.raw()["passed"] is True
 
 
+def test_where_the_codes_lose_nearly_all_nothing_is_judged():
+    """Rows, untrained networks and the best possible are then alike, and all rows within the limit."""
+    gate = Gate(NEAR_DATA, [3.0, 3.1], {"fd": list(NEAR_DATA.values())}, best=2.2)
+    assert max(map(max, NEAR_DATA.values())) < gate.limit and gate.far_off == ["a", "b"]
+    assert judge([HOLDS, FAILS], gate) == "too little training to say"
+    assert "Not passed" in str(gate) and "2.2" in str(gate)
+    assert "of the tokenizer" in to_decide([HOLDS], gate) and "2.2" in to_decide([HOLDS], gate)
+
+
 def test_the_raw_numbers_of_a_comparison_are_enough_to_repeat_it():
     for comparison in (HOLDS, FAILS, NEAR, ALONE, UNMEASURED, BETWEEN):
         raw = comparison.raw()

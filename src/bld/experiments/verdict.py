@@ -23,6 +23,7 @@ from scipy.special import fdtrc
 from bld.experiments.comparison import LEVEL, MOST_SEEDS, Comparison, Share
 
 Outcome = Literal["reproduced", "not reproduced", "undecided at this scale", "too little training to say"]
+BEST_SHARE = 0.5  # of an untrained network's distance, the most that the best possible one may be
 FAR_ENOUGH = 1 / 3  # of the way from the best possible to an untrained network, at most, in every row that is judged
 
 
@@ -62,8 +63,15 @@ class Gate:
         return self.best + self.share * (fmean(self.untrained) - self.best)
 
     @property
+    def is_blurred(self) -> bool:
+        """Whether the codes themselves lose so much that nothing could be told of a prior by its samples."""
+        return self.best > BEST_SHARE * fmean(self.untrained)
+
+    @property
     def far_off(self) -> list[str]:
-        """The rows whose mean distance is above the limit."""
+        """The rows whose mean distance is above the limit; all where the codes lose too much."""
+        if self.is_blurred:
+            return list(self.distances)
         return [label for label, values in self.distances.items() if values and fmean(values) > self.limit]
 
     @property
@@ -128,6 +136,11 @@ class Gate:
             f"{self.limit:.3g}, {100 * self.share:.0f}% of the way from {self.best:.3g}, the best that the codes "
             f"allow, to {fmean(self.untrained):.3g}, an untrained network's"
         )
+        if self.is_blurred:
+            return (
+                f"Not passed: real images rebuilt from their codes lie at {self.best:.3g} themselves, more than half of "
+                f"{fmean(self.untrained):.3g}, an untrained network's: the tokenizer had too little training."
+            )
         if self.far_off:
             worst = max(self.far_off, key=lambda label: fmean(self.distances[label]))
             return (
@@ -196,6 +209,8 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
     """What it would take to decide what `judge` does not, in a sentence; empty where it is decided."""
     if judge(comparisons, gate) in ("reproduced", "not reproduced"):
         return ""
+    if gate is not None and gate.is_blurred:
+        return f"It takes more training of the tokenizer, whose codes allow no distance below {gate.best:.3g}."
     if gate is not None and gate.far_off:
         told = " and ".join(f"{label} ({fmean(gate.distances[label]):.3g})" for label in gate.far_off)
         return f"It takes more training: {told} must come nearer to the data than {gate.limit:.3g}."

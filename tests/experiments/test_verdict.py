@@ -87,7 +87,7 @@ def test_a_gate_says_what_moved_and_at_which_level():
     groups = [[1.0, 5.0, 9.0], [1.5, 5.6, 9.4]]  # seeds differ by more than rows do
     gate = Gate({"a": [1.0]}, [9.0], {"fd": groups, "recall": [[0.1, 0.2, 0.3], [0.3, 0.1, 0.2]]})
     assert gate.moves and gate.level == 0.025 and gate.raw()["moved_p"] == gate.moved_p
-    assert "fd, p = 0.013, level 0.025, shared by 2 metrics" in str(gate)
+    assert "fd, p = 0.0131, level 0.025, shared by 2 metrics" in str(gate)
     assert not replace(gate, paired=False).moves
 
 

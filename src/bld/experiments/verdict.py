@@ -138,8 +138,8 @@ class Gate:
         )
         if self.is_blurred:
             return (
-                f"Not passed: real images rebuilt from their codes lie at {self.best:.3g} themselves, more than half of "
-                f"{fmean(self.untrained):.3g}, an untrained network's: the tokenizer had too little training."
+                f"Not passed: real images rebuilt from their codes lie at {self.best:.3g} themselves, more than half "
+                f"of {fmean(self.untrained):.3g}, an untrained network's: the tokenizer had too little training."
             )
         if self.far_off:
             worst = max(self.far_off, key=lambda label: fmean(self.distances[label]))
@@ -150,7 +150,7 @@ class Gate:
             )
         metric = min(self.moved_p, key=self.moved_p.__getitem__, default="")
         shared = f", shared by {len(self.moved_p)} metrics" if len(self.moved_p) > 1 else ""
-        tested = f"{metric}, p = {self.moved_p[metric]:.2g}, level {self.level:.2g}{shared}" if metric else "no spread"
+        tested = f"{metric}, p = {self.moved_p[metric]:.3g}, level {self.level:.3g}{shared}" if metric else "no spread"
         if not self.moves:
             return f"Not passed: what was varied changes none of the metrics beyond their spread ({tested})."
         return f"Passed: no network lies farther from the data than {limit}, and what was varied changes {tested}."

@@ -2,7 +2,7 @@
 
 A copy is near to one training image and as far from the others as they are from each other.  An image that is blurred
 or pale is near to many: its distance to the nearest says nothing of copying, but that over its distance to the tenth
-nearest does.
+nearest does.  Copies of images that lie ten times among the training images, alike but for little, are not found.
 """
 
 from __future__ import annotations

@@ -255,16 +255,6 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
     ours = Nearness.of(neighbours)
     near = {"samples": ours, "unseen images": unseen.plain, "unseen images, rebuilt from their codes": unseen.rebuilt}
     copies = {label: unseen.copies(one) for label, one in near.items()}
-    table = Table(
-        ["", "median distance to the nearest training image", "lowest", "over that to the tenth nearest", "copies"],
-        [
-            [
-                label, f"{median(one.distances):.4f}", f"{min(one.distances):.4f}", f"{median(one.alone):.3f}",
-                f"{copies[label]:,} of {len(one.alone):,}",
-            ]
-            for label, one in near.items()
-        ],
-    )  # fmt: skip
     return Findings(
         "Figure O: nearest training images",
         "samples are new: the model does not repeat its training images.",
@@ -273,7 +263,7 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
                 f"Root mean squared difference of pixels in [0, 1]; {len(images)} samples, {len(train):,} training "
                 "images. Copies lie nearer to one training image, for their distance to the tenth nearest, than all "
                 f"but {100 * UNSEEN_COPIES:.0f}% of unseen images rebuilt from their codes.",
-                table,
+                _nearness_table(near, copies),
             )
         ],
         [
@@ -303,3 +293,21 @@ def figure_o(runner: Runner, seeds: int) -> Findings:
             "as they are, and rebuilt, which carries the tokenizer's loss. The comparison is over images, not seeds.",
         ],
     )
+
+
+def _nearness_table(near: dict[str, Nearness], copies: dict[str, int]) -> Table:
+    rows = [
+        [
+            label, f"{median(one.distances):.4f}", f"{min(one.distances):.4f}", f"{median(one.alone):.3f}",
+            f"{copies[label]:,} of {len(one.alone):,}",
+        ]
+        for label, one in near.items()
+    ]  # fmt: skip
+    headings = [
+        "",
+        "median distance to the nearest training image",
+        "lowest",
+        "over that to the tenth nearest",
+        "copies",
+    ]
+    return Table(headings, rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import shutil
 import struct
 import sys
 import tarfile
@@ -226,12 +227,14 @@ def test_links_in_archives_are_noted_and_not_followed(tmp_path, png):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(info, "/etc/passwd")
         archive.writestr("a.png", png(0))
-    for name, count in (("a.tar", 1), ("a.tgz", 2), ("a.zip", 1)):
+    (tmp_path / "shards").mkdir()
+    shutil.copy(tmp_path / "a.tar", tmp_path / "shards" / "a.tar")
+    for name, count in (("a.tar", 1), ("a.tgz", 2), ("a.zip", 1), ("shards", 1)):
         source = open_images(tmp_path / name)
         first = "again.png" if count == 2 else "secret.png"
-        assert source.names == ["a.png"]
+        assert source.names == ["a/a.png" if name == "shards" else "a.png"]
         (note,) = source.notes
-        assert f"as links: {count} images (the first is {first})" in note and "dereference" in note
+        assert f"links: {count} (the first is {first})" in note and "dereference" in note
 
 
 def test_a_folder_of_packed_images_says_what_to_name(pack, png, tmp_path):

@@ -495,7 +495,7 @@ def test_other_splits_beside_that_of_train_are_left_aside_and_noted(png, tmp_pat
     source = open_images(tmp_path / "all")
     assert len(source) == 3 and pixels(source, 2) == _decoded(png(2))
     (note,) = source.notes
-    assert "1 files" in note and "test-00000-of-00001.parquet" in note and "folder of their own" in note
+    assert "split train: 1 (" in note and "test-00000-of-00001.parquet" in note and "folder of their own" in note
     (tmp_path / "test").mkdir()
     (tmp_path / "all" / "test-00000-of-00001.parquet").rename(tmp_path / "test" / "test-00000-of-00001.parquet")
     assert len(open_images(tmp_path / "all")) == 3 and open_images(tmp_path / "all").notes == []

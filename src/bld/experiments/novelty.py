@@ -80,7 +80,8 @@ def unseen_nearness(runner: Runner, prior: str, seed: int) -> Unseen:
     def compute() -> dict[str, dict[str, list[float]]]:
         train, unseen = runner.split(seed)[0], runner.unseen(seed)
         images = unseen.centre(torch.linspace(0, len(unseen) - 1, min(UNSEEN, len(unseen))).long())
-        rebuilt = [runner.pipeline(prior, seed).reconstruct((x + 1) / 2, "pt") * 2 - 1 for x in images.split(COUNT)]
+        pipeline = runner.pipeline(prior, seed)
+        rebuilt = [pipeline.reconstruct((x + 1) / 2, "pt") * 2 - 1 for x in images.split(COUNT)]
         sides = {"plain": images, "rebuilt": torch.cat(rebuilt)}
         return {side: asdict(Nearness.of(neighbours_of(x, train))) for side, x in sides.items()}
 

@@ -74,9 +74,10 @@ RULE = (
 )
 GATED = (
     "A comparison is judged only of networks that, each at its best sampling, have come two thirds of the way from an "
-    "untrained one's distance to that of as many real images rebuilt from their codes: where others remain, a claim "
-    "may still fail, and there is else *too little training to say*. And what is varied must change a metric (analysis "
-    "of variance in blocks of a seed, p < 0.05 shared by the metrics), or there is nothing to decide."
+    "untrained one's distance to that of as many real images rebuilt from their codes, and of none where those lie at "
+    "more than half the untrained one's: where others remain, a claim may still fail, and there is else *too little "
+    "training to say*. And what is varied must change a metric (analysis of variance in blocks of a seed, p < 0.05 "
+    "shared by the metrics), or there is nothing to decide."
 )
 
 

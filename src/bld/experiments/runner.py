@@ -194,8 +194,9 @@ class Runner(Trainings):
         """The distance that no prior can be asked to come below: of real images, rebuilt from drawn codes.
 
         They are as many as a row has samples, as a Fréchet distance of fewer images is larger, and none of them is in
-        the reference: unseen ones beside it where there are enough, else one random half of the reference against the
-        other.  The mean of up to ten such draws.
+        the reference: unseen ones beside it where there are enough, else of one random half of the reference against
+        the other, where a half that is smaller than a row makes the distance larger, and the gate milder.  The mean of
+        up to ten such draws.
         """
         drawn = {"samples": self.scale.samples, "draws": BEST_DRAWS}
         key = self.tokenizer_key(self.scale.base, 0, **drawn, **self._images_and_judge())

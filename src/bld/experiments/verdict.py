@@ -63,14 +63,14 @@ class Gate:
         return self.best + self.share * (fmean(self.untrained) - self.best)
 
     @property
-    def is_blurred(self) -> bool:
+    def codes_lose_too_much(self) -> bool:
         """Whether the codes themselves lose so much that nothing could be told of a prior by its samples."""
         return self.best > BEST_SHARE * fmean(self.untrained)
 
     @property
     def far_off(self) -> list[str]:
         """The rows whose mean distance is above the limit; all where the codes lose too much."""
-        if self.is_blurred:
+        if self.codes_lose_too_much:
             return list(self.distances)
         return [label for label, values in self.distances.items() if values and fmean(values) > self.limit]
 
@@ -136,7 +136,7 @@ class Gate:
             f"{self.limit:.3g}, {100 * self.share:.0f}% of the way from {self.best:.3g}, the best that the codes "
             f"allow, to {fmean(self.untrained):.3g}, an untrained network's"
         )
-        if self.is_blurred:
+        if self.codes_lose_too_much:
             return (
                 f"Not passed: real images rebuilt from their codes lie at {self.best:.3g} themselves, more than half "
                 f"of {fmean(self.untrained):.3g}, an untrained network's: the tokenizer had too little training."
@@ -209,7 +209,7 @@ def to_decide(comparisons: Sequence[Comparison], gate: Gate | None = None) -> st
     """What it would take to decide what `judge` does not, in a sentence; empty where it is decided."""
     if judge(comparisons, gate) in ("reproduced", "not reproduced"):
         return ""
-    if gate is not None and gate.is_blurred:
+    if gate is not None and gate.codes_lose_too_much:
         return f"It takes more training of the tokenizer, whose codes allow no distance below {gate.best:.3g}."
     if gate is not None and gate.far_off:
         told = " and ".join(f"{label} ({fmean(gate.distances[label]):.3g})" for label in gate.far_off)

@@ -16,9 +16,10 @@ from typing import Any
 from PIL import Image
 
 from bld.data.decoding import FILE_LIMIT_BYTES, check_file_size, decode
-from bld.data.sources.base import ImageSource, fingerprint_of, opens
+from bld.data.sources.base import ImageSource, fingerprint_of, links_note, opens
 from bld.data.sources.members import (
     SHEET_NAMES,
+    TARS,
     is_image_path,
     is_sheet,
     member_path,
@@ -32,14 +33,6 @@ KEPT_BESIDE_BYTES = 1 << 26  # of one other file in it, such as a table
 
 class _Archive(ImageSource):
     """What all archives do with the members they have found."""
-
-    def _note_links(self, links: Iterable[str]) -> None:
-        """Note images that are links to others, or to what is not in the archive, and are not used."""
-        if images := [name for name in links if is_image_path(name)]:
-            self.notes.append(
-                f"Passed over in {self.location}, as links: {len(images):,} images (the first is {images[0]}); pack "
-                "the files themselves (tar --dereference --hard-dereference, zip without --symlinks)."
-            )
 
     def _settle(self, location: str, members: Iterable[str], repeated: int, others: Iterable[str]) -> list[str]:
         """The names in order, now those of the source, which notes what is not used."""
@@ -79,7 +72,7 @@ class ZipSource(_Archive):
             repeated += name in members
             members[name] = info
         names = self._settle(location, members, repeated, self._others)
-        self._note_links(links)
+        self.notes += links_note(location, links)
         self._members = [members[name].filename for name in names]
         self.fingerprint = fingerprint_of((name, members[name].file_size, members[name].CRC) for name in names)
 
@@ -141,7 +134,7 @@ class TarSource(_Archive):
             repeated += name in members
             members[name] = info
         names = self._settle(location, members, repeated, self._others)
-        self._note_links(links)
+        self.notes += links_note(location, links)
         self._spans = [(members[name].offset_data, members[name].size) for name in names]
         self.fingerprint = _tar_fingerprint(self._path, members)
 
@@ -200,7 +193,7 @@ class CompressedTarSource(_Archive):
         except Exception as error:  # damaged gzip or tar data can raise anything
             raise _broken(location, "tar", error) from error
         names = self._settle(location, members, repeated, self._others)
-        self._note_links(links)
+        self.notes += links_note(location, links)
         self._files = [files[name] for name in names]
         self.fingerprint = _tar_fingerprint(path, members)
 
@@ -293,4 +286,4 @@ def _archive(text: str, path: Path, index_to: Path | None) -> ImageSource | None
     name = path.name.lower()
     if name.endswith(".zip") and path.exists():
         return ZipSource(text, path)
-    return open_tar(text, path) if name.endswith((".tar", ".tar.gz", ".tgz")) and path.exists() else None
+    return open_tar(text, path) if name.endswith(TARS) and path.exists() else None

@@ -19,6 +19,7 @@ from bld.data.sources.members import (
     comparable,
     counted_by_ending,
     decoded_text,
+    is_image_path,
     passed_over,
     text_path,
 )
@@ -206,6 +207,17 @@ def passed_over_note(location: str, said: str) -> str:
     """Which files were not used, in a sentence; `said` is what `counted_by_ending` gives."""
     heif = "; pip install pillow-heif reads .heic" if ".hei" in said else ""
     return f"Passed over in {location}, as no images that can be read: {said}{heif}."
+
+
+def links_note(location: str, names: Iterable[str]) -> list[str]:
+    """Which images of an archive are links, that are not used: a sentence, or none."""
+    images = [name for name in names if is_image_path(name)]
+    if not images:
+        return []
+    return [
+        f"Passed over in {location}, as images that are links: {len(images):,} (the first is {images[0]}); pack the "
+        "files themselves (tar --dereference --hard-dereference, zip without --symlinks)."
+    ]
 
 
 def fingerprint_of(records: Iterable[tuple[object, ...]]) -> str:

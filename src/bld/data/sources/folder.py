@@ -18,6 +18,7 @@ from bld.data.sources.index import Listing, integers, read_index, sorted_listing
 from bld.data.sources.members import (
     EXTENSIONS,
     SHEET_NAMES,
+    TARS,
     counted_by_ending,
     is_hidden,
     is_image_path,
@@ -50,7 +51,7 @@ class FolderSource(ImageSource):
         kept = _kept(self._root, index_to)
         if kept is None:
             found = _search(self._root, location)
-            if not found.listing.names and (packed := sorted(filter(is_packed, found.others))):
+            if not found.listing.names and (packed := sorted(filter(_is_packed, found.others))):
                 raise DataError(
                     f"No image lies open in {location}, but packed ones may, in {', '.join(packed[:3])}"
                     f"{' …' if len(packed) > 3 else ''}: name one of these files, or a folder of nothing but .tar "
@@ -76,9 +77,9 @@ class FolderSource(ImageSource):
         return decode(path.read_bytes(), self.max_pixels)
 
 
-def is_packed(name: str) -> bool:
+def _is_packed(name: str) -> bool:
     """Whether a file is named as an archive or a table of images is."""
-    return name.lower().endswith((".zip", ".tar", ".tgz", ".tar.gz", ".parquet"))
+    return name.lower().endswith((".zip", ".parquet", *TARS))
 
 
 def _content(path: str, most: int) -> bytes:

@@ -136,8 +136,8 @@ def _files_of_train(files: list[Path], location: str) -> tuple[list[Path], list[
     if not (train and others):
         return files, []
     note = (
-        f"Left aside in {location}, as not of the split train: {len(others):,} files (the first is {others[0].name}); "
-        "move them into a folder of their own to use them."
+        f"Left aside in {location}, as files that are not of the split train: {len(others):,} (the first is "
+        f"{others[0].name}); move them into a folder of their own to use them."
     )
     return [file for file in files if file not in others], [note]
 

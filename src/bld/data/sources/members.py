@@ -36,6 +36,7 @@ SHEET_TEXT = b"bld contact sheet"
 LABEL_KEYS = ("label", "class", "category", "cls")
 """What the class of an image is called in tables and in the .json beside it."""
 
+TARS = (".tar", ".tar.gz", ".tgz")
 CAPTION_KEYS = ("text", "caption", "prompt", "captions")
 """What the caption of an image is called there."""
 

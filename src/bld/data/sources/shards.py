@@ -20,7 +20,7 @@ from PIL import Image
 
 from bld.data.decoding import check_file_size, decode
 from bld.data.sources.archives import plain_members
-from bld.data.sources.base import ImageSource, fingerprint_of, opens, passed_over_note
+from bld.data.sources.base import ImageSource, fingerprint_of, links_note, opens, passed_over_note
 from bld.data.sources.index import Listing, integers, read_index, sorted_listing, write_index
 from bld.data.sources.members import (
     CAPTION_KEYS,
@@ -172,6 +172,7 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
     names: list[str] = []
     others: list[str] = []
     passed_over: list[str] = []
+    links: list[str] = []
     labels: list[str] = []
     shards, offsets, sizes = integers(), integers(), integers()
     shard_names = [path.stem for path in paths]
@@ -182,7 +183,7 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
         found: list[tuple[str, int, int]] = []
         try:
             with path.open("rb") as file:
-                for info in plain_members(path):
+                for info in plain_members(path, links):
                     name = member_path(info.name, str(path))
                     if is_image_path(name):
                         found.append((name, info.offset_data, info.size))
@@ -211,6 +212,7 @@ def _search(paths: list[Path], location: str) -> tuple[Listing, list[str]]:
     notes = [f"Passed over in {location}, as their samples have another image: {told}."] if told else []
     if left := counted_by_ending(passed_over):
         notes.append(passed_over_note(location, left))
+    notes += links_note(location, links)
     return sorted_listing(names, {"shard": shards, "offset": offsets, "size": sizes}, {"label": labels}), notes
 
 
